@@ -1,0 +1,101 @@
+"""Files, the same way everywhere: listing an input folder, naming outputs, writing whole or not at all.
+
+Shared by `code/` and `process_data/`; imports nothing but the standard library.
+"""
+
+import contextlib
+import os
+import socket
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+_TEMPORARY = f".tmp-{socket.gethostname()[:64]}-"  # then the process id, then something random
+
+
+def list_files(root: Path, suffixes: Iterable[str]) -> tuple[list[Path], list[Path]]:
+    """The files below `root`, relative to it and sorted: those that end in one of `suffixes`, and the others.
+
+    Upper and lower case of a suffix are the same. Names that begin with a dot are left alone. Linked folders are
+    entered, each real folder once, so that a loop of links ends. A `root` that is a file is a folder of that one file.
+    Raises OSError if a folder cannot be read.
+    """
+    wanted = {suffix.lower() for suffix in suffixes}
+
+    def raise_error(error: OSError) -> None:
+        raise error
+
+    if not root.exists():
+        raise FileNotFoundError(f"{root}: no such file or folder")
+    if root.is_file():
+        found = [Path(root.name)]
+    else:
+        found, entered = [], set()
+        for folder, subfolders, names in os.walk(root, followlinks=True, onerror=raise_error):
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in entered:
+                subfolders.clear()
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            here = Path(folder).relative_to(root)
+            found += [here / name for name in names if not name.startswith(".")]
+    found.sort(key=lambda path: path.parts)
+    return (
+        [path for path in found if path.suffix.lower() in wanted],
+        [path for path in found if path.suffix.lower() not in wanted],
+    )
+
+
+def output_names(inputs: Iterable[Path], suffix: str) -> dict[Path, Path]:
+    """Input -> output path: `a.abc` -> `a.npy`; two inputs that would meet keep their own suffix (`a.abc.npy`).
+
+    It is a function of the whole list, so that every process and every shard of a run names alike.
+    """
+    names = {path: path.with_name(path.stem + suffix) for path in inputs}
+    while True:
+        uses = Counter(names.values())
+        meeting = [path for path, name in names.items() if uses[name] > 1]
+        longer = {path: path.with_name(path.name + suffix) for path in meeting}
+        if all(names[path] == name for path, name in longer.items()):
+            return names
+        names |= longer
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
+    """Opens a temporary file beside `path`; it becomes `path` if and only if the block ends without an exception.
+
+    The bytes are on the disk before the name is, so a crash or a full disk leaves the previous `path` as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        with open(temporary, mode, **options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Removes the temporary files below `root` whose process, on this machine, was killed."""
+    for file in root.rglob(_TEMPORARY + "*"):
+        pid = file.name.removeprefix(_TEMPORARY).partition("-")[0]
+        if pid.isdigit() and not _is_running(int(pid)):
+            file.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
