@@ -1,0 +1,167 @@
+"""What a batch run has to do, and what is said of it: jobs, their output files, and the logs beside those."""
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import files
+
+
+@dataclass
+class Job:
+    """One input file and the place of its outputs."""
+
+    name: str  # below the input folder, as the logs name it
+    source: Path
+    output: Path  # of a converter that gives one output
+    stem: Path | None  # of the numbered outputs, if the converter may give several
+
+    def numbered(self, number: int) -> Path:
+        return self.stem.with_name(f"{self.stem.name}.{number}{self.output.suffix}")
+
+    def is_finished(self) -> bool:
+        return self.output.exists() or (self.stem is not None and self.numbered(1).exists())
+
+    def write(self, outputs: list[bytes]) -> None:
+        """Writes all outputs; `name.1` comes last, so that its presence means that all are there."""
+        several = len(outputs) > 1
+        if several:
+            assert self.stem, "a converter declared with several=False gave several outputs"
+            self.output.unlink(missing_ok=True)
+            self.numbered(1).unlink(missing_ok=True)
+        for number in range(len(outputs), 0, -1):
+            with files.atomic_write(self.numbered(number) if several else self.output) as file:
+                file.write(outputs[number - 1])
+        self._remove_numbered(len(outputs) + 1 if several else 1)
+
+    def remove_outputs(self) -> None:
+        self.output.unlink(missing_ok=True)
+        self._remove_numbered(1)
+
+    def _remove_numbered(self, first: int) -> None:
+        """Removes what an earlier run left that found more in the file."""
+        if self.stem is None:
+            return
+        if first == 1:
+            self.numbered(1).unlink(missing_ok=True)
+        last = first = max(first, 2)
+        while self.numbered(last).exists():
+            last += 1
+        for number in range(last - 1, first - 1, -1):
+            self.numbered(number).unlink()
+
+
+class Batch:
+    """The jobs of one run, or of one shard of it, in the order of their paths; made as they are asked for.
+
+    Raises ValueError if there is no input or `output` is no place for the results, OSError if a folder cannot be read.
+    """
+
+    def __init__(
+        self, source: Path, output: Path, suffixes: Iterable[str], target: str, shard: tuple[int, int], several: bool
+    ):
+        inputs, others = files.list_files(source, suffixes)
+        if not inputs:
+            raise ValueError(f"{source}: no {' or '.join(suffixes)} file there ({len(others)} other files)")
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"{output} is a file; OUTPUT_DIR must be a folder")
+        # Over the whole input, not the shard's part of it, so that all shards name alike.
+        self.names = files.output_names(inputs, target)
+        self.stems = _numbered_stems(self.names, target) if several else {}
+        _refuse_overlap(source, output, self.names.values())
+        self.inputs = inputs[shard[0] - 1 :: shard[1]]
+        self.other_files = len(others)
+        self.is_folder = source.is_dir()
+        self.folder = source if self.is_folder else source.parent
+        self.output = output
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __iter__(self) -> Iterator[Job]:
+        for path in self.inputs:
+            stem = self.output / self.stems[path] if self.stems else None
+            yield Job(path.as_posix(), self.folder / path, self.output / self.names[path], stem)
+
+
+def _numbered_stems(names: dict[Path, Path], suffix: str) -> dict[Path, Path]:
+    """Input -> what `.1.abc`, `.2.abc`, ... are appended to, such that no number meets another input's output.
+
+    `a.abc` -> `a`; but, with an input `a.1.abc` beside it, `a.abc` (so: `a.abc.1.abc`).
+    """
+    stems = {path: name.with_name(name.name.removesuffix(suffix)) for path, name in names.items()}
+    used = set(stems.values())
+    taken = {stem.with_suffix("") for stem in used if stem.suffix[1:].isdecimal()}
+    for path in [path for path, stem in stems.items() if stem in taken]:
+        stem = stems[path]
+        while stem in taken or stem in used:
+            stem = stem.with_name(stem.name + suffix)
+        used.add(stem)
+        stems[path] = stem
+    return stems
+
+
+def _refuse_overlap(source: Path, output: Path, names: Iterable[Path]) -> None:
+    """Raises ValueError if outputs would be taken for inputs, or written over them."""
+    source, output = source.resolve(), output.resolve()
+    if source.is_dir() and (output == source or source in output.parents):
+        raise ValueError(f"OUTPUT_DIR {output} is inside INPUT_DIR {source}: choose a folder outside of it")
+    if output in source.parents:
+        place = source.relative_to(output).parts
+        if any(name.parts[: len(place)] == place for name in names):
+            raise ValueError(f"with OUTPUT_DIR {output}, files of the input {source} would be overwritten")
+
+
+class Log:
+    """One entry a file, such as {"file": ..., "error": ...}, in NAME.jsonl in the output folder (NAME.1-of-3.jsonl).
+
+    It starts with what earlier runs said of the batch's files. While the run lasts, entries are appended, so that none
+    is lost if it is killed; `finish` sorts the log, or removes it when there is nothing to say. A run without shards
+    takes over what shards said.
+    """
+
+    def __init__(self, name: str, key: str, batch: Batch, shard: tuple[int, int]):
+        self.key = key
+        whole = batch.output / f"{name}.jsonl"
+        of_shards = sorted(batch.output.glob(f"{name}.*-of-*.jsonl"))
+        self.path = whole if shard[1] == 1 else batch.output / f"{name}.{shard[0]}-of-{shard[1]}.jsonl"
+        earlier = dict(entry for path in (whole, *of_shards) for entry in self._read(path))
+        if batch.is_folder and earlier:  # of files that are no longer there, nothing is kept
+            earlier = {job.name: earlier[job.name] for job in batch if job.name in earlier}
+        self.entries = earlier
+        self.finish()
+        if self.path == whole:
+            for path in of_shards:
+                path.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def add(self, file: str, said: str | list[str]) -> None:
+        self.entries[file] = said
+        with open(self.path, "ab") as log:
+            log.write(self._line(file, said))
+
+    def discard(self, file: str) -> None:
+        self.entries.pop(file, None)
+
+    def finish(self) -> None:
+        if self.entries:
+            with files.atomic_write(self.path) as log:
+                log.writelines(self._line(file, said) for file, said in sorted(self.entries.items()))
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def _line(self, file: str, said: str | list[str]) -> bytes:
+        # A file name that is no UTF-8 has lone surrogates; `\udcff` is how JSON writes one.
+        entry = json.dumps({"file": file, self.key: said}, ensure_ascii=False)
+        return (entry + "\n").encode("utf-8", "backslashreplace")
+
+    def _read(self, path: Path) -> Iterator[tuple[str, str | list[str]]]:
+        with contextlib.suppress(FileNotFoundError):  # also: another shard had nothing to say after all
+            for line in path.read_bytes().split(b"\n"):
+                with contextlib.suppress(ValueError):  # the end, or the last line of a run that was killed
+                    entry = json.loads(line)
+                    yield entry["file"], entry[self.key]
