@@ -15,6 +15,10 @@ from typing import IO
 _TEMPORARY = f".tmp-{socket.gethostname()[:64]}-"  # then the process id, then something random
 
 
+class InputError(ValueError):
+    """Something the user can mend. The message is one line that names what was found, where, and what to do."""
+
+
 def list_files(root: Path, suffixes: Iterable[str]) -> tuple[list[Path], list[Path]]:
     """The files below `root`, relative to it and sorted: those that end in one of `suffixes`, and the others.
 

@@ -1,0 +1,133 @@
+"""Every hyperparameter and path of the two trainings and of extraction. Edit it to change a run.
+
+To leave this file as it is, name another one in the environment: `CLAMP2_CONFIG=/path/to/my_run.py python train_m3.py`.
+That file holds plain assignments (`M3_BATCH_SIZE = 8`) of names defined here, with values of the same type.
+
+Relative paths, here and there, are relative to the folder of this file, so that a script runs from anywhere.
+"""
+
+import ast
+import os
+import sys
+from pathlib import Path
+
+# --- data -----------------------------------------------------------------------------------------------------------
+EVAL_SPLIT = 0.01  # share of the training data held out for evaluation where no evaluation data is given
+TRAIN_FOLDERS = ["<YOUR_TRAINING_DATA_FOLDER>"]  # M3: folders of .abc (interleaved) and .mtf files, subfolders included
+EVAL_FOLDERS: list[str] = []  # M3: evaluation data; empty: EVAL_SPLIT of the training data
+TRAIN_JSONL = "<YOUR_TRAINING_DATA.jsonl>"  # CLaMP 2: an object a line; its `filepaths` are relative to its folder
+EVAL_JSONL = ""  # CLaMP 2: evaluation data; empty: EVAL_SPLIT of the training data
+NUM_WORKERS = 2  # processes per rank that read and augment; 0: the training process itself. Results do not depend on it
+
+# --- M3 (paper, section 3.2) ----------------------------------------------------------------------------------------
+PATCH_SIZE = 64  # characters in a patch
+PATCH_LENGTH = 512  # patches in a segment
+PATCH_NUM_LAYERS = 12  # layers of the patch encoder
+TOKEN_NUM_LAYERS = 3  # layers of the token decoder
+M3_HIDDEN_SIZE = 768  # of both; a multiple of 64, the size of an attention head
+M3_NUM_EPOCH = 100
+M3_LEARNING_RATE = 1e-4
+M3_BATCH_SIZE = 16  # pieces per process (GPU) and step
+M3_MASK_RATIO = 0.45  # share of a piece's patches that the decoder must restore
+M3_DETERMINISTIC = True  # seed 0 and deterministic kernels; False: a seed drawn at the start, named in the log
+M3_WANDB_LOG = False
+M3_LOAD_CKPT = True  # continue from latest_*, or else start from M3_WEIGHTS_PATH, where they exist
+
+# --- CLaMP 2 (paper, section 3.3) -----------------------------------------------------------------------------------
+CLAMP2_HIDDEN_SIZE = 768  # width of the space that text and music share
+TEXT_MODEL_NAME = "FacebookAI/xlm-roberta-base"  # a name on the hub, or a folder that `from_pretrained` takes
+CLAMP2_NUM_EPOCH = 100
+CLAMP2_LEARNING_RATE = 5e-5
+CLAMP2_BATCH_SIZE = 128  # pairs per process (GPU) and step; every pair of all processes is a negative of every other
+CLAMP2_MICRO_BATCH = 0  # pairs per forward pass; the gradient is that of the whole batch. 0: the batch in one pass
+LOGIT_SCALE = 1  # factor on the dot products of the contrastive loss
+MAX_TEXT_LENGTH = 128  # tokens of a text
+TEXT_DROPOUT = True  # train on random metadata lines and summaries; False: on the English summary
+CLAMP2_DETERMINISTIC = True
+CLAMP2_LOAD_M3 = True  # start the music encoder from M3_WEIGHTS_PATH
+CLAMP2_WANDB_LOG = False
+CLAMP2_LOAD_CKPT = True  # continue from latest_*, or else start from CLAMP2_WEIGHTS_PATH, where they exist
+
+# --- both -----------------------------------------------------------------------------------------------------------
+WARMUP_STEPS = 1000  # the learning rate rises linearly over these, then stays
+PRECISION = "auto"  # of training: "bfloat16" or "float16" on a GPU that has it (float16 with a scaler), else "float32"
+EXTRACT_PRECISION = "float32"  # of extraction; "bfloat16" is several times faster, cosine to float32 above 0.999
+EXTRACT_BATCH_TOKENS = 4096  # patches or text tokens in one forward pass of extraction: more needs more memory
+WANDB_KEY = "<YOUR_WANDB_KEY>"
+
+_FOLDER = Path(__file__).resolve().parent
+_DERIVED = ("M3_WEIGHTS_PATH", "M3_LOGS_PATH", "CLAMP2_WEIGHTS_PATH", "CLAMP2_LOGS_PATH")
+
+
+def _apply_overrides(names: dict, file: Path) -> None:
+    """Sets the names that `file` assigns. A user's mistake ends the program with one line that names it."""
+
+    def stop(line: int, problem: str) -> None:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"error: {file}, line {line}: {problem}", file=sys.stderr)
+        sys.exit(2)
+
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        stop(0, f"CLAMP2_CONFIG names a file that cannot be read: {error.strerror}")
+    except SyntaxError as error:
+        stop(error.lineno or 0, f"not Python: {error.msg}")
+    except ValueError as error:  # bytes that are not UTF-8, or a NUL
+        stop(0, f"not a text file: {error}")
+    known = [name for name in names if name.isupper() and not name.startswith("_")]
+    for node in tree.body:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue  # a docstring
+        if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
+            stop(node.lineno, "only assignments such as `M3_BATCH_SIZE = 8` can stand here")
+        name = node.targets[0].id
+        if name not in known and name not in _DERIVED:
+            stop(node.lineno, f"config.py has no {name}; it has {', '.join(sorted([*known, *_DERIVED]))}")
+        try:
+            value = ast.literal_eval(node.value)
+        except ValueError:
+            stop(node.lineno, f"the value of {name} is not a plain number, string, list or True/False")
+        wanted = type(names.get(name, ""))
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if type(value) is not wanted:
+            stop(node.lineno, f"{name} = {value!r} is of type {type(value).__name__}, not {wanted.__name__}")
+        names[name] = value
+
+
+if os.environ.get("CLAMP2_CONFIG"):
+    _apply_overrides(globals(), Path(os.environ["CLAMP2_CONFIG"]).expanduser())
+
+
+def resolve(path: str) -> Path:
+    """The path that a constant names: relative ones are relative to the folder of config.py."""
+    return _FOLDER / Path(path).expanduser()
+
+
+def text_model() -> str:
+    """TEXT_MODEL_NAME as `from_pretrained` takes it: the path of a folder, where there is one, or a hub name."""
+    folder = resolve(TEXT_MODEL_NAME)
+    return str(folder) if folder.is_dir() else TEXT_MODEL_NAME
+
+
+# The names of weight files are part of the published format. A text model in a folder gives the folder's name only.
+_text_name = resolve(TEXT_MODEL_NAME).name if resolve(TEXT_MODEL_NAME).is_dir() else TEXT_MODEL_NAME.replace("/", "_")
+M3_WEIGHTS_PATH = globals().get("M3_WEIGHTS_PATH") or (
+    f"weights_m3_p_size_{PATCH_SIZE}_p_length_{PATCH_LENGTH}_t_layers_{TOKEN_NUM_LAYERS}_p_layers_{PATCH_NUM_LAYERS}"
+    f"_h_size_{M3_HIDDEN_SIZE}_lr_{M3_LEARNING_RATE}_batch_{M3_BATCH_SIZE}_mask_{M3_MASK_RATIO}.pth"
+)
+CLAMP2_WEIGHTS_PATH = globals().get("CLAMP2_WEIGHTS_PATH") or (
+    f"weights_clamp2_h_size_{CLAMP2_HIDDEN_SIZE}_lr_{CLAMP2_LEARNING_RATE}_batch_{CLAMP2_BATCH_SIZE}"
+    f"_scale_{LOGIT_SCALE}_t_length_{MAX_TEXT_LENGTH}_t_model_{_text_name}"
+    f"_t_dropout_{TEXT_DROPOUT}_m3_{CLAMP2_LOAD_M3}.pth"
+)
+
+
+def _logs_path(weights_path: str) -> str:
+    path = Path(weights_path)
+    return str(path.with_name(path.name.replace("weights", "logs")).with_suffix(".txt"))
+
+
+M3_LOGS_PATH = globals().get("M3_LOGS_PATH") or _logs_path(M3_WEIGHTS_PATH)
+CLAMP2_LOGS_PATH = globals().get("CLAMP2_LOGS_PATH") or _logs_path(CLAMP2_WEIGHTS_PATH)

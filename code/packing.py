@@ -1,0 +1,118 @@
+"""Sequences of different lengths computed without padding: every linear layer sees real tokens only.
+
+The tokens of a batch stand one after another in one row [1, N, H]. Only inside attention are they laid out per
+sequence, in buckets of similar length; PyTorch's fused kernel (`scaled_dot_product_attention`) runs once for each.
+`packed_attention` is given to a transformers model as its attention implementation, named "packed".
+
+Symbols: B sequences, T positions, N = sum of the lengths, H hidden size, A heads, D = H / A.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+
+
+class Packing:
+    """Where the tokens of a padded batch stand when they are packed.
+
+    Args:
+        masks: [B, T], true (non-zero) where there is a token.
+    """
+
+    def __init__(self, masks: Tensor):
+        self.shape = masks.shape
+        self.mask = masks.bool()
+        self.device = masks.device
+        self.lengths = self.mask.sum(dim=1)  # [B]
+        self.sequences, self.positions = self.mask.nonzero(as_tuple=True)  # [N] each: the row and the column of a token
+        starts = self.lengths.cumsum(0) - self.lengths  # [B]
+        widths: dict[int, list[int]] = {}
+        for sequence, length in enumerate(self.lengths.tolist()):
+            if length:
+                widths.setdefault(_bucket_width(length), []).append(sequence)
+        self.buckets: list[tuple[Tensor, Tensor | None]] = []  # tokens [b, width]; which are real, None: all
+        order = []
+        for width, members in sorted(widths.items()):
+            rows = torch.tensor(members, device=self.device)
+            columns = torch.arange(width, device=self.device)
+            real = columns < self.lengths[rows, None]  # [b, width]
+            tokens = (starts[rows, None] + columns).where(real, starts[rows, None])  # [b, width]
+            order.append(tokens[real])
+            self.buckets.append((tokens, None if bool(real.all()) else real))
+        self.order = torch.cat(order).argsort() if order else self.positions  # from bucket order back to [N]
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """[B, T, ...] -> [N, ...]"""
+        return padded[self.mask]
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """[N, ...] -> [B, T, ...], zero where there is no token."""
+        padded = packed.new_zeros((*self.shape, *packed.shape[1:]))
+        return padded.index_put((self.sequences, self.positions), packed)
+
+    def mean(self, packed: Tensor) -> Tensor:
+        """Mean over the tokens of each sequence: [N, H] -> [B, H], in float32."""
+        total = packed.new_zeros((self.shape[0], packed.shape[1]), dtype=torch.float32)
+        return total.index_add(0, self.sequences, packed.float()) / self.lengths[:, None]
+
+
+def _bucket_width(length: int) -> int:
+    """The next of 8, 12, 16, 24, 32, 48, ...: few shapes, and at most a third of a bucket is padding."""
+    width = 8
+    while width < length:
+        width += width // 2 if width & (width - 1) == 0 else width // 3
+    return width
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packing: Packing,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each sequence of a packed row, in the form transformers asks for.
+
+    query, key, value: [1, A, N, D]. Returns [1, N, A, D]. Causal where `module.is_causal`; what only fills up a bucket
+    stands at its end, so that a causal kernel needs no mask for it.
+    """
+    causal = bool(getattr(module, "is_causal", False))
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [N, A, D]
+    outputs = []
+    for tokens, real in packing.buckets:
+        q, k, v = (x[tokens].transpose(1, 2) for x in (query, key, value))  # [b, A, width, D]
+        mask = None if causal or real is None else real[:, None, None, :]  # [b, 1, 1, width]
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scaling)
+        out = out.transpose(1, 2)  # [b, width, A, D]
+        outputs.append(out.flatten(0, 1) if real is None else out[real])
+    return torch.cat(outputs)[packing.order][None], None
+
+
+def packable(config: PreTrainedConfig) -> bool:
+    """Whether a text model runs packed: learned absolute positions, attention through transformers' interface."""
+    return config.model_type in ("bert", "roberta", "xlm-roberta", "camembert")
+
+
+def first_position(config: PreTrainedConfig) -> int:
+    """The position id of a sequence's first token: RoBERTa's kin count from behind the padding id."""
+    return 0 if config.model_type == "bert" else config.pad_token_id + 1
+
+
+def run_packed(model: PreTrainedModel, packing: Packing, first: int = 0, **inputs: Tensor) -> Tensor:
+    """The last hidden state [N, H] of a transformers model on packed `input_ids` [N] or `inputs_embeds` [N, H]."""
+    inputs = {name: value[None] for name, value in inputs.items()}
+    output = model(position_ids=packing.positions[None] + first, packing=packing, use_cache=False, **inputs)
+    return output.last_hidden_state[0]
+
+
+def use_packed_attention(model: PreTrainedModel) -> None:
+    """Makes a transformers model attend through `packed_attention`; it must then be called through `run_packed`."""
+    AttentionInterface.register("packed", packed_attention)
+    model.set_attn_implementation("packed")

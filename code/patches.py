@@ -1,0 +1,186 @@
+"""Music text as patches, what M3 reads (paper, section 3.2): bars of interleaved ABC, runs of messages of MTF.
+
+Symbols: T patches of a piece, P characters of a patch (PATCH_SIZE).
+"""
+
+import math
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from unidecode import unidecode
+
+from config import M3_MASK_RATIO, PATCH_LENGTH, PATCH_SIZE
+from files import InputError
+
+PAD, BOS, EOS, MASK = range(4)  # the special ids; every other id is an ASCII code
+VOCABULARY = 128
+
+MTF_START = "ticks_per_beat "  # the first line of a text in MIDI Text Format begins so
+_BARLINE = re.compile(r"(\|:|::|:\||\[\||\|\||\|\]|\|)")  # the longest first
+_FIELD = re.compile(r"[A-Za-z]:|%%")  # begins a line of its own patch: `K:G`, `%%score 1 2`
+_NOTE = re.compile(r"[A-Ga-gxzXZ]")  # a note or a rest
+_SPECIAL_IDS = dict.fromkeys(range(4))
+
+
+def read_music(path: Path) -> str:
+    """The text of an interleaved ABC (.abc) or MTF (.mtf) file, without the `L:1/8` lines that every such file has.
+
+    Raises InputError if the file cannot be read, is not UTF-8, is empty, or holds no note.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty")
+    is_mtf = text.startswith(MTF_START)
+    if is_mtf != (path.suffix.lower() == ".mtf"):
+        raise InputError(f"{path}: begins {text[:20]!r}, which is not what {path.suffix} files begin with")
+    has_music = "\nnote_on " in text if is_mtf else any(_NOTE.search(line) for line in _body_lines(text))
+    if not has_music:
+        raise InputError(f"{path}: there is no note in it")
+    return remove_unit_length(text)
+
+
+def remove_unit_length(text: str) -> str:
+    """Without the header lines `L:1/8`, which say the same in every file of the published pipeline."""
+    return re.sub(r"^L:1/8\n", "", text, flags=re.MULTILINE)
+
+
+def _body_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith("%") and not _FIELD.match(line)]
+
+
+def remove_instrument_info(text: str) -> str:
+    """Takes the instruments out of a piece: the names of voices (ABC), the programs of channels (MTF, all become 0)."""
+    if text.startswith(MTF_START):
+        return re.sub(r"^(program_change \S+ \S+) \S+$", r"\1 0", text, flags=re.MULTILINE)
+    return re.sub(r"^V:.*$", lambda line: re.sub(r'\s+s?nm="[^"]*"', "", line[0]), text, flags=re.MULTILINE)
+
+
+class M3Patchilizer:
+    """Cuts music text into patches: bars of ABC, runs of like messages of MTF (paper, section 3.2).
+
+    A patch is BOS, the ASCII codes of its characters and EOS, cut to `patch_size` and filled up with PAD.
+    """
+
+    def __init__(self, patch_size: int = PATCH_SIZE, patch_length: int = PATCH_LENGTH):
+        self.patch_size = patch_size
+        self.patch_length = patch_length
+
+    def encode(
+        self,
+        text: str,
+        add_special_patches: bool = False,
+        truncate: bool = False,
+        random_truncate: bool = False,
+        rng: random.Random | None = None,
+    ) -> np.ndarray:
+        """Text -> patches, uint8 [T, P].
+
+        Args:
+            text: interleaved ABC, or MTF, which is known by its first line. It is transliterated to ASCII first.
+            add_special_patches: put a patch of BOS before and one of EOS after.
+            truncate: keep `patch_length` patches, the first ones.
+            random_truncate: keep the first, the last, or `patch_length` patches from a random place, equally likely.
+            rng: where the randomness comes from; default: Python's own.
+        """
+        text = unidecode(text).translate(_SPECIAL_IDS)
+        parts = self._split_mtf(text) if text.startswith(MTF_START) else self._split_abc(text)
+        size = self.patch_size
+        rows = [(b"\x01" + part.encode("ascii", "ignore") + b"\x02")[:size].ljust(size, b"\x00") for part in parts]
+        if add_special_patches:
+            rows = [bytes([BOS]) * size, *rows, bytes([BOS]) + bytes([EOS]) * (size - 1)]
+        if (truncate or random_truncate) and len(rows) > self.patch_length:
+            start = self._random_start(len(rows), rng or random) if random_truncate else 0  # type: ignore[arg-type]
+            rows = rows[start : start + self.patch_length]
+        return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, size)
+
+    def decode(self, patches: np.ndarray | Sequence[Sequence[int]]) -> str:
+        """Patches [T, P] -> text. Inverts `encode` up to what the size of a patch cuts off."""
+        parts = ["".join(map(chr, row)).translate(_SPECIAL_IDS) for row in np.asarray(patches).tolist()]
+        text = "".join(parts)
+        if not text.startswith(MTF_START):
+            return text
+        lines = []
+        for part in filter(None, parts):
+            kind, space, groups = part.rstrip("\n").partition(" ")
+            lines += [kind + space + group for group in groups.split("\t")]
+        return "\n".join(lines) + ("\n" if text.endswith("\n") else "")
+
+    def _random_start(self, length: int, rng: random.Random) -> int:
+        last = length - self.patch_length
+        return rng.choice((0, last, rng.randint(0, last)))
+
+    def _split_mtf(self, text: str) -> list[str]:
+        """Joins consecutive lines of one message type, the type named once, while they fit into a patch."""
+        room = self.patch_size - 2  # BOS and EOS
+        parts: list[str] = []
+        kind, joined = None, ""
+        for line in text.split("\n"):
+            if not line:
+                continue
+            new_kind, _, values = line.partition(" ")
+            if new_kind == kind and len(joined) + len(values) + 2 <= room:  # a tab and the newline
+                joined += "\t" + values
+                continue
+            if kind is not None:
+                parts.append(joined + "\n")
+            kind, joined = new_kind, line
+        if kind is not None:
+            parts.append(joined + ("\n" if text.endswith("\n") else ""))
+        return parts
+
+    def _split_abc(self, text: str) -> list[str]:
+        parts: list[str] = []
+        for line in text.splitlines(keepends=True):
+            if _FIELD.match(line):
+                parts.append(line)
+            elif not line.startswith("%"):
+                parts += self._split_bars(line)
+        return parts
+
+    @staticmethod
+    def _split_bars(line: str) -> list[str]:
+        """Cuts a line after each barline. Text after the last one is kept if a note or a rest is in it."""
+        newline = "\n" if line.endswith("\n") else ""
+        pieces = _BARLINE.split(line.removesuffix("\n"))  # text, barline, text, ..., text
+        if len(pieces) > 1 and not pieces[0]:  # a barline that opens the line belongs to the first bar
+            pieces[:3] = [pieces[1] + pieces[2]]
+        bars = [text + barline for text, barline in zip(pieces[0::2], pieces[1::2], strict=False)]
+        if _NOTE.search(pieces[-1]) or (not bars and _BARLINE.search(pieces[-1])):
+            bars.append(pieces[-1])
+        if bars:
+            bars[-1] += newline
+        return bars
+
+
+def mask_patches(
+    patches: np.ndarray, rng: np.random.Generator, train: bool = True, mask_ratio: float = M3_MASK_RATIO
+) -> tuple[np.ndarray, np.ndarray]:
+    """Corrupts a piece for M3 to restore (paper, section 3.2). One draw for the whole piece decides how.
+
+    Args:
+        patches: uint8 [T, P].
+        train: if not, the selected patches are left as they are.
+    Returns:
+        the corrupted patches, uint8 [T, P], and which patches were selected, bool [T]: ceil(mask_ratio * T) of them.
+    """
+    count = math.ceil(mask_ratio * len(patches))
+    selected = np.zeros(len(patches), bool)
+    selected[rng.permutation(len(patches))[:count]] = True
+    corrupted = patches.copy()
+    draw = rng.random() if train else 1.0
+    if draw < 0.8:
+        corrupted[selected] = MASK
+    elif draw < 0.9:
+        for row in selected.nonzero()[0]:
+            ends = (corrupted[row] == EOS).nonzero()[0]
+            stop = ends[0] if len(ends) == 1 else len(corrupted[row])
+            corrupted[row, 1:stop] = rng.permutation(corrupted[row, 1:stop])
+    return corrupted, selected
