@@ -1,0 +1,266 @@
+"""Features on disk: a folder tree of `.npy` files, the same packed into one matrix, and the labels of its pieces.
+
+A feature file holds floats of shape [1, H] (pooled: one vector for the piece) or [1, T, H] (temporal: one vector for
+each of T patches or tokens), as `extract_clamp2.py` and `extract_m3.py` write them. N is the number of pieces.
+"""
+
+import csv
+import json
+import sys
+import tokenize
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import numpy as np
+from tqdm import tqdm
+
+import files
+from files import InputError
+
+INPUT_SUFFIXES = (".abc", ".mtf", ".txt", ".mid", ".midi", ".xml", ".musicxml", ".mxl")
+PACKED_MATRIX, PACKED_NAMES = "features.npy", "names.json"
+_PACK_ROWS = 1024  # rows written at a time
+
+
+@dataclass
+class Features:
+    """One vector for each piece of a folder."""
+
+    names: list[str]  # paths relative to the folder, with "/" between the parts
+    matrix: np.ndarray  # [N, H] float32, memory-mapped if the folder is packed
+    skipped: list[str] = field(default_factory=list)  # "path: reason" of every file that was left out
+
+
+def read(path: Path) -> np.ndarray:
+    """One feature file, as float32 in its own shape: [1, H] or [1, T, H]. Raises InputError."""
+    try:
+        # Mapped, because a damaged header is then checked against the size of the file before memory is taken.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, OverflowError, tokenize.TokenError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: not a readable .npy file ({reason})") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path}: an archive of arrays (.npz), not a .npy file")
+    if array.dtype.kind != "f":
+        raise InputError(f"{path}: holds {array.dtype}, but features are float32")
+    if array.ndim not in (2, 3) or array.shape[0] != 1 or 0 in array.shape:
+        raise InputError(f"{path}: shape {array.shape}, but features are [1, H] or [1, T, H]")
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is named below
+        array = np.array(array, dtype=np.float32)
+    if not np.isfinite(array).all():
+        raise InputError(f"{path}: {np.count_nonzero(~np.isfinite(array))} values are NaN or infinite")
+    return array
+
+
+def find(root: Path) -> list[Path]:
+    """The feature files below `root`, or `root` itself if it is one. Raises InputError if there is none; OSError."""
+    found, others = files.list_files(root, [".npy"])
+    if not found:
+        beside = f"; it holds other files, such as {others[0]}: extract their features first" if others else ""
+        raise InputError(f"{root}: no .npy file there{beside}")
+    return [root] if root.is_file() else [root / path for path in found]
+
+
+def relative_name(path: Path, root: Path) -> str:
+    """The name of a feature file within the folder (or the single file) `root`."""
+    return path.name if path == root else path.relative_to(root).as_posix()
+
+
+def key(name: str) -> str:
+    """What names a piece, whatever it was made from: `a/b.npy`, `a/b.abc.npy` and `a/b.mid` are all `a/b`."""
+    for suffixes in ((".npy",), INPUT_SUFFIXES):
+        if name.lower().endswith(suffixes):
+            name = name[: name.rindex(".")]
+    return name
+
+
+def is_packed(root: Path) -> bool:
+    return (root / PACKED_MATRIX).is_file() and (root / PACKED_NAMES).is_file()
+
+
+def load(root: Path, mean_over_time: bool = False) -> Features:
+    """One vector a piece, from a folder of feature files, a packed folder or one feature file.
+
+    A folder of files is read into memory (3 GB for a million of width 768); a packed one is mapped, and takes none.
+    Temporal features are averaged over T with `mean_over_time`, and otherwise skipped, with every file that `read`
+    refuses. Raises InputError if nothing is left or if two files differ in width, and OSError.
+    """
+    if is_packed(root):
+        return _open_packed(root)
+    paths = find(root)
+    names: list[str] = []
+    skipped: list[str] = []
+    matrix = np.empty((0, 0), np.float32)
+    for name, vector in _read_vectors(root, paths, mean_over_time, skipped):
+        if not names:
+            matrix = np.empty((len(paths), vector.size), np.float32)
+        matrix[len(names)] = vector
+        names.append(name)
+    return Features(names, matrix[: len(names)], skipped)
+
+
+def pack(root: Path, out: Path) -> Features:
+    """Packs a folder of pooled feature files into `out`, as one [N, H] matrix and a JSON list of names.
+
+    Takes the memory of `_PACK_ROWS` rows. `out` counts as packed only when both files are complete. Raises as `load`.
+    """
+    if is_packed(root):
+        raise InputError(f"{root}: packed already")
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    if out.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{out}: lies within {root}, and would be taken for one of its features; name another folder")
+    paths = find(root)
+    names: list[str] = []
+    rows: list[np.ndarray] = []
+    skipped: list[str] = []
+
+    with files.atomic_write(out / PACKED_MATRIX) as file:
+
+        def write_rows() -> None:
+            file.write(np.stack(rows).astype("<f4").tobytes())
+            rows.clear()
+
+        start = 0
+        for name, vector in _read_vectors(root, paths, False, skipped):
+            if not names:
+                start = _write_header(file, 0, vector.size)
+            names.append(name)
+            rows.append(vector)
+            if len(rows) == _PACK_ROWS:
+                write_rows()
+        if rows:
+            write_rows()
+        file.seek(0)
+        if _write_header(file, len(names), vector.size) != start:
+            raise InputError(f"{out}: this version of numpy cannot fill in the header of a .npy file")
+        (out / PACKED_NAMES).unlink(missing_ok=True)  # never the names of one matrix beside another
+    with files.atomic_write(out / PACKED_NAMES, "w", encoding="ascii") as file:
+        json.dump(names, file, indent=0)
+    return Features(names, np.load(out / PACKED_MATRIX, mmap_mode="r"), skipped)
+
+
+def _write_header(file: IO, rows: int, width: int) -> int:
+    """Returns its length, which is the same for any number of rows: numpy pads it, so that they can be filled in."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.tell()
+
+
+def _open_packed(root: Path) -> Features:
+    try:
+        names = json.loads((root / PACKED_NAMES).read_text(encoding="utf-8"))
+        matrix = np.load(root / PACKED_MATRIX, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
+        raise InputError(f"{root}: damaged ({str(error).splitlines()[0]}); pack it again") from error
+    if matrix.ndim != 2 or matrix.dtype != np.float32 or len(names) != len(matrix) or not names:
+        raise InputError(
+            f"{root}: damaged: {len(names)} names, and a {matrix.dtype} matrix of shape {matrix.shape}; pack it again"
+        )
+    return Features(names, matrix)
+
+
+def _read_vectors(
+    root: Path, paths: list[Path], mean_over_time: bool, skipped: list[str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and vector [H] of each usable file; appends the others to `skipped`. Raises as `load` does."""
+    first, width = "", 0
+    for path in tqdm(paths, desc=f"reading {root}", unit="file", delay=2, disable=None):
+        try:
+            array = read(path)
+            if array.ndim == 3 and not mean_over_time:
+                raise InputError(f"{path}: temporal features {list(array.shape)}; extract them with --normalize")
+            vector = array.reshape(-1, array.shape[-1]).mean(axis=0)
+            if not vector.any():
+                raise InputError(f"{path}: all zeros, which is similar to nothing")
+        except InputError as error:
+            skipped.append(str(error))
+            continue
+        if not first:
+            first, width = path.name, vector.size
+        if vector.size != width:
+            raise InputError(f"{path}: width {vector.size}, but {first} has {width}; one folder, features of one model")
+        yield relative_name(path, root), vector
+    if not first:
+        raise InputError(f"{root}: none of its {len(paths)} .npy files can be used; the first: {skipped[0]}")
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def label_of_name(name: str) -> str | None:
+    """`folder/jig_17.npy` -> `jig`: what stands before the first underscore; None if nothing does."""
+    label, underscore, _ = PurePosixPath(name).name.partition("_")
+    return label if underscore and label else None
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """A CSV of two columns, file and label (with or without a header line) -> {key(file): label}.
+
+    Entries without a label are left out. Raises InputError and OSError.
+    """
+    labels: dict[str, str] = {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            for number, row in enumerate(reader := csv.reader(file, strict=True)):
+                if not any(cell.strip() for cell in row):
+                    continue
+                if len(row) != 2:
+                    raise InputError(f"{path}, line {reader.line_num}: {len(row)} columns, not two (file, label)")
+                name, label = key(row[0].strip()), row[1].strip()
+                if number == 0 and label.lower() == "label":
+                    continue
+                if label and (before := labels.setdefault(name, label)) != label:
+                    raise InputError(f"{path}, line {reader.line_num}: {row[0]} is {label} here, {before} further up")
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+    if not labels:
+        raise InputError(f"{path}: no label in it; a line is: file,label")
+    return labels
+
+
+def assign_labels(names: list[tuple[Path, str]], labels: dict[str, str] | None) -> list[str | None]:
+    """The label of each (folder, name in it): from the file name if `labels` is None, else by path, else by stem.
+
+    None where there is no label. Raises InputError if one stem in `labels` fits two pieces.
+    """
+    if labels is None:
+        return [label_of_name(name) for _, name in names]
+    assigned: list[str | None] = []
+    by_stem: dict[str, set[str]] = defaultdict(set)
+    for root, name in names:
+        piece = key(name)
+        stem = PurePosixPath(piece).name
+        exact = [path for path in (piece, (root / piece).as_posix()) if path in labels]
+        if not exact and stem in labels:
+            by_stem[stem].add(piece)
+        assigned.append(labels[exact[0]] if exact else labels.get(stem))
+    for stem, pieces in by_stem.items():
+        if len(pieces) > 1:
+            some = " and ".join(sorted(pieces)[:2])
+            raise InputError(f"the label of {stem!r} fits {len(pieces)} pieces, {some}: name them by their paths")
+    return assigned
+
+
+# --- for the command lines --------------------------------------------------------------------------------------------
+
+
+def report(what: str, entries: Iterable[str], limit: int = 20) -> None:
+    """Counts and names `entries` on standard error; of many, the first `limit`."""
+    entries = list(entries)
+    if entries:
+        print(f"{len(entries)} {what}:", file=sys.stderr)
+        for entry in entries[:limit]:
+            print(f"  {entry}", file=sys.stderr)
+        if len(entries) > limit:
+            print(f"  ... and {len(entries) - limit} more", file=sys.stderr)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes `content`, whole or not at all. A file name that is no UTF-8 is escaped."""
+    with files.atomic_write(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+        json.dump(content, file, ensure_ascii=False, indent=1)
+        file.write("\n")

@@ -1,0 +1,146 @@
+"""The mathematics of retrieval: exact cosine search, ranks and their measures, distances between two sets of features.
+
+Q queries, N references, H width. Matrices are float32 and may be memory-mapped: they are gone through in blocks, and no
+step is a Python loop over vectors.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from files import InputError
+
+BLOCK_BYTES = 64 << 20  # of references in memory at a time
+QUERY_BLOCK = 256  # queries compared with a block of references at a time
+TIE = 1e-6  # cosines closer than this are a tie: float32 rounding makes such differences between equal vectors
+HITS = (1, 10, 100)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """[Q, H] -> [Q, H] of length 1. Raises InputError for a vector without a direction."""
+    return vectors / _norms(vectors, 0)[:, None]
+
+
+def top_k(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` references (or all, if fewer) of highest cosine to each query, best first.
+
+    Returns cosines and row numbers, [Q, k] each; of equal cosines among them, the lower row number is first.
+    """
+    _same_width(queries, references)
+    queries, k = unit(queries), min(k, len(references))
+    scores = np.full((len(queries), 0), -np.inf, np.float32)  # [Q, up to k] of the blocks so far
+    rows = np.zeros((len(queries), 0), np.int64)
+    for start, block, norms in _blocks(references):
+        parts = [_best(chunk @ block.T / norms, k) for chunk in _chunks(queries)]
+        scores = np.concatenate([scores, np.concatenate([score for score, _ in parts])], axis=1)
+        rows = np.concatenate([rows, np.concatenate([row for _, row in parts]) + start], axis=1)
+        order = np.lexsort((rows, -scores), axis=1)[:, :k]
+        scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    return scores, rows
+
+
+def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` highest of each line of [q, n], in no order, and their columns."""
+    if scores.shape[1] <= k:
+        return scores, np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+    columns = np.argpartition(scores, -k, axis=1)[:, -k:]
+    return np.take_along_axis(scores, columns, axis=1), columns
+
+
+def ranks(queries: np.ndarray, references: np.ndarray, partners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rank (from 1) of each query's partner among all references, and its cosine; [Q] each.
+
+    `partners` [Q] holds row numbers of `references`. Pessimistic: whatever ties with the partner ranks before it.
+    """
+    _same_width(queries, references)
+    queries = unit(queries)
+    own = cosines(queries, references[partners])  # [Q]
+    result = np.ones(len(queries), np.int64)
+    for start, block, norms in _blocks(references):
+        for first in range(0, len(queries), QUERY_BLOCK):
+            some = slice(first, first + QUERY_BLOCK)
+            scores = queries[some] @ block.T / norms  # [q, n]
+            here = np.flatnonzero((partners[some] >= start) & (partners[some] < start + len(block)))
+            scores[here, partners[some][here] - start] = -np.inf  # the partner does not rank before itself
+            result[some] += np.count_nonzero(scores >= own[some, None] - np.float32(TIE), axis=1)
+    return result, own
+
+
+def measures(rank: np.ndarray) -> dict[str, float]:
+    """Mean reciprocal rank, share of ranks up to 1, 10 and 100, and median of ranks that begin at 1."""
+    rank = np.asarray(rank)
+    hits = {f"Hit@{k}": float(np.mean(rank <= k)) for k in HITS}
+    return {"MRR": float(np.mean(1 / rank))} | hits | {"median rank": float(np.median(rank))}
+
+
+def chance(n: int) -> dict[str, float]:
+    """What a random order of `n` references gives, on average: every rank is equally likely."""
+    return measures(np.arange(1, n + 1))
+
+
+def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Cosine of each line of [N, H] with the same line of another [N, H]: [N]."""
+    _same_width(first, second)
+    return np.einsum("nh,nh->n", unit(first), unit(second))
+
+
+def cosine_of_means(first: np.ndarray, second: np.ndarray) -> float:
+    """Cosine of the mean vectors of two sets, [N, H] and [M, H]."""
+    _same_width(first, second)
+    means = [unit(features.mean(axis=0, dtype=np.float64, keepdims=True)) for features in (first, second)]
+    return float(means[0][0] @ means[1][0])
+
+
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Fréchet distance of the Gaussians with the means and covariances of two sets, [N, H] and [M, H]:
+
+    |m1 - m2|² + tr(C1) + tr(C2) - 2 tr((C1 C2)^½)   (Heusel et al., arXiv 1706.08500)
+
+    The last trace is the sum of the singular values of C1^½ C2^½. Both sets need two pieces or more; with fewer than H
+    pieces the covariances are of low rank and the distance is biased upwards, so compare sets of equal size.
+    """
+    _same_width(first, second)
+    if min(len(first), len(second)) < 2:
+        raise InputError(
+            f"a Fréchet distance needs two pieces in each folder; there are {len(first)} and {len(second)}"
+        )
+    (mean1, root1), (mean2, root2) = _mean_and_root(first), _mean_and_root(second)
+    spread = np.sum(root1**2) + np.sum(root2**2) - 2 * np.linalg.svd(root1 @ root2, compute_uv=False).sum()
+    return float(np.sum((mean1 - mean2) ** 2) + max(spread, 0.0))
+
+
+def _mean_and_root(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [H] and square root [H, H] of the covariance, in float64."""
+    mean = features.mean(axis=0, dtype=np.float64)
+    covariance = np.zeros((mean.size, mean.size))
+    for _, block, _ in _blocks(features):
+        centred = block - mean
+        covariance += centred.T @ centred
+    values, vectors = np.linalg.eigh(covariance / (len(features) - 1))
+    values[values < values.max() * mean.size * np.finfo(np.float64).eps] = 0  # what rounding leaves of a zero
+    return mean, (vectors * np.sqrt(values)) @ vectors.T
+
+
+def _blocks(matrix: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(number of the first row, rows [n, H], their lengths [n]), all rows once."""
+    rows = max(1, BLOCK_BYTES // (matrix.shape[1] * matrix.itemsize))
+    for start in range(0, len(matrix), rows):
+        block = np.asarray(matrix[start : start + rows])
+        yield start, block, _norms(block, start)
+
+
+def _chunks(queries: np.ndarray) -> Iterator[np.ndarray]:
+    return (queries[first : first + QUERY_BLOCK] for first in range(0, len(queries), QUERY_BLOCK))
+
+
+def _norms(vectors: np.ndarray, start: int) -> np.ndarray:
+    norms = np.sqrt(np.einsum("nh,nh->n", vectors, vectors))
+    bad = np.flatnonzero(~((norms > 0) & np.isfinite(norms)))
+    if bad.size:
+        raise InputError(f"row {start + bad[0]} of the features is zero, NaN or infinite: it has no direction")
+    return norms
+
+
+def _same_width(first: np.ndarray, second: np.ndarray) -> None:
+    if first.shape[1] != second.shape[1]:
+        raise InputError(f"widths {first.shape[1]} and {second.shape[1]}: features of one model can be compared")
