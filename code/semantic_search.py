@@ -1,0 +1,221 @@
+"""Searches music by meaning, and measures how well it works, on the features of `extract_clamp2.py --normalize`.
+
+    search   the pieces of a folder that are most similar to a query
+    metrics  how high each query of a folder ranks its own partner in another folder (MRR, Hit@k, median rank)
+    score    how similar two folders are as a whole: generated music and real music, say
+    pack     many small feature files -> one matrix, which is searched from the disk
+
+examples:
+  python semantic_search.py search features/query.npy features/music --top_k 5
+  python semantic_search.py metrics features/text features/music --ranks ranks.jsonl
+  python semantic_search.py score features/real features/generated --frechet
+  python semantic_search.py pack features/music packed/music
+  python semantic_search.py search features/query.npy packed/music
+
+Similarity is the cosine. REF folders hold `.npy` files [1, H], or are packed. Files that cannot be used are counted and
+named. Exit status: 0; 1 if a file was left out; 2 if nothing could be done.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import features
+import files
+import retrieval
+from features import Features
+from files import InputError
+
+
+def query_features(query: str) -> np.ndarray:
+    """[1, H] of what is searched for."""
+    path = Path(query)
+    if path.suffix.lower() != ".npy":
+        raise InputError(f"{query}: the query is not a .npy feature file; make one with extract_clamp2.py --normalize")
+    array = features.read(path)
+    if array.ndim != 2:
+        raise InputError(f"{path}: temporal features {list(array.shape)}; extract the query with --normalize")
+    return array
+
+
+def reference_features(folder: Path) -> Features:
+    """The features of a folder to be searched or compared."""
+    return features.load(folder)
+
+
+def search(args: argparse.Namespace) -> int:
+    query, references = query_features(args.query), reference_features(args.ref)
+    check_width(args.query, query, args.ref, references.matrix)
+    scores, rows = retrieval.top_k(query, references.matrix, args.top_k)
+    hits = [
+        {"rank": rank, "score": round(float(score), 6), "name": references.names[row]}
+        for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), start=1)
+    ]
+    print("rank   score  name")
+    for hit in hits:
+        print(f"{hit['rank']:4d}  {hit['score']:6.4f}  {hit['name']}")
+    if args.top_k > len(hits):
+        print(f"{args.ref} holds {len(hits)} pieces, fewer than the {args.top_k} asked for", file=sys.stderr)
+    return finish(args, {"query": args.query, "hits": hits}, {str(args.ref): references})
+
+
+def metrics(args: argparse.Namespace) -> int:
+    queries, references, pairs = paired(args.query_dir, args.ref_dir)
+    rows, partners = np.array(pairs).T  # [Q] each
+    rank, score = retrieval.ranks(queries.matrix[rows], references.matrix, partners)
+    measured, by_chance = retrieval.measures(rank), retrieval.chance(len(references.names))
+    print(f"{len(rank)} queries, each with one partner among {len(references.names)} pieces")
+    print(f"{'':12}{'measured':>10}{'by chance':>11}")
+    for name, value in measured.items():
+        digits = 1 if name == "median rank" else 4
+        print(f"{name:12}{value:10.{digits}f}{by_chance[name]:11.{digits}f}")
+    if args.ranks:
+        with files.atomic_write(args.ranks, "w", encoding="utf-8", errors="backslashreplace") as file:
+            for (row, partner), r, cosine in zip(pairs, rank, score, strict=True):
+                names = {"query": queries.names[row], "reference": references.names[partner]}
+                line = names | {"rank": int(r), "score": round(float(cosine), 6)}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    result = {"queries": len(rank), "references": len(references.names), "measured": measured, "by_chance": by_chance}
+    return finish(args, result, {str(args.query_dir): queries, str(args.ref_dir): references}, pairs)
+
+
+def score(args: argparse.Namespace) -> int:
+    pairs = None
+    if args.pairwise:
+        references, tests, pairs = paired(args.ref_dir, args.test_dir)
+        rows, partners = np.array(pairs).T  # [N] each
+        values = retrieval.cosines(references.matrix[rows], tests.matrix[partners])
+        result = {
+            "pairs": [
+                {"reference": references.names[row], "test": tests.names[partner], "score": round(float(value), 6)}
+                for (row, partner), value in zip(pairs, values, strict=True)
+            ],
+            "mean": float(values.mean()),
+            "standard_deviation": float(values.std()),
+        }
+        for pair in result["pairs"]:
+            print(f"{pair['score']:7.4f}  {pair['reference']}")
+        print(f"cosine of {len(pairs)} pairs: mean {values.mean():.4f}, standard deviation {values.std():.4f}")
+    else:
+        references, tests = reference_features(args.ref_dir), reference_features(args.test_dir)
+        check_width(args.ref_dir, references.matrix, args.test_dir, tests.matrix)
+        result = {"cosine_of_means": retrieval.cosine_of_means(references.matrix, tests.matrix)}
+        sizes = f"{len(references.names)} and {len(tests.names)} pieces"
+        print(f"cosine of the mean features of {sizes}: {result['cosine_of_means']:.4f}")
+    if args.frechet:
+        result["frechet_distance"] = retrieval.frechet_distance(references.matrix, tests.matrix)
+        print(f"Fréchet distance: {result['frechet_distance']:.4f}")
+    return finish(args, result, {str(args.ref_dir): references, str(args.test_dir): tests}, pairs)
+
+
+def pack(args: argparse.Namespace) -> int:
+    packed = features.pack(args.features, args.out)
+    print(f"{len(packed.names)} features of width {packed.matrix.shape[1]} -> {args.out}")
+    return finish(args, {}, {str(args.features): packed})
+
+
+def paired(first_dir: Path, second_dir: Path) -> tuple[Features, Features, list[tuple[int, int]]]:
+    """The features of two folders, and the row numbers of those with the same path but for the extension.
+
+    Raises InputError if two files of a folder differ in the extension only, or if there is no pair.
+    """
+    first, second = reference_features(first_dir), reference_features(second_dir)
+    check_width(first_dir, first.matrix, second_dir, second.matrix)
+    rows: list[dict[str, int]] = []
+    for folder, of in ((first_dir, first), (second_dir, second)):
+        by_key: dict[str, int] = {}
+        for row, name in enumerate(of.names):
+            if (other := by_key.setdefault(features.key(name), row)) != row:
+                raise InputError(
+                    f"{folder}: {of.names[other]} and {name} are one piece; which is the partner? Keep one"
+                )
+        rows.append(by_key)
+    pairs = [(row, rows[1][key]) for key, row in rows[0].items() if key in rows[1]]
+    if not pairs:
+        raise InputError(
+            f"no file of {first_dir} has the path of one of {second_dir}: {first.names[0]} and {second.names[0]}, say"
+        )
+    return first, second, pairs
+
+
+def check_width(first: Path | str, a: np.ndarray, second: Path | str, b: np.ndarray) -> None:
+    if a.shape[1] != b.shape[1]:
+        raise InputError(
+            f"{first} has width {a.shape[1]}, {second} {b.shape[1]}: features of one model can be compared"
+        )
+
+
+def finish(
+    args: argparse.Namespace, result: dict, folders: dict[str, Features], pairs: list[tuple[int, int]] | None = None
+) -> int:
+    """Names what was left out, writes `--json`, and returns the exit status."""
+    for number, (folder, of) in enumerate(folders.items()):
+        if pairs is not None:
+            used = {pair[number] for pair in pairs}
+            unpaired = [name for row, name in enumerate(of.names) if row not in used]
+            result.setdefault("without_partner", {})[folder] = unpaired
+            features.report(f"of {folder} have no partner", unpaired)
+        result.setdefault("skipped", {})[folder] = of.skipped
+        features.report(f"of {folder} skipped", of.skipped)
+    if args.json:
+        features.write_json(args.json, result)
+    return 1 if any(of.skipped for of in folders.values()) else 0
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text}: not a number from 1")
+    return int(text)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    summary, _, rest = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="{search,metrics,score,pack}")
+
+    def command(function, about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(function.__name__, help=about, description=about)
+        sub.set_defaults(run=function)
+        sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there, with every name left out")
+        return sub
+
+    sub = command(search, "the pieces of REF most similar to QUERY")
+    sub.add_argument("query", metavar="QUERY", help="a .npy feature file")
+    sub.add_argument("ref", metavar="REF", type=Path, help="a folder of .npy feature files, or a packed one")
+    sub.add_argument("--top_k", type=positive, default=10, metavar="N", help="how many to show (default: 10)")
+
+    sub = command(metrics, "how high each query ranks its partner: the file of REF_DIR of the same path")
+    sub.add_argument("query_dir", metavar="QUERY_DIR", type=Path)
+    sub.add_argument("ref_dir", metavar="REF_DIR", type=Path, help="every file in it is a candidate, paired or not")
+    sub.add_argument("--ranks", type=Path, metavar="FILE", help="write one JSON line a query there")
+
+    sub = command(score, "the cosine of the mean features of two folders")
+    sub.add_argument("ref_dir", metavar="REF_DIR", type=Path)
+    sub.add_argument("test_dir", metavar="TEST_DIR", type=Path)
+    sub.add_argument("--pairwise", action="store_true", help="instead, of each pair of files of the same path")
+    sub.add_argument("--frechet", action="store_true", help="also the Fréchet distance of the two folders")
+
+    sub = command(pack, "one matrix and a list of names from a folder of .npy feature files")
+    sub.add_argument("features", metavar="FEATURES", type=Path)
+    sub.add_argument("out", metavar="OUT", type=Path)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = get_args_parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # file names that are no UTF-8
+    try:
+        return args.run(args)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
