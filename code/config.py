@@ -51,6 +51,8 @@ CLAMP2_LOAD_CKPT = True  # continue from latest_*, or else start from CLAMP2_WEI
 # --- both -----------------------------------------------------------------------------------------------------------
 WARMUP_STEPS = 1000  # the learning rate rises linearly over these, then stays
 PRECISION = "auto"  # of training: "bfloat16" or "float16" on a GPU that has it (float16 with a scaler), else "float32"
+MAX_GRAD_NORM = 0.0  # gradients are scaled down to this norm; 0: they are not, as in the published training
+SAVE_EVERY_STEPS = 0  # save latest_* every so many steps too; 0: after every epoch only
 EXTRACT_PRECISION = "float32"  # of extraction; "bfloat16" is several times faster, cosine to float32 above 0.999
 EXTRACT_BATCH_TOKENS = 4096  # patches or text tokens in one forward pass of extraction: more needs more memory
 WANDB_KEY = "<YOUR_WANDB_KEY>"
@@ -103,6 +105,11 @@ if os.environ.get("CLAMP2_CONFIG"):
 def resolve(path: str) -> Path:
     """The path that a constant names: relative ones are relative to the folder of config.py."""
     return _FOLDER / Path(path).expanduser()
+
+
+def source() -> str:
+    """Where a user sets a constant: this file, or the one that CLAMP2_CONFIG names."""
+    return os.environ.get("CLAMP2_CONFIG") or str(_FOLDER / "config.py")
 
 
 def text_model() -> str:

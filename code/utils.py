@@ -10,8 +10,6 @@ from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from packing import Packing, first_position, packable, run_packed, use_packed_attention
-from patches import BOS, EOS, PAD, VOCABULARY, M3Patchilizer, mask_patches, read_music, remove_instrument_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedConfig
@@ -27,6 +25,8 @@ from config import (
     TOKEN_NUM_LAYERS,
 )
 from files import InputError
+from packing import Packing, first_position, packable, run_packed, use_packed_attention
+from patches import BOS, EOS, PAD, VOCABULARY, M3Patchilizer, mask_patches, read_music, remove_instrument_info
 
 __all__ = [
     "CLaMP2Model",
@@ -108,6 +108,12 @@ class M3PatchEncoder(nn.Module):
     def encode(self, packing: Packing, patches: Tensor) -> Tensor:
         """Packed patches [N, P] -> features [N, H]."""
         return run_packed(self.base, packing, inputs_embeds=self.embed(patches))
+
+    def features(self, packing: Packing, patches: Tensor, pooled: bool = False) -> Tensor:
+        """What `embedding.embed` asks a model for: packed patches [N, P] -> [N, H]."""
+        if pooled:
+            raise ValueError("M3 has no pooled features; CLaMP 2 has")
+        return self.encode(packing, patches)
 
     def forward(self, input_patches: Tensor, input_masks: Tensor) -> Tensor:
         """[B, T, P] ids and [B, T] masks -> [B, T, H]; zero where there is no patch."""
@@ -233,6 +239,17 @@ class CLaMP2Model(nn.Module):
         packing = Packing(music_masks)
         return self.music_proj(packing.mean(self.music_model.encode(packing, packing.pack(music_patches))))
 
+    def features(self, packing: Packing, tokens: Tensor, pooled: bool = False) -> Tensor:
+        """What `embedding.embed` asks a model for.
+
+        Packed patches [N, P] or token ids [N] -> [N, H], or, pooled and projected, [B, CLAMP2_HIDDEN_SIZE].
+        """
+        is_music = tokens.ndim == 2
+        hidden = self.music_model.encode(packing, tokens) if is_music else self.encode_text(packing, tokens)
+        if not pooled:
+            return hidden
+        return (self.music_proj if is_music else self.text_proj)(packing.mean(hidden))
+
     def forward(
         self, text_ids: Tensor, text_masks: Tensor, music_patches: Tensor, music_masks: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -247,28 +264,29 @@ class ClipLoss(nn.Module):
     the processes is the loss of the global batch, and so is its gradient.
     """
 
-    def __init__(self, logit_scale: float = LOGIT_SCALE):
+    def __init__(self, logit_scale: float = LOGIT_SCALE, local: bool = False):
+        """local: over the pairs of this process only."""
         super().__init__()
         self.logit_scale = logit_scale
+        self.distributed = _is_distributed() and not local
 
     def forward(self, text_features: Tensor, music_features: Tensor) -> Tensor:
         """text_features, music_features: [B, H], of the same B on every process."""
         with torch.autocast(text_features.device.type, enabled=False):
             text_features, music_features = text_features.float(), music_features.float()
-            rank = dist.get_rank() if _is_distributed() else 0
+            rank = dist.get_rank() if self.distributed else 0
             labels = torch.arange(len(text_features), device=text_features.device) + rank * len(text_features)
-            text_logits = self.logit_scale * text_features @ gather(music_features).t()  # [B, B of all processes]
-            music_logits = self.logit_scale * music_features @ gather(text_features).t()
+            text_logits = self.logit_scale * text_features @ self._all(music_features).t()  # [B, B of all processes]
+            music_logits = self.logit_scale * music_features @ self._all(text_features).t()
             return (F.cross_entropy(text_logits, labels) + F.cross_entropy(music_logits, labels)) / 2
+
+    def _all(self, features: Tensor) -> Tensor:
+        """The rows of all processes, in the order of their ranks: [B, H] -> [B of all, H], with gradient."""
+        return _Gather.apply(features) if self.distributed else features
 
 
 def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
-
-
-def gather(features: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks: [B, H] -> [B * processes, H], with gradient."""
-    return _Gather.apply(features) if _is_distributed() else features
 
 
 class _Gather(torch.autograd.Function):

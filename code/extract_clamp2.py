@@ -1,0 +1,53 @@
+"""Features of text (.txt) and music (.abc interleaved, .mtf) files by CLaMP 2, as .npy.
+
+    python code/extract_clamp2.py files features                       [1, T, H] for T patches or text tokens
+    python code/extract_clamp2.py files features --normalize           [1, CLAMP2_HIDDEN_SIZE], for semantic search
+    accelerate launch --num_processes 4 code/extract_clamp2.py files features --normalize          on four GPUs
+
+The weights are those of CLAMP2_WEIGHTS_PATH in config.py. Files that are done are skipped: start again to continue.
+Exit status: 0 all done, 1 some file failed (errors.jsonl in the output folder says why), 2 something to mend.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import config
+import extraction
+from texts import join_lines, load_text_config, load_tokenizer, read_text, tokenize
+from utils import CLaMP2Model
+
+SUFFIXES = (".abc", ".mtf", ".txt")
+
+
+def main() -> int:
+    parser = extraction.arguments(__doc__, SUFFIXES)
+    parser.add_argument(
+        "--normalize",
+        action="store_true",
+        help="one vector for a file, in the space that text and music share: for semantic search; without it, one for each"
+        " patch or token: for classification",
+    )
+    args = parser.parse_args()
+    weights = config.resolve(config.CLAMP2_WEIGHTS_PATH)
+    tokenizer = load_tokenizer()
+
+    def read(path: Path) -> np.ndarray:
+        if path.suffix.lower() == ".txt":
+            return tokenize(join_lines(read_text(path), tokenizer), tokenizer)
+        return extraction.read_patches(path)
+
+    return extraction.extract(
+        args.input_dir,
+        args.output_dir,
+        SUFFIXES,
+        weights,
+        load_model=lambda: extraction.load(CLaMP2Model(load_text_config()), weights),
+        read=read,
+        pooled=args.normalize,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(extraction.run(main))

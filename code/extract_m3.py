@@ -1,0 +1,34 @@
+"""Features of interleaved ABC (.abc) and MTF (.mtf) files by M3: [1, T, H] for T patches, as .npy.
+
+    python code/extract_m3.py scores features
+    accelerate launch --num_processes 4 code/extract_m3.py scores features        on four GPUs
+
+The weights are those of M3_WEIGHTS_PATH in config.py. Files that are done are skipped: start again to continue.
+Exit status: 0 all done, 1 some file failed (errors.jsonl in the output folder says why), 2 something to mend.
+"""
+
+import sys
+
+import config
+import extraction
+from utils import M3PatchEncoder
+
+SUFFIXES = (".abc", ".mtf")
+
+
+def main() -> int:
+    args = extraction.arguments(__doc__, SUFFIXES).parse_args()
+    weights = config.resolve(config.M3_WEIGHTS_PATH)
+    return extraction.extract(
+        args.input_dir,
+        args.output_dir,
+        SUFFIXES,
+        weights,
+        load_model=lambda: extraction.load(M3PatchEncoder(), weights, prefix="encoder."),
+        read=extraction.read_patches,
+        pooled=False,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(extraction.run(main))

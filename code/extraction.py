@@ -1,0 +1,173 @@
+"""What the two extractors share: sharing out the files of a folder, writing features whole or not at all, resuming,
+telling.
+
+A feature file is float32, [1, T, H], or [1, CLAMP2_HIDDEN_SIZE] with --normalize. OUT mirrors the folders of IN.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+from tqdm import tqdm
+
+import config
+from checkpoints import load_checkpoint, load_weights
+from embedding import embed
+from files import InputError, atomic_write, list_files, output_names, remove_leftovers
+from patches import M3Patchilizer, read_music
+from processes import precision
+
+MANIFEST = ".extraction.json"  # in OUT: which weights its features were made with
+SHOWN_FAILURES = 20  # on the terminal; errors.jsonl has all
+
+
+def read_patches(path: Path) -> np.ndarray:
+    """A music file as patches with the special ones, uint8 [T, P]. Raises InputError for a file without music."""
+    return M3Patchilizer().encode(read_music(path), add_special_patches=True)
+
+
+def arguments(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
+    """The command line of an extractor."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input_dir", type=Path, help=f"a folder of {', '.join(suffixes)} files, or one such file")
+    parser.add_argument("output_dir", type=Path, help="where the features go; a second start continues there")
+    return parser
+
+
+def load(model: nn.Module, path: Path, prefix: str = "") -> nn.Module:
+    """The model with the weights of a checkpoint whose names begin with `prefix`, on the device of this process."""
+    weights = load_checkpoint(path)["model"]
+    load_weights(model, {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}, path)
+    return model.eval().to(PartialState().device)
+
+
+def run(main: Callable[[], int]) -> int:
+    """Runs an extractor's main function. A user's mistake is told in one line, with exit status 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    state = PartialState()
+    try:
+        return main()
+    except (InputError, OSError) as error:
+        if isinstance(error, InputError):
+            told = str(error)
+        else:
+            told = f"{error.filename or 'a file'}: {error.strerror or error}"
+        if state.is_main_process:
+            print(f"error: {told}", file=sys.stderr)
+        return 2
+    finally:
+        state.destroy_process_group()
+
+
+def extract(
+    source: Path,
+    target: Path,
+    suffixes: tuple[str, ...],
+    weights_path: Path,
+    load_model: Callable[[], nn.Module],
+    read: Callable[[Path], np.ndarray],
+    pooled: bool,
+) -> int:
+    """Writes the features of all files of `source` below `target`. Every process takes its share of the files.
+
+    Args:
+        read: a file -> what the model reads (patches or token ids); raises InputError for a bad file.
+    Returns:
+        the exit status: 0, or 1 if a file failed.
+    """
+    state = PartialState()
+    files, others = list_files(source, suffixes)
+    if not files:
+        raise InputError(f"{source}: there is no {' or '.join(suffixes)} file in it")
+    prepare_target(target, weights_path, pooled)
+    base = source.parent if source.is_file() else source
+    names = output_names(files, ".npy")
+    share = files[state.process_index :: state.num_processes]
+    todo = [file for file in share if not is_finished(base / file, target / names[file])]
+    failures: list[dict] = []
+    bar = tqdm(total=len(todo), desc="extraction", unit="file", disable=not state.is_main_process)
+
+    def contents() -> Iterator[np.ndarray]:
+        for file in todo:
+            try:
+                array = read(base / file)
+            except InputError as error:
+                failures.append({"file": file.as_posix(), "error": str(error)})
+                bar.update()
+                continue
+            readable.append(file)
+            yield array
+
+    readable: deque[Path] = deque()
+    with bar:
+        if todo:
+            dtype = precision(state.device, config.EXTRACT_PRECISION)
+            for feature in embed(load_model(), contents(), pooled, config.EXTRACT_BATCH_TOKENS, dtype):
+                with atomic_write(target / names[readable.popleft()]) as file:
+                    np.save(file, feature[None])
+                bar.update()
+    done, skipped = gather_object([len(todo) - len(failures)]), gather_object([len(share) - len(todo)])
+    failures = sorted(gather_object(failures), key=lambda failure: failure["file"])
+    if state.is_main_process:
+        report(target, failures)
+        counts = f"{sum(done)} done, {sum(skipped)} skipped (they were there), {len(failures)} failed"
+        print(counts + (f"; {len(others)} files of other types were left alone" if others else ""))
+    return 1 if failures else 0
+
+
+def prepare_target(target: Path, weights_path: Path, pooled: bool) -> None:
+    """Makes the folder for features, and notes in it what they are made with.
+
+    Raises InputError if there are features in it already that were made with other weights or in another form.
+    """
+    state, problem = PartialState(), [""]
+    if state.is_main_process:
+        if not weights_path.is_file():
+            problem = [f"{weights_path}: there are no such weights; train them, or set their path in {config.source()}"]
+        else:
+            with open(weights_path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            made_with = {"weights": weights_path.name, "sha256": digest, "normalize": pooled}
+            manifest = target / MANIFEST
+            before = json.loads(manifest.read_text()) if manifest.exists() else made_with
+            if {**before, "weights": ""} != {**made_with, "weights": ""}:
+                problem = [
+                    f"{target}: holds features made with {before['weights']}{' --normalize' * before['normalize']}, which is not"
+                    f" what is asked for now ({weights_path.name}{' --normalize' * pooled}); name another output folder"
+                ]
+            else:
+                target.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(target)
+                with atomic_write(manifest, "w") as file:
+                    json.dump(made_with, file)
+    problem = broadcast_object_list(problem)
+    if problem[0]:
+        raise InputError(problem[0])
+
+
+def is_finished(source: Path, feature: Path) -> bool:
+    """Whether the feature is there, and not older than its file."""
+    return feature.exists() and feature.stat().st_mtime >= source.stat().st_mtime
+
+
+def report(target: Path, failures: list[dict]) -> None:
+    """Names the files that failed: on the terminal, and in errors.jsonl."""
+    path = target / "errors.jsonl"
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(failure, ensure_ascii=False) + "\n" for failure in failures)
+    for failure in failures[:SHOWN_FAILURES]:
+        print(f"failed: {failure['error']}", file=sys.stderr)
+    if len(failures) > SHOWN_FAILURES:
+        print(f"... and {len(failures) - SHOWN_FAILURES} more, all in {path}", file=sys.stderr)

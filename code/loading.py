@@ -1,0 +1,143 @@
+"""How pieces become batches: datasets whose bad pieces are replaced, the order of an epoch, loaders, padding.
+
+What happens to a piece in an epoch (augmentation) is drawn from (seed, epoch, piece) alone, so that neither the
+number of loader workers nor the number of processes changes it.
+"""
+
+import math
+import random
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import config
+from files import InputError
+from processes import Processes
+
+TRIES = 100  # pieces tried in place of a bad one, before the data as a whole is called bad
+REMOVE_INSTRUMENTS = 0.9  # probability with which a piece loses its instruments in training
+
+
+class PieceDataset(Dataset):
+    """Pieces under the keys (epoch, index). A bad piece is named in `problems` and another one stands in for it,
+    so that all ranks keep equal batches."""
+
+    def __init__(self, train: bool, seed: int):
+        self.train = train
+        self.seed = seed
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def load(self, index: int, rng: random.Random) -> dict:
+        """One piece, with its `name`; what is random about it comes from `rng`. Raises InputError if the piece is
+        bad."""
+        raise NotImplementedError
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        epoch, index = key
+        rng = random.Random(f"{self.seed} {epoch} {index}")
+        problems: list[str] = []
+        for _ in range(TRIES):
+            try:
+                return {**self.load(index, rng), "problems": problems}
+            except InputError as error:
+                problems.append(str(error))
+            index = rng.randrange(len(self))
+        return {"fatal": f"{TRIES} pieces in a row could not be used; the last: {problems[-1]}"}
+
+
+class Batches:
+    """Which pieces make the batches of an epoch, as keys (epoch, index) for one rank; a batch sampler of DataLoader.
+
+    In training, the order of an epoch is one permutation for all ranks: a global batch is a run of it, and a rank has
+    its share of each. The last pieces, fewer than a global batch, wait for another epoch. In evaluation every piece
+    is used.
+    """
+
+    def __init__(self, count: int, batch_size: int, processes: Processes, seed: int, train: bool):
+        self.count, self.batch_size, self.processes, self.seed, self.train = count, batch_size, processes, seed, train
+        self.epoch = 0
+        self.first_step = 0  # steps of this epoch that a run which continues has already done
+        self.global_size = batch_size * processes.world_size
+        if train and count < self.global_size:
+            raise InputError(
+                f"{count} pieces for training are fewer than one batch of {self.global_size}"
+                f" ({batch_size} for each of {processes.world_size} process(es)); lower the batch size in config.py"
+            )
+
+    def __len__(self) -> int:
+        if self.train:
+            return self.count // self.global_size
+        return math.ceil(len(range(self.processes.rank, self.count, self.processes.world_size)) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rank, size = self.processes.rank, self.batch_size
+        if self.train:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+            for step in range(self.first_step, len(self)):
+                start = step * self.global_size + rank * size
+                yield [(self.epoch, int(index)) for index in order[start : start + size]]
+        else:
+            own = range(rank, self.count, self.processes.world_size)
+            for start in range(0, len(own), size):
+                yield [(0, index) for index in own[start : start + size]]
+
+
+def make_loader(
+    dataset: PieceDataset, batch_size: int, processes: Processes, collate: Callable[[list[dict]], dict]
+) -> DataLoader:
+    """Batches of a dataset for this rank, read ahead by NUM_WORKERS processes."""
+    batches = Batches(len(dataset), batch_size, processes, dataset.seed, dataset.train)
+    workers = min(config.NUM_WORKERS, len(batches))
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=_Collate(collate),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_ignore_interrupts,
+    )
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM may reach every process; the trainer decides when its workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@dataclass
+class _Collate:
+    collate: Callable[[list[dict]], dict]
+
+    def __call__(self, samples: list[dict]) -> dict:
+        for sample in samples:
+            if "fatal" in sample:
+                return sample
+        batch = self.collate(samples)
+        batch["names"] = [sample["name"] for sample in samples]
+        batch["problems"] = [problem for sample in samples for problem in sample["problems"]]
+        return batch
+
+
+def pad(rows: list[np.ndarray], value: int = 0) -> tuple[Tensor, Tensor]:
+    """Arrays [T, ...] of different T -> [B, T, ...], and the mask [B, T] of what is not padding."""
+    length = max(map(len, rows))
+    padded = np.full((len(rows), length, *rows[0].shape[1:]), value, rows[0].dtype)
+    mask = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+        mask[i, : len(row)] = True
+    return torch.from_numpy(padded), torch.from_numpy(mask)
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    """The batch with its tensors on the device."""
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}

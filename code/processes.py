@@ -1,0 +1,103 @@
+"""The processes of a training job, and the precision they compute in."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from files import InputError
+
+
+@dataclass
+class Processes:
+    """This process among those of the job, as torch.distributed.launch and torchrun tell it in the environment."""
+
+    rank: int = field(default_factory=lambda: int(os.environ.get("RANK", 0)))
+    local_rank: int = field(default_factory=lambda: int(os.environ.get("LOCAL_RANK", 0)))
+    world_size: int = field(default_factory=lambda: int(os.environ.get("WORLD_SIZE", 1)))
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+    def start(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world_size > 1:
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+
+    @staticmethod
+    def stop() -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def say(self, text: str) -> None:
+        """Prints on rank 0, above its progress bar."""
+        if self.rank == 0:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def broadcast(self, value: Any) -> Any:
+        """The value of rank 0."""
+        values = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(values, device=self.device)
+        return values[0]
+
+    def gather(self, value: Any) -> list:
+        """The values of all ranks."""
+        values = [value]
+        if self.world_size > 1:
+            values = [None] * self.world_size
+            dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Adds up a tensor over all ranks, in place. Not for anything that is back-propagated."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+def run(main: Callable[[Processes], int]) -> int:
+    """Runs a trainer's main function between the start and the end of the process group.
+
+    A user's mistake is told in one line, by rank 0, with exit status 2.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's workers are the parallelism
+    processes = Processes()
+    try:
+        processes.start()
+        return main(processes)
+    except InputError as error:
+        if processes.rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        processes.stop()
+
+
+def precision(device: torch.device, wanted: str) -> torch.dtype:
+    """The type that `wanted` ("auto", "float32", "bfloat16", "float16") means on `device`."""
+    if wanted == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if wanted not in types or (wanted == "float16" and device.type == "cpu"):
+        raise InputError(
+            f"the precision {wanted!r} in config.py is not one of auto, float32, bfloat16, float16 (GPU only)"
+        )
+    return types[wanted]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """Mixed precision; nothing at all for float32."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

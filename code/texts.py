@@ -1,0 +1,74 @@
+"""Text as tokens, what the text model reads, and the text model itself."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+import config
+from files import InputError
+
+
+def read_text(path: Path) -> list[str]:
+    """The lines of a text file, each once, in their order. Raises InputError if it is not UTF-8, or has no text in
+    it."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    lines = text_lines(text)
+    if not lines:
+        raise InputError(f"{path}: the file is empty")
+    return lines
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines of a text that are not blank, each once, in their order."""
+    return list(dict.fromkeys(line for line in text.split("\n") if line.strip()))
+
+
+def join_lines(lines: list[str], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Lines -> one text, with the tokenizer's separator between them, as the published code has it."""
+    return (tokenizer.sep_token or "\n").join(lines)
+
+
+def tokenize(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> np.ndarray:
+    """Token ids, int64 [T], with the special ones; cut to `max_length` if that is given."""
+    ids = tokenizer(text, truncation=max_length is not None, max_length=max_length, verbose=False)["input_ids"]
+    return np.array(ids, np.int64)
+
+
+def load_tokenizer() -> PreTrainedTokenizerBase:
+    return _load(AutoTokenizer)
+
+
+def load_text_config() -> PreTrainedConfig:
+    """All that CLaMP 2 needs of the text model to load weights of its own."""
+    return _load(AutoConfig)
+
+
+def load_text_model() -> PreTrainedModel:
+    """The pre-trained text model, in float32 whatever its checkpoint is in."""
+    return _load(AutoModel, dtype=torch.float32)
+
+
+def _load(loader, **options):
+    name = config.text_model()
+    try:
+        return loader.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"TEXT_MODEL_NAME = {config.TEXT_MODEL_NAME!r} cannot be loaded ({reason}); give the folder of a"
+            f" transformers model or a name on the hub; set it in {config.source()}"
+        ) from None

@@ -1,0 +1,138 @@
+"""Trains M3 on interleaved ABC and MTF: corrupted patches are encoded, and the decoder restores their characters.
+
+Set TRAIN_FOLDERS in config.py first (process_data/ makes the files). Then, from any folder:
+
+    python code/train_m3.py                                                                      one process
+    python -m torch.distributed.launch --nproc_per_node=8 --use_env code/train_m3.py             eight GPUs of a machine
+    torchrun --nproc_per_node=8 code/train_m3.py                                                 the same
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 code/train_m3.py
+                                                                                                 on each of two machines
+
+The weights with the lowest evaluation loss go to M3_WEIGHTS_PATH, the losses to M3_LOGS_PATH, and the complete state to
+latest_* beside the weights: the same command continues a run that was stopped.
+Exit status: 0 done, 2 something to mend (one line says what), 130 told to stop, and saved.
+"""
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+import config
+import processes
+import training
+from files import InputError, list_files
+from loading import REMOVE_INSTRUMENTS, PieceDataset, make_loader, pad
+from patches import M3Patchilizer, mask_patches, read_music, remove_instrument_info
+from processes import autocast
+from utils import M3Model, split_data
+
+
+class M3Dataset(PieceDataset):
+    """Files of music -> corrupted patches, which of them were selected, and the patches as they were."""
+
+    def __init__(self, files: list[str], train: bool, seed: int):
+        super().__init__(train, seed)
+        self.files = np.array([file.encode() for file in files])  # one block of memory, which forked workers share
+        self.patchilizer = M3Patchilizer()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def load(self, index: int, rng: random.Random) -> dict:
+        path = Path(self.files[index].decode())
+        text = read_music(path)
+        if self.train and rng.random() < REMOVE_INSTRUMENTS:
+            text = remove_instrument_info(text)
+        target = self.patchilizer.encode(
+            text, add_special_patches=True, truncate=True, random_truncate=self.train, rng=rng
+        )
+        corrupted, selected = mask_patches(target, np.random.default_rng(rng.getrandbits(64)), self.train)
+        return {"name": str(path), "input": corrupted, "selected": selected, "target": target}
+
+
+def collate(samples: list[dict]) -> dict:
+    inputs, masks = pad([sample["input"] for sample in samples])
+    selected, _ = pad([sample["selected"] for sample in samples])
+    targets, _ = pad([sample["target"] for sample in samples])
+    return {"input_patches": inputs, "input_masks": masks, "selected_indices": selected, "target_patches": targets}
+
+
+def forward(model: torch.nn.Module, batch: dict):
+    """-> M3Output"""
+    return model(batch["input_patches"], batch["input_masks"], batch["selected_indices"], batch["target_patches"])
+
+
+def step(run: training.Training, batch: dict) -> training.Step:
+    """Back-propagates the mean over the characters of *all* processes: N processes compute what one does."""
+    with autocast(run.device, run.dtype):
+        output = forward(run.parallel, batch)
+    everywhere = run.processes.sum(output.characters.clone())
+    # the gradients of the processes are averaged, not added up
+    run.scaler.scale(output.loss * (output.characters * run.processes.world_size / everywhere)).backward()
+    return training.Step(output.loss * output.characters, output.characters)
+
+
+def evaluate(run: training.Training, loader: DataLoader) -> float:
+    """Mean cross-entropy over the selected characters of all pieces."""
+    sums = torch.zeros(2, dtype=torch.float64, device=run.device)
+    for batch in run.evaluation_batches(loader):
+        with autocast(run.device, run.dtype):
+            output = forward(run.model, batch)
+        sums += torch.stack([output.loss.double() * output.characters, output.characters.double()])
+    total, characters = run.processes.sum(sums).tolist()
+    return total / characters
+
+
+def find_files(name: str, folders: list[str]) -> list[str]:
+    """All .abc and .mtf files below the folders that the constant `name` holds."""
+    found: list[str] = []
+    for folder in folders:
+        training.require_set(name, folder)
+        path = config.resolve(folder)
+        if not path.is_dir():
+            raise InputError(f"{name}: {path} is not a folder; set it in {config.source()}")
+        files, _ = list_files(path, (".abc", ".mtf"))
+        if not files:
+            raise InputError(f"{name}: there is no .abc or .mtf file in {path}")
+        found += [str(path / file) for file in files]
+    return found
+
+
+def main(job: processes.Processes) -> int:
+    settings = training.Settings(
+        name="m3",
+        num_epoch=config.M3_NUM_EPOCH,
+        learning_rate=config.M3_LEARNING_RATE,
+        batch_size=config.M3_BATCH_SIZE,
+        deterministic=config.M3_DETERMINISTIC,
+        load_ckpt=config.M3_LOAD_CKPT,
+        wandb_log=config.M3_WANDB_LOG,
+        weights_path=config.resolve(config.M3_WEIGHTS_PATH),
+        logs_path=config.resolve(config.M3_LOGS_PATH),
+    )
+    if not config.TRAIN_FOLDERS:
+        raise InputError(f"TRAIN_FOLDERS is empty; set it in {config.source()}")
+    train_files = find_files("TRAIN_FOLDERS", config.TRAIN_FOLDERS)
+    eval_folders = [folder for folder in config.EVAL_FOLDERS if folder]
+    if eval_folders:
+        eval_files = find_files("EVAL_FOLDERS", eval_folders)
+    else:
+        train_files, eval_files = split_data(train_files)
+
+    torch.manual_seed(0)  # every rank starts from the same weights
+    run = training.Training(settings, job, M3Model())
+    train_loader, eval_loader = (
+        make_loader(dataset, settings.batch_size, job, collate)
+        for dataset in (M3Dataset(train_files, True, run.seed), M3Dataset(eval_files, False, 0))
+    )
+    return run.run(train_loader, eval_loader, step, evaluate)
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    sys.exit(processes.run(main))

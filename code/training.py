@@ -1,0 +1,357 @@
+"""What the two trainers share: processes, data loading, precision, the epoch loop, checkpoints and logs.
+
+A run is a function of its settings, its seed and its data alone: what happens to a piece in an epoch (augmentation)
+is drawn from (seed, epoch, piece), and dropout from (seed, epoch, step, rank). So the number of loader workers
+changes nothing, and no random state has to be saved for a run to continue exactly.
+"""
+
+import datetime
+import json
+import math
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import get_constant_schedule_with_warmup
+
+import config
+from checkpoints import load_checkpoint, load_weights, save_checkpoint
+from files import InputError
+from loading import Batches, to_device
+from processes import Processes, precision
+
+INTERRUPTED = 130  # exit status of a run that was told to stop, saved and can continue
+
+
+@dataclass
+class Settings:
+    """What differs between the two trainings, out of config.py."""
+
+    name: str  # "m3" or "clamp2"
+    num_epoch: int
+    learning_rate: float
+    batch_size: int  # per process
+    deterministic: bool
+    load_ckpt: bool
+    wandb_log: bool
+    weights_path: Path
+    logs_path: Path
+
+    @property
+    def latest_path(self) -> Path:
+        """The complete state of the run, beside its weights."""
+        return self.weights_path.with_name("latest_" + self.weights_path.name)
+
+
+@dataclass
+class Step:
+    """What a step tells: the loss, as a sum and the number of things it is summed over, of this process."""
+
+    total: Tensor
+    weight: Tensor | float
+
+
+class Training:
+    """A run of one of the two models. The trainer says how a step and an evaluation are done:
+
+    step(training, batch) -> Step           back-propagates the loss of a batch
+    evaluate(training, loader) -> float     the loss on the evaluation data, the same on every rank
+
+    Attributes: `model`, and `parallel`, the same model with gradients averaged over the processes.
+    """
+
+    def __init__(self, settings: Settings, processes: Processes, model: nn.Module):
+        self.settings, self.processes = settings, processes
+        self.device = processes.device
+        self.dtype = precision(self.device, config.PRECISION)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.model = model.to(self.device)
+        # one optimizer for the whole run; the schedule and a resumed run's state hold on to it
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate, fused=True)
+        self.lr_sched = get_constant_schedule_with_warmup(self.optimizer, config.WARMUP_STEPS)
+        self.epoch, self.step, self.seed = 1, 0, 0  # the epoch in progress, and its steps that are done
+        self.best_epoch, self.min_eval_loss = 0, math.inf
+        self.total, self.weight = 0.0, 0.0  # of the loss, over the epoch in progress and all ranks
+        self.bad_pieces: set[str] = set()  # that were named, with what is wrong with them
+        self.problems: set[str] = set()  # met by this rank since
+        self.started_from = "new weights"
+        self._stop = False
+        self._load()
+        self.parallel = model
+        if processes.world_size > 1:
+            ids = [processes.local_rank] if self.device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        if settings.deterministic:
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+    def _load(self) -> None:
+        """Continues from `latest_...`, or else starts from the weights file, where LOAD_CKPT allows and they exist."""
+        settings = self.settings
+        if settings.load_ckpt and settings.latest_path.exists():
+            state = load_checkpoint(settings.latest_path)
+            load_weights(self.model, state["model"], settings.latest_path)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lr_sched.load_state_dict(state["lr_sched"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.epoch, self.step, self.seed = state["epoch"], state["step"], state["seed"]
+            self.best_epoch, self.min_eval_loss = state["best_epoch"], state["min_eval_loss"]
+            self.total, self.weight = state["total"], state["weight"]
+            self.bad_pieces = set(state["bad_pieces"])
+            self.started_from = f"{settings.latest_path}, epoch {self.epoch}, step {self.step}"
+            if state["world_size"] != self.processes.world_size:
+                self.started_from += (
+                    f" (that run had {state['world_size']} processes, this one has {self.processes.world_size}: the pieces"
+                    " of the epoch in progress are dealt out anew, from its first step)"
+                )
+                self.step, self.total, self.weight = 0, 0.0, 0.0
+            return
+        self.seed = 0 if settings.deterministic else self.processes.broadcast(random.getrandbits(31))
+        if settings.load_ckpt and settings.weights_path.exists():
+            load_weights(self.model, load_checkpoint(settings.weights_path)["model"], settings.weights_path)
+            self.started_from = str(settings.weights_path)
+
+    def published_state(self, epoch: int) -> dict:
+        """A checkpoint in the published form."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_sched": self.lr_sched.state_dict(),
+            "epoch": epoch,
+            "best_epoch": self.best_epoch,
+            "min_eval_loss": self.min_eval_loss,
+        }
+
+    def save_latest(self) -> None:
+        """The complete state, from which the run continues exactly."""
+        self._tell_bad_pieces()
+        if self.processes.rank == 0:
+            state = self.published_state(self.epoch) | {
+                "step": self.step,
+                "scaler": self.scaler.state_dict(),
+                "seed": self.seed,
+                "world_size": self.processes.world_size,
+                "total": self.total,
+                "weight": self.weight,
+                "bad_pieces": sorted(self.bad_pieces),
+            }
+            save_checkpoint(self.settings.latest_path, state)
+
+    def run(
+        self,
+        train_loader: DataLoader,
+        eval_loader: DataLoader,
+        step: "Callable[[Training, dict], Step]",
+        evaluate: "Callable[[Training, DataLoader], float]",
+    ) -> int:
+        """All epochs. Returns the exit status."""
+        self._describe(train_loader, eval_loader)
+        self._catch_signals()
+        self.settings.weights_path.parent.mkdir(parents=True, exist_ok=True)
+        if self.epoch == 1 and self.step == 0 and self.started_from == str(self.settings.weights_path):
+            self.min_eval_loss = self._evaluate(
+                evaluate, eval_loader
+            )  # what the file must be bettered by to be replaced
+            self.processes.say(f"eval_loss of these weights: {self.min_eval_loss:.6f}")
+        while self.epoch <= self.settings.num_epoch:
+            began = time.monotonic()
+            if not self._train_one_epoch(train_loader, step):
+                self.save_latest()
+                self.processes.say(
+                    f"stopped in epoch {self.epoch} after step {self.step}, as asked; the same command continues there"
+                )
+                return INTERRUPTED
+            eval_loss = self._evaluate(evaluate, eval_loader)
+            record = {
+                "epoch": self.epoch,
+                "train_loss": self.total / self.weight,
+                "eval_loss": eval_loss,
+                "learning_rate": self.lr_sched.get_last_lr()[0],
+                "seconds": round(time.monotonic() - began, 1),
+                "bad_pieces": self._tell_bad_pieces(),
+            }
+            if eval_loss < self.min_eval_loss:
+                self.best_epoch, self.min_eval_loss = self.epoch, eval_loss
+                if self.processes.rank == 0:
+                    save_checkpoint(self.settings.weights_path, self.published_state(self.epoch))
+            self._log(record)
+            self.epoch, self.step, self.total, self.weight = self.epoch + 1, 0, 0.0, 0.0
+            self.save_latest()
+        summary = f"Best Eval Epoch : {self.best_epoch}\nMin Eval Loss : {self.min_eval_loss}\n"
+        self._write_log(summary)
+        self.processes.say(f"{summary}bad pieces: {len(self.bad_pieces)}\nweights: {self.settings.weights_path}")
+        return 0
+
+    def _train_one_epoch(self, loader: DataLoader, step: "Callable[[Training, dict], Step]") -> bool:
+        """Runs the steps of the epoch that are left. False: it was told to stop before the last one."""
+        self.parallel.train()
+        batches: Batches = loader.batch_sampler  # type: ignore[assignment]
+        batches.epoch, batches.first_step = self.epoch, self.step
+        bar = tqdm(
+            total=len(batches),
+            initial=self.step,
+            desc=f"epoch {self.epoch}/{self.settings.num_epoch}",
+            unit="step",
+            disable=self.processes.rank != 0,
+        )
+        # The loss of a step is read one step later, when it is there, so that the GPU never waits for it.
+        behind: tuple[int, Tensor, list[str]] | None = None
+        with bar:
+            for batch in loader:
+                if "fatal" in batch:
+                    raise InputError(batch["fatal"])
+                self.problems.update(batch["problems"])
+                torch.manual_seed(self._step_seed())
+                told = step(self, to_device(batch, self.device))
+                self._update()
+                self.step += 1
+                sums = torch.tensor([0.0, 0.0, float(self._stop)], dtype=torch.float64, device=self.device)
+                sums[0], sums[1] = told.total.detach(), told.weight
+                self.processes.sum(sums)
+                if behind and self._account(*behind):
+                    self._account(self.step, sums, batch["names"])
+                    return False
+                behind = (self.step, sums, batch["names"])
+                bar.update()
+                if self.weight:
+                    bar.set_postfix(loss=f"{self.total / self.weight:.4f}", refresh=False)
+                if config.SAVE_EVERY_STEPS and self.step % config.SAVE_EVERY_STEPS == 0 and self.step < len(batches):
+                    self._account(*behind)
+                    behind = None
+                    self.save_latest()
+            if behind:
+                self._account(*behind)
+        return True
+
+    def _account(self, step: int, sums: Tensor, names: list[str]) -> bool:
+        """Adds a step to the epoch's loss. True: some process was told to stop."""
+        total, weight, stop = sums.tolist()
+        if not math.isfinite(total):
+            pieces = [name for rank_names in self.processes.gather(names) for name in rank_names]
+            raise InputError(
+                f"the loss is not finite ({total}) in epoch {self.epoch}, step {step}; its pieces: {', '.join(pieces)}"
+            )
+        self.total += total
+        self.weight += weight
+        return stop > 0
+
+    def _update(self) -> None:
+        if config.MAX_GRAD_NORM:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.MAX_GRAD_NORM)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.lr_sched.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _step_seed(self) -> int:
+        return random.Random(f"{self.seed} {self.epoch} {self.step} {self.processes.rank}").getrandbits(63)
+
+    @torch.no_grad()
+    def _evaluate(self, evaluate: "Callable[[Training, DataLoader], float]", loader: DataLoader) -> float:
+        self.model.eval()
+        loss = evaluate(self, loader)
+        if not math.isfinite(loss):
+            raise InputError(f"the evaluation loss is not finite ({loss}) after epoch {self.epoch}")
+        return loss
+
+    def evaluation_batches(self, loader: DataLoader) -> Iterator[dict]:
+        """The batches of an evaluation, on the device, with a progress bar."""
+        for batch in tqdm(loader, desc="evaluation", unit="step", leave=False, disable=self.processes.rank != 0):
+            if "fatal" in batch:
+                raise InputError(batch["fatal"])
+            self.problems.update(batch["problems"])
+            yield to_device(batch, self.device)
+
+    def _catch_signals(self) -> None:
+        """SIGTERM (a cluster's preemption) and SIGINT (Ctrl-C) end the run after a step, with its state saved."""
+
+        def stop(number: int, frame: Any) -> None:
+            self._stop = True
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+
+    # --- telling ------------------------------------------------------------------------------------------------------
+    def _tell_bad_pieces(self) -> int:
+        """Names the bad pieces that any rank met since the last time. Returns the number of all so far."""
+        new = set().union(*self.processes.gather(sorted(self.problems))) - self.bad_pieces
+        for problem in sorted(new):
+            self.processes.say(f"bad piece, another one in its place: {problem}")
+            self._write_log(f"bad piece: {problem}\n")
+        self.bad_pieces |= new
+        self.problems.clear()
+        return len(self.bad_pieces)
+
+    def _describe(self, train_loader: DataLoader, eval_loader: DataLoader) -> None:
+        settings, world_size = self.settings, self.processes.world_size
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        constants = {
+            k: v for k, v in vars(config).items() if k.isupper() and not k.startswith("_") and k != "WANDB_KEY"
+        }
+        parameters = sum(p.numel() for p in self.model.parameters())
+        self._run_facts = {
+            "commit": commit(),
+            "device": f"{world_size} x {device}",
+            "precision": str(self.dtype).removeprefix("torch."),
+            "parameters": parameters,
+            "pieces": f"{len(train_loader.dataset)} for training, {len(eval_loader.dataset)} for evaluation",  # type: ignore[arg-type]
+            "batch": f"{settings.batch_size} x {world_size} = {settings.batch_size * world_size}",
+            "learning rate": f"{settings.learning_rate} after {config.WARMUP_STEPS} warm-up steps",
+            "seed": self.seed,
+            "starts from": self.started_from,
+        }
+        width = max(map(len, [*constants, *self._run_facts]))
+        lines = [f"{settings.name}, {datetime.datetime.now():%Y-%m-%d %H:%M:%S}"]
+        lines += [f"  {name:{width}} {value}" for name, value in [*constants.items(), *self._run_facts.items()]]
+        self.processes.say("\n".join(lines))
+        self._write_log("\n".join(lines) + "\n\n")
+        self._wandb = None
+        if settings.wandb_log and self.processes.rank == 0:
+            import wandb  # only where it is asked for
+
+            if not config.WANDB_KEY.startswith("<"):
+                wandb.login(key=config.WANDB_KEY)
+            self._wandb = wandb.init(project=settings.name, name=settings.weights_path.stem, config=constants)
+
+    def _log(self, record: dict) -> None:
+        """The published lines of an epoch, then the same and more as one JSON line."""
+        now = time.asctime()
+        lines = f"Epoch {record['epoch']}\ntrain_loss: {record['train_loss']}\neval_loss: {record['eval_loss']}\ntime: {now}\n"
+        self._write_log(f"{lines}{json.dumps(record)}\n\n")
+        self.processes.say(
+            f"epoch {record['epoch']}: train_loss {record['train_loss']:.4f}, eval_loss {record['eval_loss']:.4f},"
+            f" {record['seconds']} s" + (f", {record['bad_pieces']} bad pieces" if record["bad_pieces"] else "")
+        )
+        if self._wandb:
+            self._wandb.log(record, step=record["epoch"])
+
+    def _write_log(self, text: str) -> None:
+        if self.processes.rank == 0:
+            self.settings.logs_path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.settings.logs_path, "a", encoding="utf-8") as file:
+                file.write(text)
+
+
+def commit() -> str:
+    """The git commit of this code, or "unknown"."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def require_set(name: str, value: str) -> None:
+    """Raises InputError if a constant of config.py still is its placeholder, or is empty."""
+    if not value or value.startswith("<"):
+        raise InputError(f"{name} is not set (it is {value!r}); set it in {config.source()}")
