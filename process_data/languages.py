@@ -12,12 +12,12 @@ from pathlib import Path
 
 # Script -> languages written in it. Scripts have the names that begin the names of their Unicode characters.
 _WRITTEN_IN = {
-    "LATIN": """Afrikaans, Albanian, Azerbaijani, Basque, Bengali (Romanized), Bosnian, Breton, Catalan, Croatian, Czech,
-        Danish, Dutch, Esperanto, Estonian, Filipino, Finnish, French, Galician, German, Hausa, Hindi (Romanized),
-        Hungarian, Icelandic, Indonesian, Irish, Italian, Javanese, Kurdish (Kurmanji), Latin, Latvian,
-        Lithuanian, Malagasy, Malay, Norwegian, Oromo, Polish, Portuguese, Romanian, Scottish Gaelic, Serbian,
-        Slovak, Slovenian, Somali, Spanish, Sundanese, Swahili, Swedish, Tamil (Romanized), Telugu (Romanized),
-        Turkish, Urdu (Romanized), Uzbek, Vietnamese, Welsh, Western Frisian, Xhosa""",
+    "LATIN": """Afrikaans, Albanian, Azerbaijani, Basque, Bengali (Romanized), Bosnian, Breton, Catalan, Croatian,
+        Czech, Danish, Dutch, Esperanto, Estonian, Filipino, Finnish, French, Galician, German, Hausa, Hindi
+        (Romanized), Hungarian, Icelandic, Indonesian, Irish, Italian, Javanese, Kurdish (Kurmanji), Latin, Latvian,
+        Lithuanian, Malagasy, Malay, Norwegian, Oromo, Polish, Portuguese, Romanian, Scottish Gaelic, Serbian, Slovak,
+        Slovenian, Somali, Spanish, Sundanese, Swahili, Swedish, Tamil (Romanized), Telugu (Romanized), Turkish, Urdu
+        (Romanized), Uzbek, Vietnamese, Welsh, Western Frisian, Xhosa""",
     "CYRILLIC": """Belarusian, Bosnian, Bulgarian, Kazakh, Kyrgyz, Macedonian, Mongolian, Russian, Serbian, Ukrainian,
         Uzbek""",
     "ARABIC": "Arabic, Pashto, Persian, Sindhi, Urdu, Uyghur",
@@ -46,7 +46,7 @@ _WRITTEN_IN = {
     "TELUGU": "Telugu",
     "THAI": "Thai",
 }
-_NAMES = {script: [name.strip() for name in names.split(",")] for script, names in _WRITTEN_IN.items()}
+_NAMES = {script: [" ".join(name.split()) for name in names.split(",")] for script, names in _WRITTEN_IN.items()}
 LANGUAGES = sorted({name for names in _NAMES.values() for name in names})
 SCRIPTS = {language: {script for script, names in _NAMES.items() if language in names} for language in LANGUAGES}
 
