@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -92,10 +92,11 @@ def main(
     except _Interrupted as caught:
         interrupted = caught.args[0]
         print(f"Stopped by signal {interrupted}; the same command goes on from here.", file=sys.stderr)
-    if report:
-        if report.failed or interrupted:
-            files.remove_leftovers(args.output)
-        report.finish()
+    if report is None:
+        return 128 + interrupted
+    if report.failed or interrupted:
+        files.remove_leftovers(args.output)
+    report.finish()
     return 128 + interrupted if interrupted else int(report.failed > 0)
 
 
@@ -214,14 +215,16 @@ def _results(
     convert: Convert, args: argparse.Namespace, todo: Iterator[jobs.Job]
 ) -> Iterator[tuple[jobs.Job, str | None, list[str]]]:
     """Runs the jobs in worker processes; yields each with its error (None: done) and warnings, in no fixed order."""
-    pool, pending, breaks = None, {}, 0
+    pool: pebble.ProcessPool | None = None
+    pending: dict[Future, jobs.Job] = {}
+    breaks = 0
     try:
         while True:
             pool = pool or _new_pool(args.workers)
             broken: list[jobs.Job] = []
             for job in itertools.islice(todo, 4 * args.workers - len(pending)):  # never more: the list may be long
                 try:
-                    future = pool.schedule(_run_job, (convert, args, job), timeout=args.timeout)
+                    future: Future = pool.schedule(_run_job, (convert, args, job), timeout=args.timeout)
                 except RuntimeError:  # pebble: the pool broke since we last looked
                     broken.append(job)
                     break
@@ -229,10 +232,11 @@ def _results(
             if not pending and not broken:
                 return
             finished, _ = wait(pending, timeout=args.timeout + 30, return_when=FIRST_COMPLETED)
-            for future in finished:
-                job, warnings = pending.pop(future), []
+            for result in finished:
+                job = pending.pop(result)
+                warnings: list[str] = []
                 try:
-                    error, warnings = future.result()
+                    error, warnings = result.result()
                 except TimeoutError:
                     error = f"took over {args.timeout:g} s"
                 except pebble.ProcessExpired as expired:
@@ -249,7 +253,8 @@ def _results(
                 if breaks > RESTARTS:
                     raise RuntimeError(f"the worker processes broke down {breaks} times without one result")
                 todo = itertools.chain(broken, pending.values(), todo)
-                pool, pending = _close_pool(pool), {}
+                _close_pool(pool)
+                pool, pending = None, {}
     finally:
         _close_pool(pool)
 

@@ -19,6 +19,7 @@ class Job:
     stem: Path | None  # of the numbered outputs, if the converter may give several
 
     def numbered(self, number: int) -> Path:
+        assert self.stem, "a converter declared with several=False gave several outputs"
         return self.stem.with_name(f"{self.stem.name}.{number}{self.output.suffix}")
 
     def is_finished(self) -> bool:
@@ -26,30 +27,33 @@ class Job:
 
     def write(self, outputs: list[bytes]) -> None:
         """Writes all outputs; `name.1` comes last, so that its presence means that all are there."""
-        several = len(outputs) > 1
-        if several:
-            assert self.stem, "a converter declared with several=False gave several outputs"
-            self.output.unlink(missing_ok=True)
-            self.numbered(1).unlink(missing_ok=True)
-        for number in range(len(outputs), 0, -1):
-            with files.atomic_write(self.numbered(number) if several else self.output) as file:
-                file.write(outputs[number - 1])
-        self._remove_numbered(len(outputs) + 1 if several else 1)
+        if len(outputs) == 1:
+            self._write(self.output, outputs[0])
+            self._remove_numbered()
+            return
+        paths = [self.numbered(number) for number in range(1, len(outputs) + 1)]
+        self.remove_outputs()
+        for path, content in reversed(list(zip(paths, outputs, strict=True))):
+            self._write(path, content)
 
     def remove_outputs(self) -> None:
         self.output.unlink(missing_ok=True)
-        self._remove_numbered(1)
+        self._remove_numbered()
 
-    def _remove_numbered(self, first: int) -> None:
-        """Removes what an earlier run left that found more in the file."""
+    @staticmethod
+    def _write(path: Path, content: bytes) -> None:
+        with files.atomic_write(path) as file:
+            file.write(content)
+
+    def _remove_numbered(self) -> None:
+        """Removes what an earlier run left that found several things in the file; `name.1` goes first."""
         if self.stem is None:
             return
-        if first == 1:
-            self.numbered(1).unlink(missing_ok=True)
-        last = first = max(first, 2)
-        while self.numbered(last).exists():
+        self.numbered(1).unlink(missing_ok=True)
+        last = 1
+        while self.numbered(last + 1).exists():
             last += 1
-        for number in range(last - 1, first - 1, -1):
+        for number in range(last, 1, -1):
             self.numbered(number).unlink()
 
 
