@@ -57,11 +57,13 @@ _ENGLISH_SHARE = 0.08
 
 
 def read(path: Path) -> list[str]:
-    """The languages that a file names, one a line. Raises ValueError if it names none, or one twice."""
+    """The languages that a file names, one a line. Raises ValueError if it names none, one twice, or English."""
     lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:
         raise ValueError(f"{path}: names no language; it should have one a line, such as: French")
+    if any(name.casefold() == "english" for name in names):
+        raise ValueError(f"{path}: names English, in which there is a summary anyway")
     twice = [name for name, uses in Counter(names).items() if uses > 1]
     if twice:
         raise ValueError(f"{path}: names {twice[0]} twice")

@@ -133,7 +133,8 @@ def merge(records: Iterable[tuple[str, Path]], target: Path) -> int:
     Returns the exit status: 1 if a record was left out. Raises files.InputError if none is fit (then `target` stays as
     it was), OSError if a file cannot be written.
     """
-    kept, report, kinds = 0, [], Counter()
+    kept, report = 0, []
+    kinds: Counter[str] = Counter()
     with files.atomic_write(target) as merged:
         for name, path in tqdm(records, unit="record", mininterval=0.5 if sys.stderr.isatty() else 30):
             try:

@@ -1,0 +1,365 @@
+"""Writes summaries of music from its metadata with a large language model: in English, and in one more language.
+
+examples:
+  export OPENAI_API_KEY=...                        the only place for the key; a server without keys takes any value
+  python gpt4_summarize.py data/metadata data/summaries --dry_run --price 2.5 10            what would it cost?
+  python gpt4_summarize.py data/metadata data/summaries --model gpt-4o --limit 20           a first look
+  python gpt4_summarize.py data/metadata data/summaries --model gpt-4o --merge data/train.jsonl
+  python gpt4_summarize.py data/metadata data/summaries --model my-model --base_url http://localhost:8000/v1
+  python gpt4_summarize.py data/metadata data/summaries --merge data/train.jsonl            asks nothing more
+
+IN holds records, one .json file each (or is one .jsonl file); OUT gets each of them, its metadata untouched, with
+`summary_en` and `summary_nen`; both are null where the model finds that the metadata say too little. The second
+language is drawn from XLM-R's list. An answer is asked for once: the same command goes on after whatever ended the last
+one, and asks again only for what failed, or whose metadata have changed. errors.jsonl in OUT names each failed record
+with its reason, warnings.jsonl those without summaries. With --merge, all records that are fit for training go to one
+JSONL file (see merge_jsonl.py).
+Exit status: 0; 1 if a record failed or was left out; 2 for wrong use.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
+import chat
+import jobs
+import languages
+import merge_jsonl
+import prompts
+from merge_jsonl import Unfit
+
+import files
+
+ANSWERS = 3  # the first, and two more if one cannot be used
+# For --dry_run. A token of English text is some four bytes; an answer in two languages is about as long as this.
+BYTES_PER_TOKEN, ANSWER_TOKENS, OVERHEAD_TOKENS = 4, 300, 100
+
+
+@dataclass
+class Line(jobs.Job):
+    """A line of a .jsonl file as a job."""
+
+    text: bytes
+
+
+class Lines:
+    """The records of a .jsonl file, in the form of jobs.Batch: line 12 of set.jsonl goes to OUT/set/0000012.json."""
+
+    is_folder, other_files = True, 0
+
+    def __init__(self, source: Path, output: Path):
+        """Raises ValueError if there is no record, or `output` is a file; OSError if the file cannot be read."""
+        self.source, self.output = source, output
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"{output} is a file; OUT must be a folder")
+        self.length = sum(1 for _ in self)
+        if not self.length:
+            raise ValueError(f"{source}: there is no record in it")
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Line]:
+        with open(self.source, "rb") as lines:
+            for number, text in enumerate(lines, start=1):
+                if text.strip():
+                    output = self.output / self.source.stem / f"{number:07d}.json"
+                    yield Line(f"{self.source.name}:{number}", self.source, output, None, text)
+
+
+def read(job: jobs.Job) -> dict:
+    """The record of a job. Raises Unfit."""
+    try:
+        return merge_jsonl.parse(job.text if isinstance(job, Line) else job.source.read_bytes())
+    except OSError as error:
+        raise Unfit("the file cannot be read", str(error.strerror)) from None
+
+
+def read_output(job: jobs.Job, record: dict) -> dict | None:
+    """What an earlier run wrote for a record, if the model would be told the same about it now."""
+    try:
+        output = merge_jsonl.parse(job.output.read_bytes())
+    except (OSError, Unfit):
+        return None
+    return output if prompts.known(output) == prompts.known(record) else None
+
+
+def with_summaries(record: dict, english: object, other: object) -> dict:
+    """The record with the summaries that it lacks."""
+    return record | {
+        "summary_en": english if merge_jsonl.is_blank(record["summary_en"]) else record["summary_en"],
+        "summary_nen": record["summary_nen"] or other,
+    }
+
+
+def write(job: jobs.Job, record: dict) -> None:
+    """Raises chat.Stop if it cannot be written: there is no use in paying for more."""
+    text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
+    try:
+        with files.atomic_write(job.output) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))  # JSON's own way to write half a surrogate pair
+    except OSError as error:
+        raise chat.Stop(f"{job.output}: {error.strerror}") from None
+
+
+def has_summaries(record: dict) -> bool:
+    return bool(not merge_jsonl.is_blank(record["summary_en"]) and record["summary_nen"])
+
+
+async def summarize(model: chat.Chat, told: dict, language: str) -> tuple[str, str] | None:
+    """The summaries (English, other) of a piece, or None if too little is known of it.
+
+    Raises chat.Failed, or whatever else `model.ask` raises.
+    """
+    fault = None
+    for _ in range(ANSWERS):
+        text = await model.ask(prompts.INSTRUCTIONS, prompts.question(told, language, fault), prompts.SCHEMA)
+        try:
+            summaries = prompts.read_answer(text, language)
+            if summaries and any(model.shows_key(summary) for summary in summaries):
+                raise prompts.Unusable("it shows a secret")
+            return summaries
+        except prompts.Unusable as error:
+            fault = model.hide(str(error))
+    raise chat.Failed(f"no usable answer in {ANSWERS}; the last: {fault}")
+
+
+class Run:
+    """All records of a batch, `--concurrency` at a time."""
+
+    def __init__(self, args: argparse.Namespace, batch: jobs.Batch | Lines, model: chat.Chat):
+        self.args, self.batch, self.model = args, batch, model
+        self.asked = self.done = self.insufficient = self.skipped = self.failed = 0
+        self.other_fields: Counter[str] = Counter()
+        self.errors = jobs.Log("errors", "error", batch, (1, 1))
+        self.warnings = jobs.Log("warnings", "warnings", batch, (1, 1))
+
+    async def all(self) -> None:
+        """Raises chat.Stop or files.InputError if it must end early; what is answered by then is written."""
+        with tqdm(total=len(self.batch), unit="record", mininterval=0.5 if sys.stderr.isatty() else 30) as progress:
+            todo = iter(self.batch)
+            tasks = [asyncio.create_task(self._work(todo, progress)) for _ in range(self.args.concurrency)]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await self.model.close()
+
+    async def _work(self, todo: Iterator[jobs.Job], progress: tqdm) -> None:
+        for job in todo:
+            try:
+                await self._one(job)
+            except (Unfit, chat.Failed) as error:
+                self.failed += 1
+                self.errors.add(job.name, str(error))
+            counts = {"done": self.done, "skipped": self.skipped, "failed": self.failed, "retries": self.model.retries}
+            progress.set_postfix(counts, refresh=False)
+            progress.update()
+            await asyncio.sleep(0)  # also among thousands of finished records, answers are taken as they come
+            if self.args.limit and self.asked >= self.args.limit:
+                return
+
+    async def _one(self, job: jobs.Job) -> None:
+        record = read(job)
+        self.other_fields.update(record.keys() - set(merge_jsonl.FIELDS))
+        output = read_output(job, record)
+        if output:
+            wanted = with_summaries(record, output["summary_en"], output["summary_nen"])
+            if wanted != output:  # another field has changed, `filepaths` for one
+                write(job, wanted)
+            self.skipped += 1
+            self.errors.discard(job.name)
+            return
+        told, warnings = prompts.known(record)
+        english = other = None
+        if told and not has_summaries(record):
+            self.asked += 1
+            language = languages.draw(self.args.languages, self.args.seed, job.name)
+            summaries = await summarize(self.model, told, language)
+            if summaries:
+                english, other = summaries[0], {"language": language, "summary": summaries[1]}
+        record = with_summaries(record, english, other)
+        write(job, record)
+        if not has_summaries(record):
+            self.insufficient += 1
+            warnings = ["too little is known of it for a summary", *warnings]
+        self.done += 1
+        self.errors.discard(job.name)
+        self.warnings.discard(job.name)
+        if warnings:
+            self.warnings.add(job.name, warnings)
+
+    def report(self) -> None:
+        for log in (self.errors, self.warnings):
+            log.finish()
+            if len(log):
+                print(f"{log.path} names {len(log)} record(s).", file=sys.stderr)
+        if self.other_fields:
+            fields = ", ".join(f"{field} ({count} records)" for field, count in self.other_fields.most_common())
+            print(f"Kept, but not told to the model, because the format has no such field: {fields}")
+        tokens = f"{self.model.tokens_in} tokens in, {self.model.tokens_out} out"
+        if self.args.price:
+            tokens += f": ${cost(self.model.tokens_in, self.model.tokens_out, self.args.price):.2f}"
+        print(f"{self.asked} records asked for, {tokens}; {self.model.retries} requests repeated")
+        left = len(self.batch) - self.done - self.skipped - self.failed
+        print(
+            f"{self.done} done ({self.insufficient} of them without summaries: too little is known), {self.skipped} "
+            f"skipped (finished before), {self.failed} failed, {left} left, {self.batch.other_files} other files "
+            "ignored"
+        )
+
+
+def cost(tokens_in: float, tokens_out: float, price: tuple[float, float]) -> float:
+    """Dollars; `price` is dollars per million tokens in and out."""
+    return (tokens_in * price[0] + tokens_out * price[1]) / 1e6
+
+
+def dry_run(args: argparse.Namespace, batch: jobs.Batch | Lines) -> int:
+    """Prints what would be asked, and what that would cost. Writes nothing. Returns the exit status."""
+    print(f"--- to all\n{prompts.INSTRUCTIONS}")
+    fixed = len((prompts.INSTRUCTIONS + json.dumps(prompts.SCHEMA)).encode()) / BYTES_PER_TOKEN + OVERHEAD_TOKENS
+    asked, failed, tokens_in = 0, 0, 0.0
+    for job in batch:
+        try:
+            record = read(job)
+        except Unfit as error:
+            failed += 1
+            print(f"--- {job.name}: cannot be asked for: {error}")
+            continue
+        told, _ = prompts.known(record)
+        if not told or has_summaries(record) or read_output(job, record):
+            continue
+        prompt = prompts.question(told, languages.draw(args.languages, args.seed, job.name))
+        print(f"--- {job.name}\n{prompt}")
+        asked += 1
+        tokens_in += fixed + len(prompt.encode()) / BYTES_PER_TOKEN
+        if asked == args.limit:
+            break
+    tokens_out = asked * ANSWER_TOKENS
+    print(f"--- {asked} of {len(batch)} records would be asked for, {failed} cannot be read")
+    print(f"About {tokens_in:.0f} tokens in, {tokens_out} out (a rough estimate, within a third or so)")
+    if args.price:
+        print(
+            f"About ${cost(tokens_in, tokens_out, args.price):.2f} at ${args.price[0]:g} and ${args.price[1]:g} a million"
+        )
+    return int(failed > 0)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    description, _, epilog = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("source", metavar="IN", type=Path, help="folder of .json files (its whole tree), a .json or a .jsonl file")
+    add("output", metavar="OUT", type=Path, help="folder that gets the mirrored tree and the logs")
+    add("--model", metavar="M", help="name of the model, as the server knows it")
+    add("--base_url", metavar="U", help="of the server, up to and with /v1 (default: OPENAI_BASE_URL, or OpenAI's)")
+    add("--concurrency", metavar="N", type=_positive, default=16, help="requests at a time (default: %(default)s)")
+    add("--languages", metavar="FILE", type=Path, help="names of languages to draw from, one a line")
+    add("--seed", metavar="S", type=int, default=0, help="of the draw of languages (default: %(default)s)")
+    add("--limit", metavar="N", type=_positive, help="ask for the next N records only")
+    add("--dry_run", action="store_true", help="ask nothing; print the prompts, and estimate tokens and cost")
+    add(
+        "--price",
+        metavar=("DOLLARS_IN", "DOLLARS_OUT"),
+        type=float,
+        nargs=2,
+        help="dollars per million tokens in and out",
+    )
+    add("--merge", metavar="FILE.jsonl", type=Path, help="then merge OUT into this file; without --model: only that")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return int(text)
+
+
+_positive.__name__ = "int"  # argparse names the type by it: "invalid int value"
+
+
+def get_batch(args: argparse.Namespace) -> jobs.Batch | Lines:
+    """Checks all that can be checked before anything is asked. Raises OSError, or ValueError."""
+    if not (args.model or args.merge or args.dry_run):
+        raise ValueError("--model is needed; or --dry_run, or --merge alone")
+    if args.merge:
+        merge_jsonl.check_target(args.merge)
+        if args.merge.exists() and args.merge.samefile(args.source):
+            raise ValueError(f"--merge {args.merge} would overwrite the input")
+    args.languages = languages.read(args.languages) if args.languages else languages.LANGUAGES
+    if args.source.suffix.lower() == ".jsonl" and not args.source.is_dir():
+        return Lines(args.source, args.output)
+    return jobs.Batch(args.source, args.output, (".json",), ".json", (1, 1), several=False)
+
+
+def get_model(args: argparse.Namespace) -> chat.Chat:
+    """Raises files.InputError if the key or the address cannot be right."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not key:
+        raise files.InputError("set OPENAI_API_KEY to the key of the server, or to any word if it has no keys")
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise files.InputError("OPENAI_API_KEY holds something that is no key: spaces, or characters beyond ASCII")
+    url = args.base_url or os.environ.get("OPENAI_BASE_URL")
+    if url and not url.startswith(("http://", "https://")):
+        raise files.InputError(f"--base_url {url}: it must begin with http:// or https://")
+    return chat.Chat(args.model, args.base_url, key)
+
+
+def ask(args: argparse.Namespace, batch: jobs.Batch | Lines, model: chat.Chat) -> int:
+    """Asks for all records that are not finished, and says what came of it. Returns the exit status.
+
+    Raises chat.Stop, files.InputError or KeyboardInterrupt if it ended early.
+    """
+    args.output.mkdir(parents=True, exist_ok=True)
+    files.remove_leftovers(args.output)
+    print(f"Asking {args.model} at {model.url}, {args.concurrency} requests at a time", file=sys.stderr)
+    run = Run(args, batch, model)
+    try:
+        asyncio.run(run.all())
+    finally:
+        run.report()
+    return int(run.failed > 0)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    sys.stdout.reconfigure(errors="backslashreplace")  # prompts are in all languages, whatever the terminal can show
+    try:
+        batch = get_batch(args)
+        model = get_model(args) if args.model and not args.dry_run else None
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    try:
+        if args.dry_run:
+            return dry_run(args, batch)
+        status = ask(args, batch, model) if model else 0
+        if args.merge:
+            status |= merge_jsonl.merge([(job.name, job.output) for job in batch], args.merge)
+        return status
+    except (files.InputError, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    except chat.Stop as error:
+        print(f"Stopped: {error}. The same command goes on from here.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
