@@ -1,17 +1,15 @@
-"""Features on disk: a folder tree of `.npy` files, the same packed into one matrix, and the labels of its pieces.
+"""Features on disk: a folder tree of `.npy` files, and the same packed into one matrix.
 
 A feature file holds floats of shape [1, H] (pooled: one vector for the piece) or [1, T, H] (temporal: one vector for
 each of T patches or tokens), as `extract_clamp2.py` and `extract_m3.py` write them. N is the number of pieces.
 """
 
-import csv
 import json
 import sys
 import tokenize
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -188,75 +186,17 @@ def _read_vectors(
         raise InputError(f"{root}: none of its {len(paths)} .npy files can be used; the first: {skipped[0]}")
 
 
-# --- labels -----------------------------------------------------------------------------------------------------------
-
-
-def label_of_name(name: str) -> str | None:
-    """`folder/jig_17.npy` -> `jig`: what stands before the first underscore; None if nothing does."""
-    label, underscore, _ = PurePosixPath(name).name.partition("_")
-    return label if underscore and label else None
-
-
-def read_labels(path: Path) -> dict[str, str]:
-    """A CSV of two columns, file and label (with or without a header line) -> {key(file): label}.
-
-    Entries without a label are left out. Raises InputError and OSError.
-    """
-    labels: dict[str, str] = {}
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            for number, row in enumerate(reader := csv.reader(file, strict=True)):
-                if not any(cell.strip() for cell in row):
-                    continue
-                if len(row) != 2:
-                    raise InputError(f"{path}, line {reader.line_num}: {len(row)} columns, not two (file, label)")
-                name, label = key(row[0].strip()), row[1].strip()
-                if number == 0 and label.lower() == "label":
-                    continue
-                if label and (before := labels.setdefault(name, label)) != label:
-                    raise InputError(f"{path}, line {reader.line_num}: {row[0]} is {label} here, {before} further up")
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a CSV file in UTF-8 ({error})") from error
-    if not labels:
-        raise InputError(f"{path}: no label in it; a line is: file,label")
-    return labels
-
-
-def assign_labels(names: list[tuple[Path, str]], labels: dict[str, str] | None) -> list[str | None]:
-    """The label of each (folder, name in it): from the file name if `labels` is None, else by path, else by stem.
-
-    None where there is no label. Raises InputError if one stem in `labels` fits two pieces.
-    """
-    if labels is None:
-        return [label_of_name(name) for _, name in names]
-    assigned: list[str | None] = []
-    by_stem: dict[str, set[str]] = defaultdict(set)
-    for root, name in names:
-        piece = key(name)
-        stem = PurePosixPath(piece).name
-        exact = [path for path in (piece, (root / piece).as_posix()) if path in labels]
-        if not exact and stem in labels:
-            by_stem[stem].add(piece)
-        assigned.append(labels[exact[0]] if exact else labels.get(stem))
-    for stem, pieces in by_stem.items():
-        if len(pieces) > 1:
-            some = " and ".join(sorted(pieces)[:2])
-            raise InputError(f"the label of {stem!r} fits {len(pieces)} pieces, {some}: name them by their paths")
-    return assigned
-
-
 # --- for the command lines --------------------------------------------------------------------------------------------
 
 
-def report(what: str, entries: Iterable[str], limit: int = 20) -> None:
-    """Counts and names `entries` on standard error; of many, the first `limit`."""
-    entries = list(entries)
+def report(what: str, entries: list[str], limit: int = 20) -> None:
+    """Counts and names `entries` on standard error; of many, the first `limit` (the others are for `--json`)."""
     if entries:
         print(f"{len(entries)} {what}:", file=sys.stderr)
         for entry in entries[:limit]:
             print(f"  {entry}", file=sys.stderr)
         if len(entries) > limit:
-            print(f"  ... and {len(entries) - limit} more", file=sys.stderr)
+            print(f"  ... and {len(entries) - limit} more (--json FILE names them all)", file=sys.stderr)
 
 
 def write_json(path: Path, content: object) -> None:
