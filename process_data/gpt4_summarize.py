@@ -250,9 +250,7 @@ def dry_run(args: argparse.Namespace, batch: jobs.Batch | Lines) -> int:
     print(f"--- {asked} of {len(batch)} records would be asked for, {failed} cannot be read")
     print(f"About {tokens_in:.0f} tokens in, {tokens_out} out (a rough estimate, within a third or so)")
     if args.price:
-        print(
-            f"About ${cost(tokens_in, tokens_out, args.price):.2f} at ${args.price[0]:g} and ${args.price[1]:g} a million"
-        )
+        print(f"About ${cost(tokens_in, tokens_out, args.price):.2f}")
     return int(failed > 0)
 
 
