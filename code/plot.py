@@ -17,7 +17,7 @@ import contextlib
 import json
 import math
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,29 +183,37 @@ def feature_map(args: argparse.Namespace) -> int:
         points, shares = principal_components(loaded.matrix)
         axis_names = tuple(f"component {i} ({share:.0%} of the variance)" for i, share in enumerate(shares, start=1))
 
-    sizes = Counter(label for label in of_name if label is not None)
-    styles = len(COLORS) * len(MARKERS)
-    named = [label for label, _ in sizes.most_common(len(sizes) if len(sizes) <= styles else styles - 1)]
-    groups = [(f"{short(label)} ({sizes[label]})", np.array([label == other for other in of_name])) for label in named]
-    rest = np.array([label not in named for label in of_name])
-    columns = math.ceil(len(groups) / 25) if sizes else 0
+    groups = label_groups(of_name)
+    columns = math.ceil(len(groups) / 25) if len(groups) > 1 else 0
     with drawing(args.out, 6.4 + 2 * columns, 6) as axes:
         look = {"s": float(np.clip(9000 / count, 4, 36)), "linewidths": 0, "alpha": 0.75, "rasterized": count > 5000}
-        if rest.any():
-            name = NO_LABEL if len(named) == len(sizes) else f"other labels ({rest.sum()})"
-            color = OTHER_COLOR if sizes else COLORS[0]
-            axes.scatter(*points[rest].T, color=color, label=name if sizes else None, **look)
-        for number, (name, members) in enumerate(groups):
-            marker = MARKERS[number // len(COLORS)]
-            axes.scatter(*points[members].T, color=COLORS[number % len(COLORS)], marker=marker, label=name, **look)
+        drawn = [axes.scatter(*points[rows].T, color=color, marker=marker, **look) for _, rows, color, marker in groups]
         axes.set(xlabel=axis_names[0], ylabel=axis_names[1], xticks=[], yticks=[])
         axes.set_aspect("equal", adjustable="datalim")
-        if sizes:
-            handles, names = axes.get_legend_handles_labels()
-            legend = axes.legend(handles, names, loc="center left", bbox_to_anchor=(1, 0.5), ncols=columns)
+        if columns:
+            names = [name for name, *_ in groups]
+            legend = axes.legend(drawn, names, loc="center left", bbox_to_anchor=(1, 0.5), ncols=columns)
             for handle in legend.legend_handles:
                 handle.set(sizes=[36], alpha=1)
     return report([loaded], of_name, loaded.names)
+
+
+def label_groups(of_name: list[str | None]) -> list[tuple[str, list[int], str, str]]:
+    """(name for the legend, rows, colour, marker) of each label, largest first; before them, in grey, no label.
+
+    Beyond as many labels as there are colours and markers, the smallest are grey too.
+    """
+    rows: dict[str | None, list[int]] = defaultdict(list)
+    for row, label in enumerate(of_name):
+        rows[label].append(row)
+    by_size = sorted((label for label in rows if label is not None), key=lambda label: -len(rows[label]))
+    looks = [(color, marker) for marker in MARKERS for color in COLORS]
+    grey = [*by_size[len(looks) - 1 :], None] if len(by_size) > len(looks) else [None]
+    rest = [row for label in grey for row in rows[label]]
+    groups = [(NO_LABEL if len(grey) == 1 else "other labels", rest, OTHER_COLOR if by_size else COLORS[0], "o")]
+    for label, look in zip([label for label in by_size if label not in grey], looks, strict=False):
+        groups.append((short(label), rows[label], *look))
+    return [(f"{name} ({len(some)})", some, *look) for name, some, *look in groups if some]
 
 
 def similarity(args: argparse.Namespace) -> int:
