@@ -1,0 +1,64 @@
+"""A conversion script for the tests of the batch runner: the input says what its converter does.
+
+Each conversion appends the file's name to the file that CALLS names, if set.
+
+examples: see test_batch.py
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "process_data"))
+import batch
+
+
+def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
+    if "CALLS" in os.environ:
+        with open(os.environ["CALLS"], "a") as calls:
+            calls.write(path.name + "\n")
+    order, _, text = path.read_text().partition(" ")
+    if order == "signal":
+        os.kill(os.getpid(), int(text))
+    elif order == "exit":
+        os._exit(int(text))
+    elif order == "sys.exit":
+        sys.exit(text)
+    elif order == "sleep":
+        time.sleep(float(text))
+    elif order == "memory":
+        bytearray(8 * 2**30)
+    elif order == "refuse":
+        raise batch.Refused(text)
+    elif order == "raise":
+        raise ValueError(text)
+    elif order == "nothing":
+        return batch.Converted([])
+    elif order == "several":
+        return batch.Converted([part.encode() for part in text.split()])
+    elif order == "warn":
+        return batch.Converted([text.encode()], [text, "again"])
+    elif order == "print":
+        print("NOISE")
+        print("NOISE", file=sys.stderr)
+        os.write(1, b"NOISE\n")
+        os.write(2, b"NOISE\n")
+        subprocess.run("echo NOISE; echo NOISE >&2", shell=True, check=True)
+        assert not sys.stdin.read()
+    elif order == "die_later":  # when the worker has no job
+        subprocess.Popen(f"sleep {text}; kill -9 {os.getpid()}", shell=True)
+    elif order == "hash":
+        return batch.Converted([repr(list({"do", "re", "mi", "fa", "sol"})).encode()])
+    return batch.Converted([f"{order} {text}".encode()])
+
+
+def main(argv: list[str] | None = None) -> int:
+    several = "ONE" not in os.environ
+    return batch.main(convert, doc=__doc__, suffixes=(".txt", ".text"), target=".out", several=several, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
