@@ -70,6 +70,7 @@ _METAS = {  # name, data -> values; IndexError, KeyError or ValueError if it can
     0x7F: ("sequencer_specific", lambda data: str(tuple(data))),
 }
 
+END_OF_TRACK = b"\xff\x2f\x00"
 KNOWN_METAS = {*TEXT_METAS, *_METAS, 0x2F}
 
 # A message of a track: ticks since the track's start, and what its line has before and after the time. Of a message
@@ -129,62 +130,71 @@ class _FileReader:
         for number in range(1, count + 1):
             size = self._size(position)
             chunk = data[position + 8 : position + 8 + size]
-            if data[position : position + 4] != b"MTrk" or len(chunk) < size:
+            if data[position : position + 4] != b"MTrk" or position + 8 + size > len(data):
                 raise _Damaged
             tracks.append(_TrackReader(chunk, number, self, forgiving=False).read())
             position += 8 + size
-        self._count_surplus(position)
+        self._note_surplus(position)
         return ticks_per_beat, tracks
 
     def read_damaged(self) -> tuple[int, list[Track]]:
         """The same of a file that mido cannot read, as far as it goes."""
-        data, repairs = self.data, self.repairs
+        data = self.data
         start = data.find(b"MThd")
         if start < 0 or len(data) < start + 14:
             raise ValueError("not a MIDI file: it has no header chunk (MThd)")
         if start:
-            repairs["RIFF file unwrapped" if data[:4] == b"RIFF" else f"{start} bytes before the header skipped"] += 1
+            self.repairs[
+                "RIFF file unwrapped" if data[:4] == b"RIFF" else f"{start} bytes before the header skipped"
+            ] += 1
         kind, count, ticks_per_beat = struct.unpack_from(">hhh", data, start + 8)
         if kind == 2:
-            repairs["type 2 (independent tracks) read as type 1: all tracks start together"] += 1
+            self.repairs["type 2 (independent tracks) read as type 1: all tracks start together"] += 1
         size = self._size(start)
         position = start + 8 + size
         if not self._is_chunk(position):
             if size != 6:
-                repairs[f"header length of {size} bytes taken for 6"] += 1
+                self.repairs[f"header length of {size} bytes taken for 6"] += 1
             position = start + 14
         tracks: list[Track] = []
-        while len(tracks) < count and position < len(data):
+        while len(tracks) < count and position + 8 <= len(data):
             position = self._read_chunk(position, tracks)
         if count > 0 and not tracks:
             raise ValueError("no track in it")
         if len(tracks) < count:
-            repairs[f"{len(tracks)} tracks found, where the header says {count}"] += 1
-        self._count_surplus(position)
+            self.repairs[f"{len(tracks)} tracks found, where the header says {count}"] += 1
+        else:
+            self._note_surplus(position)
         return ticks_per_beat, tracks
 
     def _read_chunk(self, position: int, tracks: list[Track]) -> int:
         """Adds the track at `position` to `tracks`, or skips what else is there; returns the position after it."""
         name, size = self.data[position : position + 4], self._size(position)
         end = position + 8 + size
-        following = self.data.find(b"MTrk", position + 4)  # where the next track is, if the lengths cannot be trusted
-        following = len(self.data) if following < 0 else following
         if name != b"MTrk" and self._is_chunk(position):
             self.repairs[f"unknown chunk {name.decode()} skipped"] += 1
             return end
         if name != b"MTrk":
-            self.repairs[f"{following - position} bytes that belong to no chunk skipped"] += 1
-            return following
+            end = self._next_track(position)
+            self.repairs[f"{end - position} bytes that belong to no chunk skipped"] += 1
+            return end
         number = len(tracks) + 1
-        if end != len(self.data) and not self._is_chunk(end):
-            self.repairs[f"track {number}: {following - position - 8} bytes, where its length says {size}"] += 1
-            end = following
-        chunk = self.data[position + 8 : end]
+        ended = self.data[position + 8 : end].endswith(END_OF_TRACK) and end <= len(self.data)
+        if not ended and end != len(self.data) and not self._is_chunk(end):
+            end = self._next_track(position)
+            self.repairs[f"track {number}: {end - position - 8} bytes, where its length says {size}"] += 1
+        chunk, repairs = self.data[position + 8 : end], self.repairs.copy()
         try:
             tracks.append(_TrackReader(chunk, number, self, forgiving=False).read())
         except _Damaged:
+            self.repairs = repairs
             tracks.append(_TrackReader(chunk, number, self, forgiving=True).read())
         return end
+
+    def _next_track(self, position: int) -> int:
+        """Where the next track, or else the file's end, is: for when lengths cannot be trusted."""
+        found = self.data.find(b"MTrk", position + 1)
+        return len(self.data) if found < 0 else found
 
     def _size(self, position: int) -> int:
         return int.from_bytes(self.data[position + 4 : position + 8])
@@ -195,10 +205,13 @@ class _FileReader:
         fits = position + 8 + self._size(position) <= len(self.data)
         return name == b"MTrk" or (len(name) == 4 and name.isalnum() and fits)
 
-    def _count_surplus(self, position: int) -> None:
-        surplus = self.data.count(b"MTrk", position)
-        if surplus:
-            self.repairs[f"{surplus} more tracks than the header says, left out"] += 1
+    def _note_surplus(self, position: int) -> None:
+        """Says what is left out after as many tracks as the header announces; mido does not read it either."""
+        tracks = self.data.count(b"MTrk", position)
+        if tracks:
+            self.repairs[f"{tracks} more tracks than the header says left out"] += 1
+        elif position < len(self.data):
+            self.repairs[f"{len(self.data) - position} bytes after the last track left out"] += 1
 
 
 class _TrackReader:
