@@ -50,10 +50,13 @@ _NAMES = {script: [" ".join(name.split()) for name in names.split(",")] for scri
 LANGUAGES = sorted({name for names in _NAMES.values() for name in names})
 SCRIPTS = {language: {script for script, names in _NAMES.items() if language in names} for language in LANGUAGES}
 
-LEAST_SHARE = 0.3  # of the letters in the language's scripts: titles and names may stay in another
-# English has these every few words; in a text of another language more than one of them is a quoted title.
-_ENGLISH = {"the", "and", "with", "this", "that", "which", "its", "from"}
-_ENGLISH_SHARE = 0.08
+# The least share of letters in the language's scripts. Titles and names may stay in another, mostly Latin.
+LEAST_SHARE, LEAST_LATIN_SHARE = 0.2, 0.6
+# In English prose more than every third word is one of both sets. Other languages have some of _COMMON (Dutch: in, is,
+# of), but no two of _ENGLISH; where those are in a quoted title, they are few.
+_ENGLISH = {"the", "and", "with", "this", "that", "which", "its", "from", "are"}
+_COMMON = _ENGLISH | {"a", "an", "as", "by", "for", "has", "in", "is", "it", "of", "on", "or", "to", "was"}
+_ENGLISH_SHARE = 0.25
 
 
 def read(path: Path) -> list[str]:
@@ -94,11 +97,11 @@ def misfit(text: str, language: str) -> str | None:
         return "there is no letter in it"
     if scripts:
         share = sum(letter in scripts for letter in letters) / len(letters)
-        if share < LEAST_SHARE:
+        if share < (LEAST_LATIN_SHARE if "LATIN" in scripts else LEAST_SHARE):
             most = Counter(letters).most_common(1)[0][0]
             return f"it is written in {most.capitalize()} script"
     words = re.findall(r"[^\W\d_]+", text.casefold())
-    english = [word for word in words if word in _ENGLISH]
-    if language != "English" and len(set(english)) > 1 and len(english) >= _ENGLISH_SHARE * len(words):
+    common = [word for word in words if word in _COMMON]
+    if language != "English" and len(_ENGLISH & set(words)) > 1 and len(common) > _ENGLISH_SHARE * len(words):
         return "it is English"
     return None
