@@ -26,8 +26,8 @@ def main() -> int:
     parser.add_argument(
         "--normalize",
         action="store_true",
-        help="one vector for a file, in the space that text and music share: for semantic search; without it, one for each"
-        " patch or token: for classification",
+        help="one vector for a file, in the space that text and music share: for semantic search;"
+        " without it, one for each patch or token: for classification",
     )
     args = parser.parse_args()
     weights = config.resolve(config.CLAMP2_WEIGHTS_PATH)

@@ -141,8 +141,9 @@ def prepare_target(target: Path, weights_path: Path, pooled: bool) -> None:
             before = json.loads(manifest.read_text()) if manifest.exists() else made_with
             if {**before, "weights": ""} != {**made_with, "weights": ""}:
                 problem = [
-                    f"{target}: holds features made with {before['weights']}{' --normalize' * before['normalize']}, which is not"
-                    f" what is asked for now ({weights_path.name}{' --normalize' * pooled}); name another output folder"
+                    f"{target}: holds features made with {before['weights']}{' --normalize' * before['normalize']},"
+                    f" which is not what is asked for now ({weights_path.name}{' --normalize' * pooled});"
+                    " name another output folder"
                 ]
             else:
                 target.mkdir(parents=True, exist_ok=True)

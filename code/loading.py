@@ -113,6 +113,13 @@ def _ignore_interrupts(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+def close_loader(loader: DataLoader) -> None:
+    """Ends a loader's workers the gentle way: they ignore SIGTERM, which the interpreter would send them at its exit."""
+    if loader._iterator is not None and loader.num_workers:
+        loader._iterator._shutdown_workers()
+        loader._iterator = None
+
+
 @dataclass
 class _Collate:
     collate: Callable[[list[dict]], dict]

@@ -27,7 +27,7 @@ from transformers import get_constant_schedule_with_warmup
 import config
 from checkpoints import load_checkpoint, load_weights, save_checkpoint
 from files import InputError
-from loading import Batches, to_device
+from loading import Batches, close_loader, to_device
 from processes import Processes, precision
 
 INTERRUPTED = 130  # exit status of a run that was told to stop, saved and can continue
@@ -110,8 +110,8 @@ class Training:
             self.started_from = f"{settings.latest_path}, epoch {self.epoch}, step {self.step}"
             if state["world_size"] != self.processes.world_size:
                 self.started_from += (
-                    f" (that run had {state['world_size']} processes, this one has {self.processes.world_size}: the pieces"
-                    " of the epoch in progress are dealt out anew, from its first step)"
+                    f" (that run had {state['world_size']} processes, this one has {self.processes.world_size}:"
+                    " the pieces of the epoch in progress are dealt out anew, from its first step)"
                 )
                 self.step, self.total, self.weight = 0, 0.0, 0.0
             return
@@ -154,6 +154,19 @@ class Training:
         evaluate: "Callable[[Training, DataLoader], float]",
     ) -> int:
         """All epochs. Returns the exit status."""
+        try:
+            return self._run(train_loader, eval_loader, step, evaluate)
+        finally:
+            close_loader(train_loader)
+            close_loader(eval_loader)
+
+    def _run(
+        self,
+        train_loader: DataLoader,
+        eval_loader: DataLoader,
+        step: "Callable[[Training, dict], Step]",
+        evaluate: "Callable[[Training, DataLoader], float]",
+    ) -> int:
         self._describe(train_loader, eval_loader)
         self._catch_signals()
         self.settings.weights_path.parent.mkdir(parents=True, exist_ok=True)
@@ -295,9 +308,8 @@ class Training:
     def _describe(self, train_loader: DataLoader, eval_loader: DataLoader) -> None:
         settings, world_size = self.settings, self.processes.world_size
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        constants = {
-            k: v for k, v in vars(config).items() if k.isupper() and not k.startswith("_") and k != "WANDB_KEY"
-        }
+        others = ("_", "WANDB_KEY", "CLAMP2_" if settings.name == "m3" else "M3_")
+        constants = {k: v for k, v in vars(config).items() if k.isupper() and not k.startswith(others)}
         parameters = sum(p.numel() for p in self.model.parameters())
         self._run_facts = {
             "commit": commit(),
@@ -325,9 +337,10 @@ class Training:
 
     def _log(self, record: dict) -> None:
         """The published lines of an epoch, then the same and more as one JSON line."""
-        now = time.asctime()
-        lines = f"Epoch {record['epoch']}\ntrain_loss: {record['train_loss']}\neval_loss: {record['eval_loss']}\ntime: {now}\n"
-        self._write_log(f"{lines}{json.dumps(record)}\n\n")
+        self._write_log(
+            f"Epoch {record['epoch']}\ntrain_loss: {record['train_loss']}\neval_loss: {record['eval_loss']}\n"
+            f"time: {time.asctime()}\n{json.dumps(record)}\n\n"
+        )
         self.processes.say(
             f"epoch {record['epoch']}: train_loss {record['train_loss']:.4f}, eval_loss {record['eval_loss']:.4f},"
             f" {record['seconds']} s" + (f", {record['bad_pieces']} bad pieces" if record["bad_pieces"] else "")

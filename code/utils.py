@@ -4,6 +4,7 @@ Symbols, here and in the other files: B batch, T patches (or text tokens) of a p
 (PATCH_SIZE), N real patches (or tokens) of a batch, H hidden size.
 """
 
+import copy
 import random
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
@@ -84,6 +85,7 @@ class M3PatchEncoder(nn.Module):
             )
         )
         freeze_unused(self.base)
+        self.base.embeddings.word_embeddings.requires_grad_(False)  # the patch embedding stands in for it
         use_packed_attention(self.base)
 
     def embed(self, patches: Tensor) -> Tensor:
@@ -211,7 +213,7 @@ class CLaMP2Model(nn.Module):
         patch_num_layers: int = PATCH_NUM_LAYERS,
     ):
         super().__init__()
-        self.text_model = AutoModel.from_config(text_config, dtype=torch.float32)
+        self.text_model = AutoModel.from_config(copy.deepcopy(text_config), dtype=torch.float32)
         freeze_unused(self.text_model)
         if packable(self.text_model.config):
             use_packed_attention(self.text_model)

@@ -1,0 +1,82 @@
+"""Run by test_training.py under torchrun: loss and gradients of one global batch, shared out over the processes.
+
+torchrun --nproc_per_node=N gradients.py OUT
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "code"))
+
+import train_clamp2
+import train_m3
+from transformers import AutoConfig
+
+import processes
+import training
+import utils
+
+KIT = ROOT / "tests" / "kit"
+
+
+class Run(training.Training):
+    """A training without data, files and optimizer steps."""
+
+    def _load(self):
+        pass
+
+
+def share(job, tensors):
+    """This rank's part of a global batch."""
+    return [tensor.chunk(job.world_size)[job.rank] for tensor in tensors]
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def mean_loss(job, told):
+    sums = job.sum(torch.tensor([float(told.total.detach()), float(told.weight)], dtype=torch.float64))
+    return float(sums[0] / sums[1])
+
+
+def main(job):
+    values = np.load(KIT / "values.npz")
+    names = ("input_patches", "input_masks", "selected_indices", "target_patches")
+    m3_inputs = [torch.from_numpy(values[f"m3_loss/{name}"]) for name in names]
+    generator = torch.Generator().manual_seed(1)
+    texts = torch.randint(4, 300, (4, 12), generator=generator)
+    text_masks = torch.arange(12) < torch.tensor([12, 3, 7, 9])[:, None]
+    settings = training.Settings("test", 1, 1e-3, 1, True, False, False, Path("w"), Path("l"))
+    results = {}
+
+    torch.manual_seed(0)
+    m3 = utils.M3Model(hidden_size=64, patch_num_layers=2, token_num_layers=1)
+    run = Run(settings, job, m3)
+    run.parallel.eval()  # no dropout
+    results["m3_loss"] = mean_loss(job, train_m3.step(run, dict(zip(names, share(job, m3_inputs), strict=True))))
+    results["m3"] = gradients(m3)
+
+    for micro_batch in (0, 1):
+        train_clamp2.config.CLAMP2_MICRO_BATCH = micro_batch
+        torch.manual_seed(0)
+        clamp2 = utils.CLaMP2Model(
+            AutoConfig.from_pretrained(KIT / "tiny-xlmr"), 48, music_hidden_size=64, patch_num_layers=2
+        )
+        run = Run(settings, job, clamp2)
+        run.parallel.eval()
+        inputs = share(job, [texts, text_masks, m3_inputs[3], m3_inputs[1]])
+        told = train_clamp2.step(run, dict(zip(train_clamp2.INPUTS, inputs, strict=True)))
+        results[f"clamp2_{micro_batch}_loss"] = mean_loss(job, told)
+        results[f"clamp2_{micro_batch}"] = gradients(clamp2)
+    if job.rank == 0:
+        torch.save(results, sys.argv[1])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(processes.run(main))

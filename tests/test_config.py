@@ -1,0 +1,95 @@
+"""What a user can set, and how mistakes in it are told."""
+
+import subprocess
+import sys
+
+import pytest
+from helpers import CODE, KIT, run
+
+SHOW = "import config; print(*(getattr(config, name) for name in '{names}'.split()), sep='\\n')"
+
+
+def show(names, path=None):
+    return run("-c", SHOW.format(names=names), config=path, cwd=CODE)
+
+
+def test_published_names_and_values():
+    values = {
+        "EVAL_SPLIT": 0.01, "PATCH_SIZE": 64, "PATCH_LENGTH": 512, "PATCH_NUM_LAYERS": 12, "TOKEN_NUM_LAYERS": 3,
+        "M3_HIDDEN_SIZE": 768, "M3_NUM_EPOCH": 100, "M3_LEARNING_RATE": 1e-4, "M3_BATCH_SIZE": 16, "M3_MASK_RATIO": 0.45,
+        "CLAMP2_HIDDEN_SIZE": 768, "TEXT_MODEL_NAME": "FacebookAI/xlm-roberta-base", "CLAMP2_NUM_EPOCH": 100,
+        "CLAMP2_LEARNING_RATE": 5e-5, "CLAMP2_BATCH_SIZE": 128, "LOGIT_SCALE": 1, "MAX_TEXT_LENGTH": 128,
+        "M3_WANDB_LOG": False, "CLAMP2_WANDB_LOG": False,
+        "M3_WEIGHTS_PATH": "weights_m3_p_size_64_p_length_512_t_layers_3_p_layers_12_h_size_768_lr_0.0001_batch_16_mask_0.45.pth",
+        "CLAMP2_WEIGHTS_PATH": "weights_clamp2_h_size_768_lr_5e-05_batch_128_scale_1_t_length_128"
+        "_t_model_FacebookAI_xlm-roberta-base_t_dropout_True_m3_True.pth",
+        "M3_LOGS_PATH": "logs_m3_p_size_64_p_length_512_t_layers_3_p_layers_12_h_size_768_lr_0.0001_batch_16_mask_0.45.txt",
+    }  # fmt: skip
+    assert show(" ".join(values)).stdout.splitlines() == [str(value) for value in values.values()]
+    for name in [
+        "WANDB_KEY",
+        "TRAIN_FOLDERS",
+        "EVAL_FOLDERS",
+        "TRAIN_JSONL",
+        "EVAL_JSONL",
+        "M3_DETERMINISTIC",
+        "M3_LOAD_CKPT",
+        "TEXT_DROPOUT",
+        "CLAMP2_DETERMINISTIC",
+        "CLAMP2_LOAD_M3",
+        "CLAMP2_LOAD_CKPT",
+        "CLAMP2_LOGS_PATH",
+    ]:
+        assert show(name).returncode == 0
+
+
+def test_overrides(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(f'"""Mine."""\nM3_BATCH_SIZE = 8\nM3_LEARNING_RATE = 1\nTEXT_MODEL_NAME = "{KIT / "tiny-xlmr"}"\n')
+    printed = show("M3_BATCH_SIZE M3_LEARNING_RATE M3_WEIGHTS_PATH CLAMP2_WEIGHTS_PATH", path).stdout.splitlines()
+    assert printed[:2] == ["8", "1.0"]
+    assert "_lr_1.0_batch_8_" in printed[2] and "_t_model_tiny-xlmr_" in printed[3]
+
+
+def test_a_derived_name_can_be_set(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text('M3_WEIGHTS_PATH = "/w/weights_mine.pth"\n')
+    assert show("M3_WEIGHTS_PATH M3_LOGS_PATH", path).stdout.splitlines() == ["/w/weights_mine.pth", "/w/logs_mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("M3_BATCH = 8\n", "line 1: config.py has no M3_BATCH; it has CLAMP2_BATCH_SIZE,"),
+        ("\nM3_BATCH_SIZE = '8'\n", "line 2: M3_BATCH_SIZE = '8' is of type str, not int"),
+        ("M3_DETERMINISTIC = 1\n", "line 1: M3_DETERMINISTIC = 1 is of type int, not bool"),
+        ("M3_BATCH_SIZE = True\n", "M3_BATCH_SIZE = True is of type bool, not int"),
+        ("M3_BATCH_SIZE = 4 * 2\n", "the value of M3_BATCH_SIZE is not a plain number"),
+        ("import os\n", "line 1: only assignments"),
+        ("M3_BATCH_SIZE = = 3\n", "line 1: not Python"),
+        ("_FOLDER = 'x'\n", "config.py has no _FOLDER"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(tmp_path, text, problem):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    result = show("M3_BATCH_SIZE", path)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {path}, ") and problem in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_missing_file(tmp_path):
+    result = show("M3_BATCH_SIZE", tmp_path / "none.py")
+    assert result.returncode == 2 and "cannot be read: No such file" in result.stderr
+
+
+def test_code_is_no_package():
+    """`code` is a module of the standard library; the folder must not stand in its way."""
+    assert not (CODE / "__init__.py").exists()
+    found = subprocess.run(
+        [sys.executable, "-c", "import code; print(code.InteractiveConsole)"],
+        cwd=CODE.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert "InteractiveConsole" in found.stdout

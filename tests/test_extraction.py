@@ -1,0 +1,161 @@
+"""The two extractors, through their real launchers, against the golden features."""
+
+import json
+import os
+import shutil
+import socket
+
+import numpy as np
+import pytest
+from helpers import CODE, KIT, KIT_MODEL, free_port, run, write_config
+
+VALUES = np.load(KIT / "values.npz")
+
+
+def accelerate(count):
+    command = [
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes",
+        str(count),
+        "--main_process_port",
+        str(free_port()),
+    ]
+    return [*command, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The kit in two folders, with a.abc, a.mtf and a.txt beside each other."""
+    folder = tmp_path_factory.mktemp("in")
+    shutil.copytree(KIT / "interleaved", folder / "music")
+    shutil.copytree(KIT / "mtf", folder / "music", dirs_exist_ok=True)
+    shutil.copytree(KIT / "texts", folder / "words")
+    for kind, name in (("interleaved", "tiny.abc"), ("mtf", "plain.mtf"), ("texts", "lines.txt")):
+        shutil.copy(KIT / kind / name, folder / f"a{name[name.rindex('.') :]}")
+    (folder / "notes.pdf").write_text("not ours")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp("config") / "kit.py", **KIT_MODEL)
+
+
+def feature_of(target, name):
+    """The feature file that belongs to a file of the kit."""
+    folder = "words" if name.endswith(".txt") else "music"
+    return np.load(target / folder / (name.rsplit(".", 1)[0] + ".npy"))
+
+
+def written(target):
+    return sorted(path.relative_to(target).as_posix() for path in target.rglob("*.npy"))
+
+
+def test_m3_features(source, config, tmp_path):
+    result = run(CODE / "extract_m3.py", source, tmp_path / "out", config=config)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1].startswith(
+        "16 done, 0 skipped (they were there), 0 failed; 5 files of other types"
+    )
+    for entry in VALUES:
+        if entry.startswith("m3/"):
+            feature = feature_of(tmp_path / "out", entry.removeprefix("m3/"))
+            assert feature.dtype == np.float32 and feature.shape == (1, *VALUES[entry].shape)
+            np.testing.assert_allclose(feature[0], VALUES[entry], atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def pooled(source, config, tmp_path_factory):
+    """Pooled features made by one process."""
+    target = tmp_path_factory.mktemp("pooled")
+    result = run(CODE / "extract_clamp2.py", source, target, "--normalize", config=config, HF_HUB_OFFLINE="1")
+    assert result.returncode == 0, result.stderr
+    return target
+
+
+def test_clamp2_pooled_features(pooled):
+    for entry in VALUES:
+        if entry.startswith("clamp2_normalized/"):
+            feature = feature_of(pooled, entry.removeprefix("clamp2_normalized/"))
+            assert feature.dtype == np.float32 and feature.shape == (1, 48)
+            np.testing.assert_allclose(feature[0], VALUES[entry], atol=1e-4, rtol=0)
+
+
+def test_files_of_one_name_do_not_overwrite_each_other(pooled):
+    for name, entry in (("a.abc", "tiny.abc"), ("a.mtf", "plain.mtf"), ("a.txt", "lines.txt")):
+        feature = np.load(pooled / f"{name}.npy")
+        np.testing.assert_allclose(feature[0], VALUES[f"clamp2_normalized/{entry}"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_write_what_one_does(source, config, pooled, tmp_path, count):
+    result = run(*accelerate(count), CODE / "extract_clamp2.py", source, tmp_path, "--normalize", config=config)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("20 done, 0 skipped") == 1
+    assert written(tmp_path) == written(pooled) and len(written(pooled)) == 20
+    for name in written(pooled):
+        np.testing.assert_allclose(np.load(tmp_path / name), np.load(pooled / name), atol=1e-5, rtol=0)
+
+
+def test_temporal_features_resume_and_bad_files(source, config, tmp_path):
+    folder, target = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(source, folder)
+    (folder / "bad.abc").write_bytes(b"K:C\n\xff\n")
+    (folder / "silent.mtf").write_text("ticks_per_beat 480\n")
+    (folder / "empty.txt").touch()
+    result = run(CODE / "extract_clamp2.py", folder, target, config=config)
+    assert result.returncode == 1
+    assert "20 done, 0 skipped (they were there), 3 failed" in result.stdout
+    errors = [json.loads(line) for line in (target / "errors.jsonl").read_text().splitlines()]
+    assert [error["file"] for error in errors] == ["bad.abc", "empty.txt", "silent.mtf"]
+    assert "bad.abc: not UTF-8" in errors[0]["error"] and errors[0]["error"] in result.stderr
+    for entry in VALUES:
+        if entry.startswith("clamp2_temporal/"):
+            feature = feature_of(target, entry.removeprefix("clamp2_temporal/"))
+            assert feature.shape == (1, *VALUES[entry].shape)
+            np.testing.assert_allclose(feature[0], VALUES[entry], atol=1e-4, rtol=0)
+
+    for name in ("bad.abc", "silent.mtf", "empty.txt"):
+        (folder / name).unlink()
+    (target / "music" / "duo.npy").unlink()
+    leftover = target / f".tmp-{socket.gethostname()[:64]}-999999999-00000000"
+    leftover.touch()
+    changed = folder / "words" / "lines.txt"
+    changed.write_text("other words")
+    later = (target / "words" / "lines.npy").stat().st_mtime + 1
+    os.utime(changed, (later, later))
+    result = run(CODE / "extract_clamp2.py", folder, target, config=config)
+    assert result.returncode == 0, result.stderr
+    assert "2 done, 18 skipped" in result.stdout
+    assert np.load(target / "words" / "lines.npy").shape[1] < 38 and (target / "music" / "duo.npy").exists()
+    assert not (target / "errors.jsonl").exists() and not leftover.exists()
+
+    result = run(CODE / "extract_clamp2.py", folder, target, "--normalize", config=config)
+    assert result.returncode == 2 and "holds features made with weights_clamp2_kit.pth, which is not" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "make", "changes", "problem"),
+    [
+        ("extract_m3.py", None, {}, "in: no such file or folder"),
+        ("extract_m3.py", "notes.txt", {}, "there is no .abc or .mtf file in it"),
+        ("extract_m3.py", "a.abc", {"M3_WEIGHTS_PATH": "/no/such.pth"}, "/no/such.pth: there are no such weights"),
+        ("extract_m3.py", "a.abc", {"M3_HIDDEN_SIZE": 128}, "patch_embedding.weight is [64, 8192]"),
+        (
+            "extract_clamp2.py",
+            "a.txt",
+            {"CLAMP2_WEIGHTS_PATH": KIT_MODEL["M3_WEIGHTS_PATH"]},
+            "these weights are of another model",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_one_line(tmp_path, script, make, changes, problem):
+    if make:
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / make).write_text("K:C\nAB|\n")
+    config = write_config(tmp_path / "kit.py", **(KIT_MODEL | changes))
+    result = run(CODE / script, tmp_path / "in", tmp_path / "out", config=config)
+    assert result.returncode == 2
+    told = result.stderr.splitlines()[-1]
+    assert told.startswith("error: ") and problem in told and "Traceback" not in result.stderr

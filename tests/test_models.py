@@ -1,0 +1,377 @@
+"""The models against the golden values, and against the plain form of what they compute."""
+
+import json
+from copy import deepcopy
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from helpers import KIT, KIT_SIZES, SHARED_GOLDEN
+from torch.nn import functional as F
+from transformers import AutoConfig, BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
+
+import packing
+import utils
+from checkpoints import load_checkpoint, load_weights
+from embedding import embed, segment_starts
+from files import InputError
+from patches import M3Patchilizer, read_music
+from texts import join_lines, read_text, tokenize
+
+VALUES = np.load(KIT / "values.npz")
+SIZES = {"hidden_size": KIT_SIZES["M3_HIDDEN_SIZE"], "patch_num_layers": 2, "token_num_layers": 1}
+
+
+@pytest.fixture(scope="module")
+def m3():
+    model = utils.M3Model(**SIZES)
+    path = KIT / "weights_m3_kit.pth"
+    load_weights(model, load_checkpoint(path)["model"], path)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def clamp2():
+    model = utils.CLaMP2Model(
+        AutoConfig.from_pretrained(KIT / "tiny-xlmr"), hidden_size=48, music_hidden_size=64, patch_num_layers=2
+    )
+    path = KIT / "weights_clamp2_kit.pth"
+    load_weights(model, load_checkpoint(path)["model"], path)
+    return model.eval()
+
+
+def golden(prefix):
+    return [name.removeprefix(prefix) for name in VALUES if name.startswith(prefix)]
+
+
+def array_of(name, tokenizer):
+    if name.endswith(".txt"):
+        return tokenize(join_lines(read_text(KIT / "texts" / name), tokenizer), tokenizer)
+    path = KIT / ("mtf" if name.endswith(".mtf") else "interleaved") / name
+    return M3Patchilizer().encode(read_music(path), add_special_patches=True)
+
+
+def batch(prefix, *names):
+    return [torch.from_numpy(VALUES[f"{prefix}/{name}"]) for name in names]
+
+
+# --- golden values --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("batch_tokens", [1, 700, 10**6])
+def test_golden_m3_features(m3, batch_tokens):
+    names = golden("m3/")
+    features = embed(m3.encoder, (array_of(name, None) for name in names), batch_tokens=batch_tokens)
+    for name, feature in zip(names, features, strict=True):
+        np.testing.assert_allclose(feature, VALUES[f"m3/{name}"], atol=1e-4, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["clamp2_temporal/", "clamp2_normalized/"])
+@pytest.mark.parametrize("batch_tokens", [100, 10**6])
+def test_golden_clamp2_features(clamp2, tokenizer, kind, batch_tokens):
+    names = golden(kind)
+    arrays = (array_of(name, tokenizer) for name in names)
+    for name, feature in zip(names, embed(clamp2, arrays, kind == "clamp2_normalized/", batch_tokens), strict=True):
+        np.testing.assert_allclose(feature, VALUES[kind + name], atol=1e-4, rtol=0, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(KIT / "tiny-xlmr")
+
+
+def test_golden_m3_loss(m3):
+    inputs = batch("m3_loss", "input_patches", "input_masks", "selected_indices", "target_patches")
+    with torch.no_grad():
+        output = m3(*inputs)
+    assert abs(output.loss.item() - VALUES["m3_loss/loss"]) < 1e-4
+    selected, targets = inputs[2].bool(), inputs[3]
+    assert output.characters.item() == (targets[selected][:, 1:] != 0).sum().item()
+
+
+def test_golden_contrastive_loss():
+    loss = utils.ClipLoss(logit_scale=1)(*batch("clip_loss", "text", "music"))
+    assert abs(loss.item() - VALUES["clip_loss/loss"]) < 1e-4
+
+
+# --- state dicts ----------------------------------------------------------------------------------------------------
+def shapes(model):
+    return {name: list(value.shape) for name, value in model.state_dict().items()}
+
+
+def bert_shapes(hidden, layers, words, positions, types):
+    """What a BERT checkpoint holds, written down from the architecture."""
+    names = {
+        "embeddings.word_embeddings.weight": [words, hidden],
+        "embeddings.position_embeddings.weight": [positions, hidden],
+        "embeddings.token_type_embeddings.weight": [types, hidden],
+        "pooler.dense.weight": [hidden, hidden],
+        "pooler.dense.bias": [hidden],
+    }
+    linears = {
+        "attention.self.query": 1,
+        "attention.self.key": 1,
+        "attention.self.value": 1,
+        "attention.output.dense": 1,
+    }
+    norms = ["embeddings.LayerNorm"]
+    for layer in (f"encoder.layer.{i}." for i in range(layers)):
+        for linear in linears:
+            names |= {f"{layer}{linear}.weight": [hidden, hidden], f"{layer}{linear}.bias": [hidden]}
+        names |= {
+            f"{layer}intermediate.dense.weight": [4 * hidden, hidden],
+            f"{layer}intermediate.dense.bias": [4 * hidden],
+        }
+        names |= {f"{layer}output.dense.weight": [hidden, 4 * hidden], f"{layer}output.dense.bias": [hidden]}
+        norms += [f"{layer}attention.output.LayerNorm", f"{layer}output.LayerNorm"]
+    for norm in norms:
+        names |= {f"{norm}.weight": [hidden], f"{norm}.bias": [hidden]}
+    return names
+
+
+def m3_encoder_shapes():
+    own = {"patch_embedding.weight": [768, 64 * 128], "patch_embedding.bias": [768]}
+    return own | {f"base.{name}": shape for name, shape in bert_shapes(768, 12, 1, 512, 2).items()}
+
+
+def gpt2_shapes():
+    names = {"transformer.wte.weight": [128, 768], "transformer.wpe.weight": [64, 768], "lm_head.weight": [128, 768]}
+    names |= {"transformer.ln_f.weight": [768], "transformer.ln_f.bias": [768]}
+    for layer in (f"transformer.h.{i}." for i in range(3)):
+        for norm in ("ln_1", "ln_2"):
+            names |= {f"{layer}{norm}.weight": [768], f"{layer}{norm}.bias": [768]}
+        for linear, into, out in (
+            ("attn.c_attn", 768, 3 * 768),
+            ("attn.c_proj", 768, 768),
+            ("mlp.c_fc", 768, 3072),
+            ("mlp.c_proj", 3072, 768),
+        ):
+            names |= {f"{layer}{linear}.weight": [into, out], f"{layer}{linear}.bias": [out]}
+    return names
+
+
+def prefixed(prefix, names):
+    return {prefix + name: shape for name, shape in names.items()}
+
+
+XLMR = XLMRobertaConfig(vocab_size=250002, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
+
+
+def published_models():
+    with torch.device("meta"):
+        return {"m3": utils.M3Model(), "clamp2": utils.CLaMP2Model(XLMR)}
+
+
+def test_state_dicts_of_published_size():
+    models = published_models()
+    expected = prefixed("encoder.", m3_encoder_shapes()) | prefixed("decoder.base.", gpt2_shapes())
+    assert len(expected) == 242 and shapes(models["m3"]) == expected
+    expected = prefixed("music_model.", m3_encoder_shapes())
+    expected |= prefixed("text_model.", bert_shapes(768, 12, 250002, 514, 1))
+    for side in ("text", "music"):
+        expected |= {f"{side}_proj.weight": [768, 768], f"{side}_proj.bias": [768]}
+    assert len(expected) == 404 and shapes(models["clamp2"]) == expected
+
+
+@pytest.mark.skipif(
+    not SHARED_GOLDEN.is_dir(), reason="the lists of the published entries are not beside this checkout"
+)
+@pytest.mark.parametrize("kind", ["m3", "clamp2"])
+def test_state_dicts_of_the_published_checkpoints(kind):
+    published = json.loads((SHARED_GOLDEN / f"{kind}_state_dict.json").read_text())
+    assert shapes(published_models()[kind]) == published
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    path = KIT / "weights_m3_kit.pth"
+    weights = load_checkpoint(path)["model"]
+    with pytest.raises(
+        InputError, match=r"weights_m3_kit.*encoder\.patch_embedding\.weight is \[64, 8192\].*\[128, 8192\]"
+    ):
+        load_weights(utils.M3Model(hidden_size=128, patch_num_layers=2, token_num_layers=1), weights, path)
+    del weights["encoder.patch_embedding.bias"]
+    with pytest.raises(InputError, match=r"1 entries are missing \(the first: encoder\.patch_embedding\.bias\)"):
+        load_weights(utils.M3Model(**SIZES), weights, path)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    path = tmp_path / "evil.pth"
+    torch.save({"model": Evil()}, path)
+    with pytest.raises(InputError, match=r"evil\.pth: not a checkpoint that can be loaded safely"):
+        load_checkpoint(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
+def test_damaged_checkpoints(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"weights\.pth"):
+        load_checkpoint(path)
+
+
+# --- the plain form -------------------------------------------------------------------------------------------------
+def test_patch_embedding_is_the_linear_layer_of_the_one_hot_patches(m3):
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.randint(0, 128, (50, 64), generator=generator)
+    for row, length in enumerate(torch.randint(0, 65, (50,), generator=generator).tolist()):
+        patches[row, length:] = 0
+    plain = m3.encoder.patch_embedding(F.one_hot(patches, 128).float().flatten(1))
+    packed = m3.encoder.embed(patches.to(torch.uint8))
+    torch.testing.assert_close(packed, plain, atol=1e-5, rtol=1e-5)
+    parameters = [m3.encoder.patch_embedding.weight, m3.encoder.patch_embedding.bias]
+    weight = torch.randn(plain.shape, generator=generator)
+    for ours, theirs in zip(
+        torch.autograd.grad((packed * weight).sum(), parameters),
+        torch.autograd.grad((plain * weight).sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def plain_m3_loss(m3, inputs, masks, selected, targets):
+    """M3's loss as the paper says it: padded, one-hot, through transformers' own attention and loss."""
+    encoder = BertModel(deepcopy(m3.encoder.base.config), add_pooling_layer=True).eval()
+    encoder.set_attn_implementation("eager")
+    encoder.load_state_dict(m3.encoder.base.state_dict())
+    embedded = m3.encoder.patch_embedding(F.one_hot(inputs.long(), 128).float().flatten(2))
+    features = encoder(inputs_embeds=embedded, attention_mask=masks.long()).last_hidden_state
+    decoder = type(m3.decoder.base)(deepcopy(m3.decoder.base.config)).eval()
+    decoder.set_attn_implementation("eager")
+    decoder.load_state_dict(m3.decoder.base.state_dict())
+    features, targets = features[selected.bool()], targets[selected.bool()].long()
+    embedded = decoder.transformer.wte(targets)
+    embedded = torch.cat([features[:, None], embedded[:, 1:]], dim=1)
+    labels = targets.masked_fill(targets == 0, -100)
+    loss = decoder(inputs_embeds=embedded, attention_mask=(targets != 0).long(), labels=labels).loss
+    return loss, dict(encoder.named_parameters()), dict(decoder.named_parameters())
+
+
+def test_m3_loss_and_gradients_are_those_of_the_plain_form(m3):
+    inputs = batch("m3_loss", "input_patches", "input_masks", "selected_indices", "target_patches")
+    m3.zero_grad()
+    loss = m3(*inputs).loss
+    loss.backward()
+    ours = {name: p.grad for name, p in m3.named_parameters() if p.grad is not None}
+    m3.zero_grad()
+    plain, encoder, decoder = plain_m3_loss(m3, *inputs)
+    assert abs(plain.item() - loss.item()) < 1e-5
+    plain.backward()
+    compared = 0
+    for prefix, parameters in (("encoder.base.", encoder), ("decoder.base.", decoder)):
+        for name, parameter in parameters.items():
+            if parameter.grad is not None and prefix + name in ours:
+                torch.testing.assert_close(ours[prefix + name], parameter.grad, atol=1e-6, rtol=1e-4, msg=prefix + name)
+                compared += 1
+    assert compared > 40
+    torch.testing.assert_close(ours["encoder.patch_embedding.weight"], m3.encoder.patch_embedding.weight.grad)
+
+
+def test_packed_text_model_is_the_padded_one():
+    config = XLMRobertaConfig(
+        vocab_size=100,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        pad_token_id=1,
+    )
+    torch.manual_seed(0)
+    padded = XLMRobertaModel(config).eval()
+    model = utils.CLaMP2Model(config, 48, music_hidden_size=64, patch_num_layers=1).eval()
+    model.text_model.load_state_dict(padded.state_dict())
+    ids = torch.randint(4, 100, (5, 40))
+    masks = torch.arange(40) < torch.tensor([40, 3, 17, 8, 25])[:, None]
+    ids[~masks] = 1
+    expected = padded(input_ids=ids, attention_mask=masks.long()).last_hidden_state
+    mean = (expected * masks[..., None]).sum(1) / masks.sum(1, keepdim=True)
+    torch.testing.assert_close(model.get_text_features(ids, masks), model.text_proj(mean), atol=1e-5, rtol=1e-5)
+
+
+def test_another_kind_of_text_model_runs_padded():
+    config = AutoConfig.for_model(
+        "distilbert", vocab_size=100, dim=64, n_layers=2, n_heads=2, hidden_dim=128, max_position_embeddings=64
+    )
+    torch.manual_seed(0)
+    model = utils.CLaMP2Model(config, 48, music_hidden_size=64, patch_num_layers=1).eval()
+    ids, masks = torch.randint(4, 100, (3, 20)), torch.arange(20) < torch.tensor([20, 5, 11])[:, None]
+    together = model.get_text_features(ids, masks)
+    for row, length in enumerate((20, 5, 11)):
+        alone = model.get_text_features(ids[row : row + 1, :length], masks[row : row + 1, :length])
+        torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=1e-5)
+
+
+# --- packing --------------------------------------------------------------------------------------------------------
+def test_bucket_widths_waste_at_most_a_third():
+    for length in range(8, 513):
+        assert length <= packing._bucket_width(length) <= 1.5 * length
+
+
+def test_pack_and_unpack():
+    masks = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
+    values = torch.randn(3, 4, 5) * masks[..., None]
+    layout = packing.Packing(masks)
+    assert layout.pack(values).shape == (7, 5)
+    assert torch.equal(layout.unpack(layout.pack(values)), values)
+    torch.testing.assert_close(layout.mean(layout.pack(values)), values.sum(1) / masks.sum(1, keepdim=True))
+
+
+def test_the_work_is_that_of_the_real_tokens(m3):
+    """Linear layers see real patches and characters only; attention at most half as much again, per side."""
+    inputs = batch("m3_loss", "input_patches", "input_masks", "selected_indices", "target_patches")
+    real = int(inputs[1].sum())
+    rows, attended = [], []
+    hook = m3.encoder.base.encoder.layer[0].intermediate.register_forward_hook(lambda _, x, __: rows.append(x[0].shape))
+    kernel = F.scaled_dot_product_attention
+
+    def counted(query, *args, **kwargs):
+        attended.append(query.shape[0] * query.shape[2])
+        return kernel(query, *args, **kwargs)
+
+    with mock.patch.object(packing, "scaled_dot_product_attention", counted):
+        m3.encoder(inputs[0], inputs[1])
+    hook.remove()
+    assert rows == [(1, real, 64)]
+    assert sum(attended) <= 1.5 * real * 2  # two layers
+
+
+# --- attention ------------------------------------------------------------------------------------------------------
+def test_every_transformer_runs_the_fused_attention(m3, clamp2):
+    """BERT, GPT-2 and XLM-R all call scaled_dot_product_attention, once for each layer and bucket at the least."""
+    kernel = F.scaled_dot_product_attention
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return kernel(*args, **kwargs)
+
+    patches, masks = torch.randint(4, 128, (1, 5, 64), dtype=torch.uint8), torch.ones(1, 5)
+    with mock.patch.object(packing, "scaled_dot_product_attention", counted):
+        for run, layers in (
+            (lambda: m3.encoder(patches, masks), 2),
+            (lambda: m3.decoder(torch.randn(5, 64), patches[0]), 1),
+            (lambda: clamp2.get_text_features(torch.randint(4, 300, (1, 9)), torch.ones(1, 9)), 2),
+        ):
+            calls.clear()
+            run()
+            assert len(calls) == layers
+
+
+def test_bert_config_is_the_published_one():
+    config = utils.M3Model(**SIZES).encoder.base.config
+    assert config.hidden_dropout_prob == BertConfig().hidden_dropout_prob == 0.1
+    assert config.num_attention_heads == 1 and config.intermediate_size == 256
+
+
+# --- segments -------------------------------------------------------------------------------------------------------
+def test_segments():
+    assert segment_starts(5, 512) == [0]
+    assert segment_starts(512, 512) == [0]
+    assert segment_starts(513, 512) == [0, 1]
+    assert segment_starts(1024, 512) == [0, 512]
+    assert segment_starts(1100, 512) == [0, 512, 588]

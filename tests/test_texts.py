@@ -1,0 +1,127 @@
+"""Which words of a record CLaMP 2 is trained on."""
+
+import json
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+from helpers import KIT
+from train_clamp2 import Jsonl, choose_text, metadata_lines, summaries
+from transformers import AutoTokenizer
+
+from files import InputError
+from texts import join_lines, read_text, text_lines, tokenize
+
+RECORD = {
+    "title": "Morrison's",
+    "composer": None,
+    "genres": ["Folk", "Dance"],
+    "description": "A jig.\nA fast one.\n\nA jig.",
+    "lyrics": None,
+    "tags": [],
+    "ensembles": ["Duo"],
+    "instruments": ["Fiddle", "Flute", "Folk"],
+    "summary_en": "An Irish jig.",
+    "summary_nen": {"language": "French", "summary": "Une gigue."},
+    "filepaths": ["a.abc"],
+}
+LINES = ["Morrison's", "Folk", "Dance", "A jig.", "A fast one.", "Duo", "Fiddle", "Flute"]
+
+
+def test_metadata_lines():
+    assert metadata_lines(RECORD) == LINES
+    assert metadata_lines({"title": "x", "genres": None, "tags": [3, "y"], "summary_en": "z"}) == ["x", "y"]
+
+
+def test_summaries_in_both_forms():
+    assert summaries("one") == summaries(["one", None, ""]) == ["one"]
+    assert summaries({"language": "French", "summary": "un"}) == ["un"]
+    assert summaries([{"summary": "un"}, {"language": "German", "summary": "eins"}]) == ["un", "eins"]
+    assert summaries(None) == summaries({"language": None, "summary": None}) == []
+
+
+def test_text_dropout_statistics():
+    rng = random.Random(0)
+    kinds, kept, sizes, first = Counter(), Counter(), Counter(), Counter()
+    for _ in range(8000):
+        lines = choose_text(RECORD, rng)
+        kind = {"An Irish jig.": "english", "Une gigue.": "other"}.get(lines[0], "metadata")
+        kinds[kind] += 1
+        if kind == "metadata":
+            assert len(set(lines)) == len(lines) and set(lines) <= set(LINES)
+            kept.update(lines)
+            sizes[len(lines)] += 1
+            first[lines[0]] += 1
+    # five standard deviations around 1/2, 1/4, 1/4
+    assert (
+        abs(kinds["metadata"] - 4000) < 224 and abs(kinds["english"] - 2000) < 194 and abs(kinds["other"] - 2000) < 194
+    )
+    assert all(abs(kept[line] / kinds["metadata"] - 0.5) < 0.05 for line in LINES)
+    assert sizes[8] > sizes[1] / 3  # all eight by chance, or because none was kept
+    assert all(abs(first[line] / kinds["metadata"] - 1 / 8) < 0.04 for line in LINES)  # shuffled
+
+
+def test_what_is_missing_is_made_up_for():
+    rng = random.Random(0)
+    for _ in range(50):
+        assert choose_text({"title": "x"}, rng) == ["x"]
+        assert choose_text({"summary_en": "s"}, rng) == ["s"]
+        assert choose_text({"title": None, "genres": []}, rng) == []
+
+
+def test_text_lines_are_deduplicated_in_their_order(tmp_path):
+    assert text_lines("b\na\n\nb\n  \nc") == ["b", "a", "c"]
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffb\r\na\r\nb".encode())
+    assert read_text(path) == ["b", "a"]
+
+
+@pytest.mark.parametrize(("data", "problem"), [(b"", "empty"), (b" \n\n ", "empty"), (b"\xff\xfea", "not UTF-8")])
+def test_bad_text_files(tmp_path, data, problem):
+    path = tmp_path / "a.txt"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=rf"a\.txt: .*{problem}"):
+        read_text(path)
+
+
+def test_tokens_are_cut_to_a_length():
+    tokenizer = AutoTokenizer.from_pretrained(KIT / "tiny-xlmr")
+    text = join_lines(["one line", "another line"], tokenizer)
+    assert text == "one line</s>another line"
+    whole, cut = tokenize(text, tokenizer), tokenize(text, tokenizer, max_length=6)
+    assert len(cut) == 6 < len(whole) and cut[-1] == whole[-1] == tokenizer.eos_token_id
+    assert (whole == tokenizer.sep_token_id).sum() == 2 and whole.dtype == np.int64
+
+
+def test_jsonl_is_read_by_byte_offsets(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [{"title": "é" * i, "filepaths": [f"{i}.abc"]} for i in range(50)]
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    for end in ("", "\n"):
+        path.write_text(text + end, encoding="utf-8")
+        records = Jsonl(path)
+        assert len(records) == 50 and [records[i] for i in range(50)] == lines
+        assert records.starts.nbytes == 50 * 8
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"title": "x"}', "`filepaths` is not a list"),
+        ('{"filepaths": "a.abc"}', "`filepaths` is not a list"),
+        ('{"filepaths": []}', "`filepaths` is not a list"),
+        ('{"filepaths": ["a.abc", "../b.abc"]}', "leaves the folder"),
+        ('{"filepaths": ["x/../../b.abc"]}', "leaves the folder"),
+        ('{"filepaths": ["/etc/passwd"]}', "leaves the folder"),
+    ],
+)
+def test_bad_records(tmp_path, line, problem):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"filepaths": ["a.abc"]}\n' + line + "\n")
+    records = Jsonl(path)
+    assert records[0] == {"filepaths": ["a.abc"]}
+    with pytest.raises(InputError, match=rf"a\.jsonl, line 2: .*{problem}"):
+        records[1]

@@ -1,0 +1,238 @@
+"""The two trainers, through their real launchers, on the golden kit."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from helpers import CODE, KIT, KIT_MODEL, KIT_SIZES, ROOT, free_port, run, write_config
+
+LAUNCH = ("-m", "torch.distributed.launch", "--nproc_per_node=2", "--use_env", f"--master_port={free_port()}")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
+SMALL = {**KIT_SIZES, "WARMUP_STEPS": 4, "EVAL_SPLIT": 0.2}
+
+
+def m3_config(folder, **changes):
+    constants = {
+        **SMALL,
+        "TRAIN_FOLDERS": [str(KIT / "interleaved"), str(KIT / "mtf")],
+        "M3_BATCH_SIZE": 4,
+        "M3_NUM_EPOCH": 3,
+        "M3_LEARNING_RATE": 1e-3,
+        "M3_WEIGHTS_PATH": str(folder / "weights_m3.pth"),
+    }
+    return write_config(folder / "m3.py", **(constants | changes))
+
+
+def records():
+    """A training record for each piece of the kit."""
+    for path in sorted([*(KIT / "interleaved").iterdir(), *(KIT / "mtf").iterdir()]):
+        yield {
+            "title": path.stem,
+            "composer": None,
+            "genres": ["Folk", "Dance"],
+            "description": f"A piece named {path.stem}.\nIt is short.",
+            "summary_en": f"The piece {path.stem} as {path.suffix}.",
+            "summary_nen": {"language": "French", "summary": f"La pièce {path.stem}."},
+            "filepaths": [f"{path.parent.name}/{path.name}"],
+        }
+
+
+def write_jsonl(folder, lines):
+    for kind in ("interleaved", "mtf"):
+        if not (folder / kind).exists():
+            (folder / kind).symlink_to(KIT / kind)
+    path = folder / "pieces.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def clamp2_config(folder, lines=None, **changes):
+    constants = {
+        **SMALL,
+        "TRAIN_JSONL": str(write_jsonl(folder, lines if lines is not None else records())),
+        "TEXT_MODEL_NAME": str(KIT / "tiny-xlmr"),
+        "CLAMP2_BATCH_SIZE": 4,
+        "CLAMP2_NUM_EPOCH": 3,
+        "CLAMP2_LEARNING_RATE": 1e-3,
+        "M3_WEIGHTS_PATH": KIT_MODEL["M3_WEIGHTS_PATH"],
+        "CLAMP2_WEIGHTS_PATH": str(folder / "weights_clamp2.pth"),
+    }
+    return write_config(folder / "clamp2.py", **(constants | changes))
+
+
+CONFIGS = {"m3": m3_config, "clamp2": clamp2_config}
+
+
+def epochs(folder, kind):
+    """The JSON lines of the log."""
+    lines = (folder / f"logs_{kind}.txt").read_text().splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def state(folder, kind):
+    return torch.load(folder / f"latest_weights_{kind}.pth", weights_only=True)
+
+
+def assert_same(ours, theirs, where=""):
+    """The same values in the same nesting, tensors bit for bit."""
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key in ours:
+            assert_same(ours[key], theirs[key], f"{where}.{key}")
+    elif isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), where
+    else:
+        assert ours == theirs, where
+
+
+@pytest.fixture(scope="module", params=["m3", "clamp2"])
+def undisturbed(request, tmp_path_factory):
+    """(kind, folder, printed) of a whole run in one process."""
+    folder = tmp_path_factory.mktemp(f"undisturbed_{request.param}")
+    config = CONFIGS[request.param](folder)
+    result = run("-W", "error::DeprecationWarning", CODE / f"train_{request.param}.py", config=config)
+    assert result.returncode == 0, result.stderr
+    return request.param, folder, result
+
+
+def test_a_run(undisturbed):
+    kind, folder, result = undisturbed
+    told = epochs(folder, kind)
+    assert [record["epoch"] for record in told] == [1, 2, 3]
+    assert told[-1]["train_loss"] < told[0]["train_loss"]
+    log = (folder / f"logs_{kind}.txt").read_text()
+    published = f"Epoch 1\ntrain_loss: {told[0]['train_loss']}\neval_loss: {told[0]['eval_loss']}\ntime: "
+    assert published in log
+    for fact in (
+        r"commit +\S+",
+        "device +1 x",
+        "precision +float32",
+        r"parameters +\d+",
+        "12 for training, 2 for eval",
+        "4 x 1 = 4",
+    ):
+        assert re.search(fact, result.stdout), fact
+    assert "Warning" not in result.stderr and "warning" not in result.stderr
+    checkpoint = torch.load(folder / f"weights_{kind}.pth", weights_only=True)
+    assert set(checkpoint) == {"model", "optimizer", "lr_sched", "epoch", "best_epoch", "min_eval_loss"}
+    best = min(told, key=lambda record: record["eval_loss"])
+    assert (checkpoint["epoch"], checkpoint["min_eval_loss"]) == (best["epoch"], best["eval_loss"])
+    golden = torch.load(KIT / f"weights_{kind}_kit.pth", weights_only=True)
+    assert {k: v.shape for k, v in checkpoint["model"].items()} == {k: v.shape for k, v in golden["model"].items()}
+
+
+def test_stopped_after_an_epoch_and_continued(undisturbed, tmp_path):
+    """Bit for bit the same end, with another number of loader workers too."""
+    kind, folder, _ = undisturbed
+    num_epoch = f"{kind.upper()}_NUM_EPOCH"
+    for changes in ({num_epoch: 1, "NUM_WORKERS": 0}, {num_epoch: 3}):
+        result = run(CODE / f"train_{kind}.py", config=CONFIGS[kind](tmp_path, **changes))
+        assert result.returncode == 0, result.stderr
+    assert f"latest_weights_{kind}.pth, epoch 2, step 0" in result.stdout
+    assert_same(state(tmp_path, kind), state(folder, kind))
+
+
+def test_told_to_stop_inside_an_epoch_and_continued(tmp_path, undisturbed):
+    kind, folder, _ = undisturbed
+    config = CONFIGS[kind](tmp_path)
+    environment = os.environ | {"CLAMP2_CONFIG": str(config), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, CODE / f"train_{kind}.py"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "starts from" in line:  # the last line before the first step
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "stopped in epoch" in output
+    result = run(CODE / f"train_{kind}.py", config=config)
+    assert result.returncode == 0, result.stderr
+    assert_same(state(tmp_path, kind), state(folder, kind))
+    assert [record["epoch"] for record in epochs(tmp_path, kind)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("launcher", [LAUNCH, TORCHRUN], ids=["launch", "torchrun"])
+@pytest.mark.parametrize("kind", ["m3", "clamp2"])
+def test_two_processes_through_the_launchers(tmp_path, kind, launcher):
+    changes = {f"{kind.upper()}_NUM_EPOCH": 2, f"{kind.upper()}_BATCH_SIZE": 2}
+    result = run(*launcher, CODE / f"train_{kind}.py", config=CONFIGS[kind](tmp_path, **changes))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("2 x 2 = 4") == 1  # rank 0 alone prints
+    told = epochs(tmp_path, kind)
+    assert len(told) == 2 and told[1]["train_loss"] < told[0]["train_loss"]
+
+
+def test_two_processes_compute_what_one_does(tmp_path):
+    for count in (1, 2):
+        command = ("-m", "torch.distributed.run", f"--nproc_per_node={count}", *TORCHRUN[3:])
+        result = run(*command, ROOT / "tests" / "gradients.py", tmp_path / str(count))
+        assert result.returncode == 0, result.stderr
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in "12")
+    for name in ("m3", "clamp2_0", "clamp2_1"):
+        assert abs(one[f"{name}_loss"] - two[f"{name}_loss"]) < 1e-5
+        assert one[name].keys() == two[name].keys() and len(one[name]) > 30
+        for entry in one[name]:
+            torch.testing.assert_close(one[name][entry], two[name][entry], atol=1e-5, rtol=1e-4, msg=entry)
+    for entry in one["clamp2_0"]:  # the gradient does not depend on the size of the micro-batch
+        torch.testing.assert_close(one["clamp2_0"][entry], one["clamp2_1"][entry], atol=1e-6, rtol=1e-4, msg=entry)
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+def test_bad_pieces_are_named_and_replaced(tmp_path):
+    (tmp_path / "interleaved").symlink_to(KIT / "interleaved")
+    (tmp_path / "mtf").symlink_to(KIT / "mtf")
+    (tmp_path / "bad.abc").write_bytes(b"K:C\nT:\xff\nAB|\n")
+    (tmp_path / "empty.mtf").touch()
+    lines = [
+        *records(),
+        "{not json",
+        {"title": "no paths"},
+        {"title": "outside", "filepaths": ["../secret.abc"]},
+        {"title": "gone", "filepaths": ["gone.abc"]},
+        {"title": "binary", "filepaths": ["bad.abc"]},
+        {"title": "empty", "filepaths": ["empty.mtf"]},
+        {"filepaths": ["interleaved/duo.abc"]},
+    ]
+    config = clamp2_config(
+        tmp_path, lines, CLAMP2_NUM_EPOCH=1, CLAMP2_BATCH_SIZE=4, EVAL_JSONL=str(tmp_path / "pieces.jsonl")
+    )
+    result = run(CODE / "train_clamp2.py", config=config)
+    assert result.returncode == 0, result.stderr
+    for problem in (
+        "line 15: not JSON",
+        "line 16: `filepaths` is not a list of paths",
+        "line 17: the path '../secret.abc' leaves the folder",
+        "gone.abc: No such file",
+        "bad.abc: not UTF-8",
+        "empty.mtf: the file is empty",
+        "line 21: there is no text in it",
+    ):
+        assert result.stdout.count(problem) == 1, problem
+    assert "bad pieces: 7" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "problem"),
+    [
+        ("m3", {"TRAIN_FOLDERS": ["/no/such/folder"]}, r"TRAIN_FOLDERS: /no/such/folder is not a folder; set it in .*m3\.py"),
+        ("m3", {"TRAIN_FOLDERS": [str(KIT / "texts")]}, r"TRAIN_FOLDERS: there is no \.abc or \.mtf file in .*texts"),
+        ("m3", {"TRAIN_FOLDERS": ["<YOUR_TRAINING_DATA_FOLDER>"]}, r"TRAIN_FOLDERS is not set .*m3\.py"),
+        ("m3", {"M3_BATCH_SIZE": 100}, r"12 pieces for training are fewer than one batch of 100"),
+        ("clamp2", {"TRAIN_JSONL": "/no/such.jsonl"}, r"TRAIN_JSONL: /no/such\.jsonl is not a file"),
+        ("clamp2", {"M3_WEIGHTS_PATH": "/no/such.pth"}, r"CLAMP2_LOAD_M3 is True, but /no/such\.pth does not exist"),
+        ("clamp2", {"TEXT_MODEL_NAME": "/no/such/model"}, r"TEXT_MODEL_NAME = '/no/such/model' cannot be loaded"),
+        ("clamp2", {"M3_HIDDEN_SIZE": 128}, r"weights_m3_kit\.pth: patch_embedding\.weight is \[64, 8192\].*\[128, 8192\]"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_one_line(tmp_path, kind, changes, problem):
+    result = run(CODE / f"train_{kind}.py", config=CONFIGS[kind](tmp_path, **changes), HF_HUB_OFFLINE="1")
+    assert result.returncode == 2
+    assert re.fullmatch(rf"error: .*{problem}.*\n", result.stderr), result.stderr
