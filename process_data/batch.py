@@ -88,6 +88,7 @@ def main(
                 report = _Report(batch, args.shard)
             except (OSError, ValueError) as error:
                 parser.error(str(error))
+            args.workers = min(args.workers, len(batch) or 1)
             _run(convert, args, batch, report)
     except _Interrupted as caught:
         interrupted = caught.args[0]

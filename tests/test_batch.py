@@ -160,7 +160,10 @@ def test_interrupted_runs_go_on(tmp_path, number, status):
     wait_for(lambda: calls.exists() and {"y.txt", "z.txt"} <= set(calls.read_text().split()))
     wait_for((tmp_path / "out" / "warnings.jsonl").exists)
     wait_for((tmp_path / "out" / "c.out").exists)
-    os.kill(process.pid, number)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as Ctrl-C in a terminal does
+    else:
+        os.kill(process.pid, number)
     assert process.wait(60) == status
     assert set(tree(tmp_path / "out")) == {"a.out", "c.out", "errors.jsonl", "warnings.jsonl"}
     if number == signal.SIGKILL:
