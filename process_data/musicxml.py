@@ -31,8 +31,8 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError
 def read(data: bytes) -> tuple[str, list[str]]:
     """The text of a MusicXML score, from the bytes of a file, and what was odd about it.
 
-    Whether it is compressed (.mxl) is told from the content. Any `encoding=` in the text is to be ignored: it is text.
-    Raises Refused if the file is no well-formed, partwise MusicXML with a part in it, or could do harm: entity or
+    Whether it is compressed (.mxl) is told from the content. The text has no `<?xml ... encoding=...?>` any more.
+    Raises Refused if the file is no well-formed, partwise MusicXML with a part in it, or could do harm: entities,
     attribute declarations, or more than MAX_BYTES unpacked.
     """
     warnings = []
@@ -69,7 +69,7 @@ def _rootfile(archive: zipfile.ZipFile, names: list[str]) -> tuple[str, str]:
         text, _ = _decode(_member(archive, "META-INF/container.xml"))
         _parse(text)
         root = ElementTree.fromstring(text).find(".//{*}rootfile")  # the first: so says the MusicXML specification
-    except (Refused, ElementTree.ParseError) as error:
+    except (Refused, ElementTree.ParseError, *_ZIP_ERRORS) as error:
         return "", f"META-INF/container.xml is damaged ({_one_line(error)})"
     path = "" if root is None else root.get("full-path", "")
     if path not in names:
@@ -113,7 +113,7 @@ def _decode(data: bytes) -> tuple[str, list[str]]:
         fallback = "cp1252" if is_unicode else encoding
         warnings.append(f"not in its encoding {encoding}: read as {fallback}, what does not exist there as U+FFFD")
         text = data.decode(fallback, errors="replace")
-    return text.lstrip("\ufeff\0 \t\r\n"), warnings
+    return re.sub(r"\A[\ufeff\0\s]*(<\?xml\s[^>]*\?>)?", "", text), warnings
 
 
 def _check(text: str) -> None:
@@ -139,7 +139,7 @@ def _parse(text: str) -> list[str]:
     tags, depth = [], 0
 
     def refuse(*_) -> None:
-        raise Refused("it declares XML entities or attributes, as a score never has to: refused for safety")
+        raise Refused("it has XML entities or attribute declarations, which no score needs: refused for safety")
 
     def start(tag: str, _) -> None:
         nonlocal depth
@@ -154,7 +154,7 @@ def _parse(text: str) -> list[str]:
         depth -= 1
 
     parser = expat.ParserCreate()
-    parser.EntityDeclHandler = parser.AttlistDeclHandler = refuse
+    parser.EntityDeclHandler = parser.SkippedEntityHandler = parser.AttlistDeclHandler = refuse
     parser.StartElementHandler, parser.EndElementHandler = start, end
     try:
         parser.Parse(text, True)
