@@ -247,6 +247,21 @@ def test_a_failed_pack_leaves_the_earlier_one(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["features.npy", "names.json"]
 
 
+def test_a_pack_that_is_cut_off_does_not_pair_old_names_with_new_rows(tmp_path, monkeypatch):
+    features.pack(save(tmp_path / "in", vectors(3)), tmp_path / "out")
+    save(tmp_path / "in2", vectors(3), ["x.npy", "y.npy", "z.npy"])
+
+    def crash(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features.json, "dump", crash)
+        with pytest.raises(KeyboardInterrupt):
+            features.pack(tmp_path / "in2", tmp_path / "out")
+    assert not features.is_packed(tmp_path / "out")
+    assert features.pack(tmp_path / "in2", tmp_path / "out").names == ["x.npy", "y.npy", "z.npy"]
+
+
 @pytest.mark.parametrize("names", ["[]", '["a.npy"]', "{", ""])
 def test_a_damaged_pack_is_refused(tmp_path, names):
     features.pack(save(tmp_path / "in", vectors(3)), tmp_path / "out")
