@@ -264,7 +264,9 @@ def _new_pool(workers: int) -> pebble.ProcessPool:
     # Workers are forked from a small server process: a fork of this one, with its threads and long lists, could hang.
     # A fixed hash seed makes converters that iterate over sets give the same output in every process and run.
     os.environ.setdefault("PYTHONHASHSEED", "0")
-    return pebble.ProcessPool(workers, FILES_PER_WORKER, _start_worker, context=get_context("forkserver"))
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return pebble.ProcessPool(workers, FILES_PER_WORKER, _start_worker, context=context)
 
 
 def _close_pool(pool: pebble.ProcessPool | None) -> None:
