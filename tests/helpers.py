@@ -1,14 +1,19 @@
 """The golden kit, and how tests start the real scripts."""
 
+import atexit
+import functools
+import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KIT = ROOT / "tests" / "kit"
-SHARED_GOLDEN = ROOT.parent / "shared" / "golden"  # more of the same kind, where it is there
+SHARED = ROOT.parent / "shared"  # real music and more golden values, where they are there
+SHARED_GOLDEN = SHARED / "golden"
 CODE = ROOT / "code"
 
 KIT_SIZES = {"PATCH_NUM_LAYERS": 2, "TOKEN_NUM_LAYERS": 1, "M3_HIDDEN_SIZE": 64, "CLAMP2_HIDDEN_SIZE": 48}
@@ -33,15 +38,47 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def run(*command, config: Path | None = None, cwd: Path | str = "/", timeout: float = 240, **environment):
-    """Runs a command on this interpreter, from a folder that is not the repository's, and returns what it printed.
-
-    "python" and "-m" forms only: the first word is a script or "-m".
-    """
+def environment(config: Path | None = None, **changes: str) -> dict[str, str]:
+    """What a script is started with: no trace of a launcher around the tests, no network, one thread."""
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CLAMP2_CONFIG")}
-    env |= {"OMP_NUM_THREADS": "1", **environment}
-    if config:
-        env["CLAMP2_CONFIG"] = str(config)
+    env |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **changes}
+    return env | ({"CLAMP2_CONFIG": str(config)} if config else {})
+
+
+def run(*command, config: Path | None = None, cwd: Path | str = "/", timeout: float = 240, **changes: str):
+    """Runs `python *command`, from a folder that is not the repository's, and returns its status and what it printed."""
     return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env=environment(config, **changes),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
+
+
+@functools.cache
+def _zygote() -> subprocess.Popen:
+    zygote = subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "zygote.py"],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(zygote.kill)
+    return zygote
+
+
+def run_script(script: Path, *arguments, config: Path | None = None, cwd: Path | str = "/", **changes: str):
+    """Like `run` for a script in one process, but quick: see zygote.py."""
+    with tempfile.TemporaryDirectory() as folder:
+        argv = [str(word) for word in (script, *arguments)]
+        job = {"argv": argv, "cwd": str(cwd), "env": environment(config, **changes)}
+        job |= {name: str(Path(folder) / name) for name in ("stdout", "stderr")}
+        zygote = _zygote()
+        zygote.stdin.write(json.dumps(job) + "\n")
+        zygote.stdin.flush()
+        status = int(zygote.stdout.readline())
+        stdout, stderr = (Path(job[name]).read_text() for name in ("stdout", "stderr"))
+        return subprocess.CompletedProcess(argv, status, stdout, stderr)

@@ -7,7 +7,7 @@ import socket
 
 import numpy as np
 import pytest
-from helpers import CODE, KIT, KIT_MODEL, free_port, run, write_config
+from helpers import CODE, KIT, KIT_MODEL, free_port, run, run_script, write_config
 
 VALUES = np.load(KIT / "values.npz")
 
@@ -69,7 +69,7 @@ def test_m3_features(source, config, tmp_path):
 def pooled(source, config, tmp_path_factory):
     """Pooled features made by one process."""
     target = tmp_path_factory.mktemp("pooled")
-    result = run(CODE / "extract_clamp2.py", source, target, "--normalize", config=config, HF_HUB_OFFLINE="1")
+    result = run_script(CODE / "extract_clamp2.py", source, target, "--normalize", config=config)
     assert result.returncode == 0, result.stderr
     return target
 
@@ -104,7 +104,7 @@ def test_temporal_features_resume_and_bad_files(source, config, tmp_path):
     (folder / "bad.abc").write_bytes(b"K:C\n\xff\n")
     (folder / "silent.mtf").write_text("ticks_per_beat 480\n")
     (folder / "empty.txt").touch()
-    result = run(CODE / "extract_clamp2.py", folder, target, config=config)
+    result = run_script(CODE / "extract_clamp2.py", folder, target, config=config)
     assert result.returncode == 1
     assert "20 done, 0 skipped (they were there), 3 failed" in result.stdout
     errors = [json.loads(line) for line in (target / "errors.jsonl").read_text().splitlines()]
@@ -125,13 +125,13 @@ def test_temporal_features_resume_and_bad_files(source, config, tmp_path):
     changed.write_text("other words")
     later = (target / "words" / "lines.npy").stat().st_mtime + 1
     os.utime(changed, (later, later))
-    result = run(CODE / "extract_clamp2.py", folder, target, config=config)
+    result = run_script(CODE / "extract_clamp2.py", folder, target, config=config)
     assert result.returncode == 0, result.stderr
     assert "2 done, 18 skipped" in result.stdout
     assert np.load(target / "words" / "lines.npy").shape[1] < 38 and (target / "music" / "duo.npy").exists()
     assert not (target / "errors.jsonl").exists() and not leftover.exists()
 
-    result = run(CODE / "extract_clamp2.py", folder, target, "--normalize", config=config)
+    result = run_script(CODE / "extract_clamp2.py", folder, target, "--normalize", config=config)
     assert result.returncode == 2 and "holds features made with weights_clamp2_kit.pth, which is not" in result.stderr
 
 
@@ -155,7 +155,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, script, make, changes, problem)
         (tmp_path / "in").mkdir()
         (tmp_path / "in" / make).write_text("K:C\nAB|\n")
     config = write_config(tmp_path / "kit.py", **(KIT_MODEL | changes))
-    result = run(CODE / script, tmp_path / "in", tmp_path / "out", config=config)
+    result = run_script(CODE / script, tmp_path / "in", tmp_path / "out", config=config)
     assert result.returncode == 2
     told = result.stderr.splitlines()[-1]
     assert told.startswith("error: ") and problem in told and "Traceback" not in result.stderr

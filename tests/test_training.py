@@ -1,7 +1,6 @@
 """The two trainers, through their real launchers, on the golden kit."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import time
 
 import pytest
 import torch
-from helpers import CODE, KIT, KIT_MODEL, KIT_SIZES, ROOT, free_port, run, write_config
+from helpers import CODE, KIT, KIT_MODEL, KIT_SIZES, ROOT, environment, free_port, run, run_script, write_config
 
 LAUNCH = ("-m", "torch.distributed.launch", "--nproc_per_node=2", "--use_env", f"--master_port={free_port()}")
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
@@ -133,7 +132,7 @@ def test_stopped_after_an_epoch_and_continued(undisturbed, tmp_path):
     kind, folder, _ = undisturbed
     num_epoch = f"{kind.upper()}_NUM_EPOCH"
     for changes in ({num_epoch: 1, "NUM_WORKERS": 0}, {num_epoch: 3}):
-        result = run(CODE / f"train_{kind}.py", config=CONFIGS[kind](tmp_path, **changes))
+        result = run_script(CODE / f"train_{kind}.py", config=CONFIGS[kind](tmp_path, **changes))
         assert result.returncode == 0, result.stderr
     assert f"latest_weights_{kind}.pth, epoch 2, step 0" in result.stdout
     assert_same(state(tmp_path, kind), state(folder, kind))
@@ -142,9 +141,10 @@ def test_stopped_after_an_epoch_and_continued(undisturbed, tmp_path):
 def test_told_to_stop_inside_an_epoch_and_continued(tmp_path, undisturbed):
     kind, folder, _ = undisturbed
     config = CONFIGS[kind](tmp_path)
-    environment = os.environ | {"CLAMP2_CONFIG": str(config), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, CODE / f"train_{kind}.py"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment(config), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     for line in process.stdout:
         if "starts from" in line:  # the last line before the first step
             break
@@ -153,7 +153,7 @@ def test_told_to_stop_inside_an_epoch_and_continued(tmp_path, undisturbed):
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "stopped in epoch" in output
-    result = run(CODE / f"train_{kind}.py", config=config)
+    result = run_script(CODE / f"train_{kind}.py", config=config)
     assert result.returncode == 0, result.stderr
     assert_same(state(tmp_path, kind), state(folder, kind))
     assert [record["epoch"] for record in epochs(tmp_path, kind)] == [1, 2, 3]
@@ -204,7 +204,7 @@ def test_bad_pieces_are_named_and_replaced(tmp_path):
     config = clamp2_config(
         tmp_path, lines, CLAMP2_NUM_EPOCH=1, CLAMP2_BATCH_SIZE=4, EVAL_JSONL=str(tmp_path / "pieces.jsonl")
     )
-    result = run(CODE / "train_clamp2.py", config=config)
+    result = run_script(CODE / "train_clamp2.py", config=config)
     assert result.returncode == 0, result.stderr
     for problem in (
         "line 15: not JSON",
@@ -233,6 +233,6 @@ def test_bad_pieces_are_named_and_replaced(tmp_path):
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(tmp_path, kind, changes, problem):
-    result = run(CODE / f"train_{kind}.py", config=CONFIGS[kind](tmp_path, **changes), HF_HUB_OFFLINE="1")
+    result = run_script(CODE / f"train_{kind}.py", config=CONFIGS[kind](tmp_path, **changes))
     assert result.returncode == 2
     assert re.fullmatch(rf"error: .*{problem}.*\n", result.stderr), result.stderr

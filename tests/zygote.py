@@ -1,0 +1,58 @@
+"""Runs scripts as `python script` would, without importing torch and transformers anew for each: a process that has them forks.
+
+Reads one JSON object a line, {argv, cwd, env, stdout, stderr}; answers each with the exit status. Started by helpers.py.
+"""
+
+import json
+import os
+import runpy
+import sys
+import traceback
+
+
+def run_script(argv: list[str]) -> int:
+    """Runs a script file as __main__ and returns its exit status."""
+    sys.argv = argv
+    sys.path[0] = os.path.dirname(os.path.abspath(argv[0]))
+    try:
+        runpy.run_path(argv[0], run_name="__main__")
+    except SystemExit as leaving:
+        if leaving.code is None or isinstance(leaving.code, int):
+            return leaving.code or 0
+        print(leaving.code, file=sys.stderr)
+        return 1
+    except BaseException:  # noqa: BLE001 - what the interpreter does with an exception that nobody catches
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def main() -> None:
+    import accelerate  # noqa: F401
+    import numpy  # noqa: F401
+    import transformers
+    from transformers.models.bert import modeling_bert  # noqa: F401
+    from transformers.models.gpt2 import modeling_gpt2  # noqa: F401
+    from transformers.models.xlm_roberta import modeling_xlm_roberta  # noqa: F401
+
+    transformers.AutoTokenizer  # noqa: B018 (loads it)
+    for line in sys.stdin:
+        job = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            for number, name in ((1, "stdout"), (2, "stderr")):
+                os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.chdir(job["cwd"])
+            os.environ.clear()
+            os.environ.update(job["env"])
+            status = run_script(job["argv"])
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    main()
