@@ -208,8 +208,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = get_args_parser().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # file names that are no UTF-8
+    features.print_any_name()
     try:
         return args.run(args)
     except (InputError, OSError) as error:

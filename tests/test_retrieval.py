@@ -1,6 +1,7 @@
 """`retrieval.py`, `features.py` and `semantic_search.py` against brute force, and on input that is wrong."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -211,7 +212,7 @@ def test_damaged_headers_never_escape(tmp_path):
     path, draw, good = tmp_path / "x.npy", random.Random(0), 0
     np.save(path, vectors(1, width=4))
     whole = path.read_bytes()
-    for _ in range(1500):
+    for _ in range(500):
         damaged = bytearray(whole)
         for _ in range(draw.randint(1, 3)):
             damaged[draw.randrange(128)] = draw.choice(b"0123456789()'{},:f<>\n\x00\xff OiU")
@@ -220,7 +221,7 @@ def test_damaged_headers_never_escape(tmp_path):
             good += features.read(path).size > 0
         except InputError as error:
             assert "x.npy" in str(error) and "\n" not in str(error)
-    assert 0 < good < 1500
+    assert 0 < good < 500
 
 
 @pytest.mark.parametrize("rows", [3, 1024])
@@ -288,6 +289,16 @@ def test_search_from_files_and_packed_is_the_brute_force_answer(tmp_path):
         assert [hit["score"] for hit in result["hits"]] == pytest.approx(expected[order], abs=2e-6)
         assert [line.split()[2] for line in done.stdout.splitlines()[1:]] == [hit["name"] for hit in result["hits"]]
         assert set(names) == {f"piece{row}.npy" for row in range(40)}
+
+
+def test_a_name_that_is_no_utf8_is_searched_and_printed(tmp_path):
+    save(tmp_path / "ref", vectors(2))
+    os.rename(tmp_path / "ref" / "piece1.npy", os.fsencode(tmp_path / "ref") + b"/caf\xe9.npy")
+    run("pack", tmp_path / "ref", tmp_path / "packed")
+    done = run("search", tmp_path / "ref" / "piece0.npy", tmp_path / "packed", "--json", tmp_path / "hits.json")
+    assert "caf\\udce9.npy" in done.stdout
+    hits = json.loads((tmp_path / "hits.json").read_text())["hits"]
+    assert sorted(os.fsencode(hit["name"]) for hit in hits) == [b"caf\xe9.npy", b"piece0.npy"]
 
 
 def test_search_for_more_than_there_is(tmp_path):
