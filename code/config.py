@@ -10,6 +10,7 @@ import ast
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 # --- data -----------------------------------------------------------------------------------------------------------
 EVAL_SPLIT = 0.01  # share of the training data held out for evaluation where no evaluation data is given
@@ -64,7 +65,7 @@ _DERIVED = ("M3_WEIGHTS_PATH", "M3_LOGS_PATH", "CLAMP2_WEIGHTS_PATH", "CLAMP2_LO
 def _apply_overrides(names: dict, file: Path) -> None:
     """Sets the names that `file` assigns. A user's mistake ends the program with one line that names it."""
 
-    def stop(line: int, problem: str) -> None:
+    def stop(line: int, problem: str) -> NoReturn:
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"error: {file}, line {line}: {problem}", file=sys.stderr)
         sys.exit(2)

@@ -88,7 +88,7 @@ def _run_segments(model: nn.Module, batch: list[tuple[_Item, np.ndarray]], poole
     masks = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # [B, T]
     packing = Packing(masks.to(device))
     with autocast(device, dtype):
-        features = model.features(packing, tokens, pooled)
+        features = model.features(packing, tokens, pooled)  # type: ignore[operator]
     arrays = features.float().cpu().numpy()
     parts = arrays if pooled else np.split(arrays, np.cumsum(lengths)[:-1])
     for (item, _), part in zip(batch, parts, strict=True):

@@ -136,14 +136,17 @@ def prepare_target(target: Path, weights_path: Path, pooled: bool) -> None:
         else:
             with open(weights_path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            made_with = {"weights": weights_path.name, "sha256": digest, "normalize": pooled}
+            made_with = {
+                "weights": weights_path.name,
+                "sha256": digest,
+                "form": "--normalize" if pooled else "temporal",
+            }
             manifest = target / MANIFEST
             before = json.loads(manifest.read_text()) if manifest.exists() else made_with
-            if {**before, "weights": ""} != {**made_with, "weights": ""}:
+            if any(before[fact] != made_with[fact] for fact in ("sha256", "form")):
                 problem = [
-                    f"{target}: holds features made with {before['weights']}{' --normalize' * before['normalize']},"
-                    f" which is not what is asked for now ({weights_path.name}{' --normalize' * pooled});"
-                    " name another output folder"
+                    f"{target}: holds features made with {before['weights']}, {before['form']}, which is not what is"
+                    f" asked for now ({made_with['weights']}, {made_with['form']}); name another output folder"
                 ]
             else:
                 target.mkdir(parents=True, exist_ok=True)

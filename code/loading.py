@@ -114,9 +114,9 @@ def _ignore_interrupts(_: int) -> None:
 
 
 def close_loader(loader: DataLoader) -> None:
-    """Ends a loader's workers the gentle way: they ignore SIGTERM, which the interpreter would send them at its exit."""
+    """Ends a loader's workers, gently: they ignore the SIGTERM that the interpreter would send them at its exit."""
     if loader._iterator is not None and loader.num_workers:
-        loader._iterator._shutdown_workers()
+        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
         loader._iterator = None
 
 

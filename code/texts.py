@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers.utils.logging
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -64,6 +65,7 @@ def load_text_model() -> PreTrainedModel:
 
 def _load(loader, **options):
     name = config.text_model()
+    transformers.utils.logging.disable_progress_bar()  # of every process, for what takes a moment
     try:
         return loader.from_pretrained(name, **options)
     except (OSError, ValueError) as error:

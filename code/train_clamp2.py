@@ -199,11 +199,13 @@ def step(run: training.Training, batch: dict) -> training.Step:
     for i, part in enumerate(parts):
         set_random_state(run.device, states[i])
         last = i == len(parts) - 1
-        with run.parallel.no_sync() if not last and run.parallel is not run.model else contextlib.nullcontext():
+        alone = last or run.parallel is run.model
+        with contextlib.nullcontext() if alone else run.parallel.no_sync():  # type: ignore[operator]
             with autocast(run.device, run.dtype):
                 part_text, part_music = run.parallel(*part)
             own = slice(i * size, i * size + len(part_text))
-            torch.autograd.backward([part_text, part_music], [text.grad[own], music.grad[own]])
+            gradients = [side.grad[own] for side in (text, music)]  # type: ignore[index]
+            torch.autograd.backward([part_text, part_music], gradients)
     return training.Step(loss, 1.0)
 
 

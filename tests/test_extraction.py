@@ -132,7 +132,7 @@ def test_temporal_features_resume_and_bad_files(source, config, tmp_path):
     assert not (target / "errors.jsonl").exists() and not leftover.exists()
 
     result = run_script(CODE / "extract_clamp2.py", folder, target, "--normalize", config=config)
-    assert result.returncode == 2 and "holds features made with weights_clamp2_kit.pth, which is not" in result.stderr
+    assert result.returncode == 2 and "holds features made with weights_clamp2_kit.pth, temporal, which is not" in result.stderr
 
 
 @pytest.mark.parametrize(
