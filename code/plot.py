@@ -41,7 +41,7 @@ COLORS = ["#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#717581", "#e76300", "#92
 MARKERS = "os^Dv"  # the second ten classes are squares, and so on
 OTHER_COLOR, NO_LABEL = "#c8ccd0", "(no label)"
 FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Noto Sans", "Arial Unicode MS")
-STYLE = {
+STYLE: dict = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -91,7 +91,8 @@ def read_losses(log: Path) -> tuple[list[tuple[int, float, float]], list[str]]:
 
     An epoch that was trained again, after a run was cut off, counts as the last time. Raises InputError, OSError.
     """
-    losses, unreadable = {}, []
+    losses: dict[int, tuple[float, float]] = {}
+    unreadable: list[str] = []
     with open(log, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if not line.lstrip().startswith("{"):
@@ -99,9 +100,12 @@ def read_losses(log: Path) -> tuple[list[tuple[int, float, float]], list[str]]:
             try:
                 entry = json.loads(line)
                 if "epoch" in entry:
-                    train, evaluation = (entry.get(name) for name in ("train_loss", "eval_loss"))
-                    losses[int(entry["epoch"])] = [math.nan if v is None else float(v) for v in (train, evaluation)]
-            except (ValueError, TypeError) as error:
+                    train, evaluation = (
+                        math.nan if entry.get(name) is None else float(entry[name])
+                        for name in ("train_loss", "eval_loss")
+                    )
+                    losses[int(entry["epoch"])] = (train, evaluation)
+            except (ValueError, TypeError, OverflowError) as error:
                 unreadable.append(f"{log}, line {number}: {error}")
     epochs = [(epoch, *losses[epoch]) for epoch in sorted(losses)]
     if not np.isfinite([value for _, *values in epochs for value in values]).any():
@@ -178,28 +182,33 @@ def feature_map(args: argparse.Namespace) -> int:
     if count < 3 or loaded.matrix.shape[1] < 2:
         raise InputError(f"{args.features}: a map needs three pieces of width 2 or more; there are {count}")
     if args.method == "tsne":
-        points, axis_names = tsne(loaded.matrix), ("", "")
+        points, axis_names = tsne(loaded.matrix), ["", ""]
     else:
         points, shares = principal_components(loaded.matrix)
-        axis_names = tuple(f"component {i} ({share:.0%} of the variance)" for i, share in enumerate(shares, start=1))
+        axis_names = [f"component {i} ({share:.0%} of the variance)" for i, share in enumerate(shares, start=1)]
 
     groups = label_groups(of_name)
     columns = math.ceil(len(groups) / 25) if len(groups) > 1 else 0
     with drawing(args.out, 6.4 + 2 * columns, 6) as axes:
-        look = {"s": float(np.clip(9000 / count, 4, 36)), "linewidths": 0, "alpha": 0.75, "rasterized": count > 5000}
-        drawn = [axes.scatter(*points[rows].T, color=color, marker=marker, **look) for _, rows, color, marker in groups]
+        look: dict = {
+            "s": float(np.clip(9000 / count, 4, 36)),
+            "linewidths": 0,
+            "alpha": 0.75,
+            "rasterized": count > 5000,
+        }
+        drawn = [axes.scatter(points[rows, 0], points[rows, 1], **look, **own) for _, rows, own in groups]
         axes.set(xlabel=axis_names[0], ylabel=axis_names[1], xticks=[], yticks=[])
         axes.set_aspect("equal", adjustable="datalim")
         if columns:
             names = [name for name, *_ in groups]
             legend = axes.legend(drawn, names, loc="center left", bbox_to_anchor=(1, 0.5), ncols=columns)
-            for handle in legend.legend_handles:
+            for handle in filter(None, legend.legend_handles):
                 handle.set(sizes=[36], alpha=1)
     return report([loaded], of_name, loaded.names)
 
 
-def label_groups(of_name: list[str | None]) -> list[tuple[str, list[int], str, str]]:
-    """(name for the legend, rows, colour, marker) of each label, largest first; before them, in grey, no label.
+def label_groups(of_name: list[str | None]) -> list[tuple[str, list[int], dict]]:
+    """(name for the legend, rows, colour and marker) of each label, largest first; before them, in grey, no label.
 
     Beyond as many labels as there are colours and markers, the smallest are grey too.
     """
@@ -207,13 +216,13 @@ def label_groups(of_name: list[str | None]) -> list[tuple[str, list[int], str, s
     for row, label in enumerate(of_name):
         rows[label].append(row)
     by_size = sorted((label for label in rows if label is not None), key=lambda label: -len(rows[label]))
-    looks = [(color, marker) for marker in MARKERS for color in COLORS]
+    looks = [{"color": color, "marker": marker} for marker in MARKERS for color in COLORS]
     grey = [*by_size[len(looks) - 1 :], None] if len(by_size) > len(looks) else [None]
     rest = [row for label in grey for row in rows[label]]
-    groups = [(NO_LABEL if len(grey) == 1 else "other labels", rest, OTHER_COLOR if by_size else COLORS[0], "o")]
+    groups = [(NO_LABEL if len(grey) == 1 else "other labels", rest, {"color": OTHER_COLOR if by_size else COLORS[0]})]
     for label, look in zip([label for label in by_size if label not in grey], looks, strict=False):
-        groups.append((short(label), rows[label], *look))
-    return [(f"{name} ({len(some)})", some, *look) for name, some, *look in groups if some]
+        groups.append((short(label), rows[label], look))
+    return [(f"{name} ({len(some)})", some, look) for name, some, look in groups if some]
 
 
 def similarity(args: argparse.Namespace) -> int:

@@ -84,6 +84,7 @@ def metrics(args: argparse.Namespace) -> int:
 
 def score(args: argparse.Namespace) -> int:
     pairs = None
+    result: dict = {}
     if args.pairwise:
         references, tests, pairs = paired(args.ref_dir, args.test_dir)
         rows, partners = np.array(pairs).T  # [N] each
