@@ -15,12 +15,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import captured
-import mending
-import musicxml
 from abctoolkit import xml2abc
 
 import batch
+import captured
+import mending
+import musicxml
 
 
 def musicxml_to_abc(data: bytes, name: str) -> tuple[str, list[str]]:

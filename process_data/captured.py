@@ -13,7 +13,8 @@ def printed_lines() -> Iterator[list[str]]:
 
     Process-wide, as sys.stderr is: not for several threads.
     """
-    lines, sink = [], io.StringIO()
+    lines: list[str] = []
+    sink = io.StringIO()
     try:
         with contextlib.redirect_stderr(sink), contextlib.redirect_stdout(sink):
             yield lines

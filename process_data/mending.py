@@ -16,13 +16,13 @@ _ACCIDENTALS = ("double-flat", "flat-flat", "flat", "natural", "sharp", "sharp-s
 def mend(text: str) -> tuple[str, list[str]]:
     """The score with all that xml2abc is known to stop at put right, and what was done, one line each."""
     score = ElementTree.fromstring(text)
-    done = Counter()
+    done: Counter[str] = Counter()
     for rule in (_spans, _accidentals, _metronomes, _beats, _staves, _part_list):
         rule(score, done)
     return ElementTree.tostring(score, encoding="unicode"), [f"{times} × {what}" for what, times in done.items()]
 
 
-def _spans(score: ElementTree.Element, done: Counter) -> None:
+def _spans(score: ElementTree.Element, done: Counter[str]) -> None:
     """Pedal changes, and pieces in the middle of a hairpin or an octave line."""
     for direction_type in score.iter("direction-type"):
         for span in list(direction_type):
@@ -31,7 +31,7 @@ def _spans(score: ElementTree.Element, done: Counter) -> None:
                 done[f"{span.tag} of type {span.get('type', '')!r} left out"] += 1
 
 
-def _accidentals(score: ElementTree.Element, done: Counter) -> None:
+def _accidentals(score: ElementTree.Element, done: Counter[str]) -> None:
     """Other signs than flats, naturals and sharps: the pitch decides, a quarter tone is rounded towards the natural."""
     for note in score.iter("note"):
         sign = note.find("accidental")
@@ -40,7 +40,7 @@ def _accidentals(score: ElementTree.Element, done: Counter) -> None:
             note.remove(sign)
 
 
-def _metronomes(score: ElementTree.Element, done: Counter) -> None:
+def _metronomes(score: ElementTree.Element, done: Counter[str]) -> None:
     """A note value equal to another note value, in place of a number of beats a minute."""
     for direction_type in score.iter("direction-type"):
         for metronome in direction_type.findall("metronome"):
@@ -49,16 +49,16 @@ def _metronomes(score: ElementTree.Element, done: Counter) -> None:
                 done["metronome mark without beats per minute left out"] += 1
 
 
-def _beats(score: ElementTree.Element, done: Counter) -> None:
+def _beats(score: ElementTree.Element, done: Counter[str]) -> None:
     """3+2 beats are five."""
     for beats in score.iter("beats"):
-        if re.fullmatch(r"\s*\d+(\s*\+\s*\d+)+\s*", beats.text or ""):
-            total = str(sum(int(number) for number in beats.text.split("+")))
-            done[f"{beats.text} beats written as {total}"] += 1
-            beats.text = total
+        text = beats.text or ""
+        if re.fullmatch(r"\s*\d+(\s*\+\s*\d+)+\s*", text):
+            beats.text = str(sum(map(int, text.split("+"))))
+            done[f"{text} beats written as {beats.text}"] += 1
 
 
-def _staves(score: ElementTree.Element, done: Counter) -> None:
+def _staves(score: ElementTree.Element, done: Counter[str]) -> None:
     """A direction or chord symbol on a staff that has no note: on the first that has."""
     for part in score.iter("part"):
         used = {note.findtext("staff", "1") for note in part.iter("note")}
@@ -75,7 +75,7 @@ def _staves(score: ElementTree.Element, done: Counter) -> None:
                 ElementTree.SubElement(item, "staff").text = min(used)
 
 
-def _part_list(score: ElementTree.Element, done: Counter) -> None:
+def _part_list(score: ElementTree.Element, done: Counter[str]) -> None:
     """More parts than the part list has: parts without a name."""
     part_list = score.find("part-list")
     if part_list is None:

@@ -35,7 +35,7 @@ def read(data: bytes) -> tuple[str, list[str]]:
     Raises Refused if the file is no well-formed, partwise MusicXML with a part in it, or could do harm: entities,
     attribute declarations, or more than MAX_BYTES unpacked.
     """
-    warnings = []
+    warnings: list[str] = []
     if data.startswith(b"PK"):
         data, warnings = _unzip(data)
     if len(data) > MAX_BYTES:
