@@ -24,9 +24,8 @@ import pebble
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))  # where every script finds `files`
-import jobs
-
 import files
+import jobs
 
 TIMEOUT = 60  # seconds a file may take, unless --timeout says otherwise
 MEMORY = 4 * 2**30  # bytes of address space a worker may use: a hostile file must not take the machine down

@@ -31,13 +31,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 import chat
+import files
 import jobs
 import languages
 import merge_jsonl
 import prompts
 from merge_jsonl import Unfit
-
-import files
 
 ANSWERS = 3  # the first, and two more if one cannot be used
 # For --dry_run. A token of English text is some four bytes; an answer in two languages is about as long as this.

@@ -17,8 +17,9 @@ import re
 import struct
 
 import mido
-from midi_reader import KNOWN_METAS, TEXT_METAS, read_midi
 from mido.messages import SPEC_BY_TYPE
+
+from midi_reader import KNOWN_METAS, TEXT_METAS, read_midi
 
 MODES = ("m3_compatible", "all_messages", "carry_delta")
 NOT_M3 = frozenset(TEXT_METAS.values()) | {"sequencer_specific", "sysex"}  # what the published training data left out

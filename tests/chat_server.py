@@ -4,6 +4,7 @@ import functools
 import http.server
 import json
 import re
+import signal
 import ssl
 import subprocess
 import sys
@@ -12,9 +13,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 import chat
 import gpt4_summarize
-import pytest
 
 SCRIPTS = Path(gpt4_summarize.__file__).parent
 KEY = "sk-test-Zq81Vx4LmT07secretKey5530"
@@ -189,7 +191,11 @@ def run(place, server, *more):
 def start(place, server, *more):
     """The same, as a process of its own."""
     command = [sys.executable, SCRIPTS / "gpt4_summarize.py", *arguments(place, server, *more)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would have it ignored
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def wait_for(condition, seconds=30):

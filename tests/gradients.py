@@ -12,11 +12,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "code"))
 
-import train_clamp2
-import train_m3
 from transformers import AutoConfig
 
 import processes
+import train_clamp2
+import train_m3
 import training
 import utils
 

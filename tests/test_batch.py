@@ -11,14 +11,14 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-import batch_script
-import jobs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import batch
+import batch_script
 import files
+import jobs
 
 SCRIPT = Path(__file__).with_name("batch_script.py")
 

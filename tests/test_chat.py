@@ -8,9 +8,10 @@ import time
 from collections import Counter
 from email.utils import formatdate
 
+import pytest
+
 import chat
 import chat_server
-import pytest
 from chat_server import (
     ENGLISH,
     KEY,

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from helpers import CODE, KIT, run
 
 SHOW = "import config; print(*(getattr(config, name) for name in '{names}'.split()), sep='\\n')"

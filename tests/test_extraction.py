@@ -7,6 +7,7 @@ import socket
 
 import numpy as np
 import pytest
+
 from helpers import CODE, KIT, KIT_MODEL, free_port, run, run_script, write_config
 
 VALUES = np.load(KIT / "values.npz")

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from sklearn import metrics
 from sklearn.utils.class_weight import compute_class_weight
 
 import labels
 import linear_probe
+from conftest import ROOT
 from files import InputError
 from labels import Piece
 

@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import gpt4_summarize
 import merge_jsonl
-import pytest
 import train_clamp2
 from merge_jsonl import FIELDS, METADATA
 

@@ -7,7 +7,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from helpers import KIT, KIT_SIZES, SHARED_GOLDEN
 from torch.nn import functional as F
 from transformers import AutoConfig, BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
 
@@ -16,6 +15,7 @@ import utils
 from checkpoints import load_checkpoint, load_weights
 from embedding import embed, segment_starts
 from files import InputError
+from helpers import KIT, KIT_SIZES, SHARED_GOLDEN
 from patches import M3Patchilizer, read_music
 from texts import join_lines, read_text, tokenize
 

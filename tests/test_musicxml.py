@@ -7,12 +7,12 @@ import random
 import zipfile
 
 import pytest
-from scores import CONTAINER, DOCTYPE, mxl, note, score
 
 import musicxml
 from batch import Refused
 from batch_xml2abc import musicxml_to_abc
 from helpers import ROOT, SHARED, run
+from scores import CONTAINER, DOCTYPE, mxl, note, score
 
 SCRIPT = ROOT / "process_data" / "batch_xml2abc.py"
 TUNE = 'X:1\nT:{}\nL:1/8\nM:4/4\nK:C\nV:1 treble nm="Flute"\nV:1\n C2 E2 G4 | %1\n\n'  # what xml2abc makes of score()

@@ -7,11 +7,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from helpers import KIT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from files import InputError
+from helpers import KIT
 from patches import BOS, EOS, MASK, PAD, M3Patchilizer, mask_patches, read_music, remove_instrument_info
 
 PATCHILIZER = M3Patchilizer()

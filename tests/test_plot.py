@@ -9,10 +9,10 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from conftest import ROOT
 from sklearn.decomposition import PCA
 
 import plot
+from conftest import ROOT
 
 
 def folder_of(path: Path, sizes: dict[str, int], width: int = 12, seed: int = 0) -> Path:

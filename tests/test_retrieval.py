@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg
-from conftest import ROOT
 
 import features
 import retrieval
 import semantic_search
+from conftest import ROOT
 from files import InputError
 
 

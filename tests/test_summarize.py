@@ -5,10 +5,11 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 import chat_server
 import gpt4_summarize
 import prompts
-import pytest
 from chat_server import (
     ENGLISH,
     IN_OTHER,

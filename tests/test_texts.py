@@ -6,12 +6,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from helpers import KIT
-from train_clamp2 import Jsonl, choose_text, metadata_lines, summaries
 from transformers import AutoTokenizer
 
 from files import InputError
+from helpers import KIT
 from texts import join_lines, read_text, text_lines, tokenize
+from train_clamp2 import Jsonl, choose_text, metadata_lines, summaries
 
 RECORD = {
     "title": "Morrison's",

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+
 from helpers import CODE, KIT, KIT_MODEL, KIT_SIZES, ROOT, environment, free_port, run, run_script, write_config
 
 LAUNCH = ("-m", "torch.distributed.launch", "--nproc_per_node=2", "--use_env", f"--master_port={free_port()}")

@@ -1,0 +1,84 @@
+"""ABC, standard or interleaved -> MusicXML, with abc2xml.
+
+A file with several tunes gives name.1.musicxml, name.2.musicxml, ... OUTPUT_DIR/warnings.jsonl says what abc2xml had
+to say of which file.
+
+examples:
+  python process_data/batch_abc2xml.py abc/ scores/
+  python process_data/batch_abc2xml.py interleaved/song.abc scores/
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import interleaving
+from abctoolkit import abc2xml
+
+import batch
+import captured
+
+_INCLUDE = re.compile(r"^[^\S\n]*(%%|I:)abc-include.*$", re.MULTILINE)
+# What XML cannot hold, and what Python, but not ABC, takes for the end of a line.
+_NO_TEXT = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[\x85\u2028\u2029]")
+
+
+def abc_to_musicxml(text: str) -> bytes:
+    """One tune of standard ABC, or an interleaved one -> MusicXML in UTF-8. Not for several threads.
+
+    Raises:
+        batch.Refused: abc2xml cannot read it; says where.
+    """
+    return _convert(text)[0]
+
+
+def _convert(text: str) -> tuple[bytes, list[str]]:
+    """(MusicXML of the first tune, warnings)."""
+    if is_interleaved(text):
+        text = interleaving.deinterleave(text)
+    text = _NO_TEXT.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text, includes = _INCLUDE.subn("%", text)  # abc2xml would read any file that such a line names
+    if not re.search(r"^[^\S\n]*[XK]:", text, re.MULTILINE):
+        raise batch.Refused("no ABC: it has neither an X: nor a K: line")
+    abc2xml.mxm = abc2xml.MusicXml()  # which keeps everything of the tune before
+    with captured.printed_lines() as printed:
+        scores = abc2xml.getXmlDocs(text)
+    # Not the arrows below a quoted line, and not that the tune's number has no place in MusicXML.
+    printed = [line for line in printed if line.strip("-^") and not line.startswith("skipped header: (field X,")]
+    if not scores:
+        raise batch.Refused(f"abc2xml cannot read it: {'; '.join(reversed(printed))[:300]}")
+    if scores[0].find(".//note") is None:
+        raise batch.Refused("no note in it")
+    warnings = captured.shortened(printed)
+    if includes:
+        warnings.append(f"{includes} × abc-include left out: other files are not read")
+    return abc2xml.fixDoctype(scores[0]).encode(), warnings
+
+
+def is_interleaved(text: str) -> bool:
+    """Interleaved ABC has no X: line, and its body lines begin with a voice."""
+    return re.search(r"^\[V:", text, re.MULTILINE) is not None and re.search(r"^X:", text, re.MULTILINE) is None
+
+
+def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
+    text = interleaving.read_abc(path.read_bytes())
+    header, *tunes = re.split(r"^(?=[^\S\n]*X:)", text, flags=re.MULTILINE)  # the header is of the whole file
+    converted = batch.Converted([])
+    for number, tune in enumerate(tunes or [""], 1):
+        place = f"tune {number}: " if len(tunes) > 1 else ""
+        try:
+            xml, warnings = _convert(header + tune)
+        except batch.Refused as refused:
+            raise batch.Refused(f"{place}{refused}") from refused
+        converted.outputs.append(xml)
+        converted.warnings += [place + warning for warning in warnings]
+    return converted
+
+
+def main(argv: list[str] | None = None) -> int:
+    return batch.main(convert, doc=__doc__, suffixes=(".abc",), target=".musicxml", argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""ABC, standard or interleaved -> MusicXML: what abc2xml itself writes, one tune after another, from safe input only."""
+
+import contextlib
+import json
+import re
+from argparse import Namespace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import batch_abc2xml
+import music_notes
+from batch import Refused
+from batch_abc2xml import abc_to_musicxml
+from helpers import KIT, ROOT, run
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+SCRIPT = ROOT / "process_data" / "batch_abc2xml.py"
+TUNE = "X:1\nT:Tune\nL:1/8\nM:4/4\nK:D\nF2 A2 d4|]\n"
+
+
+def convert(path: Path):
+    return batch_abc2xml.convert(path, Namespace())
+
+
+def undated(xml: bytes | str) -> str:
+    text = xml.decode() if isinstance(xml, bytes) else xml
+    return re.sub("<encoding-date>.*?</encoding-date>", "", text).strip()
+
+
+def test_notes_by_hand():
+    score = music_notes.read(abc_to_musicxml(TUNE))
+    assert score == [[[{(0, 1, "F#4"): 1, (1, 1, "A4"): 1, (2, 2, "D5"): 1}]]]
+
+
+def test_abc2xml_writes_the_same(tmp_path):
+    """As a command of its own; it meets the tunes of the kit in one process, ours in another order."""
+    tunes = sorted((KIT / "abc").glob("*.abc"))
+    done = run("-m", "abctoolkit.abc2xml", "-o", tmp_path, *tunes)
+    assert done.returncode == 0, done.stderr
+    for path in tunes[::-1]:
+        theirs = (tmp_path / f"{path.stem}.xml").read_text(encoding="utf-8")
+        assert undated(abc_to_musicxml(path.read_text())) == undated(theirs)
+
+
+@pytest.mark.parametrize("name", ["duo", "octet", "piano", "quartet", "solo_jig", "solo_reel", "tiny"])
+def test_interleaved_is_the_same_music(name):
+    standard = (KIT / "abc" / f"{name}.abc").read_text()
+    interleaved = (KIT / "interleaved" / f"{name}.abc").read_text()
+    assert batch_abc2xml.is_interleaved(interleaved) and not batch_abc2xml.is_interleaved(standard)
+    before, after = (music_notes.read(abc_to_musicxml(text)) for text in (standard, interleaved))
+    assert music_notes.count(before) > 50 or name == "tiny"
+    assert music_notes.share(before, after) == 1
+
+
+def test_inline_voices_of_standard_abc_are_not_interleaved():
+    text = "X:1\nL:1/4\nM:4/4\nK:C\n[V:1] C D E F|\n[V:2] G,4|\n[V:1] G A B c|\n[V:2] C,4|\n"
+    assert not batch_abc2xml.is_interleaved(text)
+    assert [len(staff) for staff in music_notes.read(abc_to_musicxml(text))] == [2, 2]
+
+
+def test_nothing_of_one_tune_reaches_the_next():
+    alone = undated(abc_to_musicxml(TUNE))
+    odd = "X:1\nT:Other\nC:Someone\nN:note\nO:here\n%%pagewidth 50cm\nM:3/8\nL:1/16\nK:Ebm\nU:h=!fermata!\nI:abc-charset x\n"
+    for before in (odd + "(3ABc (d-|dh{c}d) |1 c:|2 B- |", odd + "A ]]]] |", odd, "", "w:la\n"):
+        with contextlib.suppress(Refused):
+            abc_to_musicxml(before)
+        assert undated(abc_to_musicxml(TUNE)) == alone
+
+
+def test_several_tunes(tmp_path):
+    path = tmp_path / "book.abc"
+    path.write_text(
+        f"%%titlefont x\nM:3/4\n\n{TUNE}\nsome words\n\n" + TUNE.replace("M:4/4\n", "").replace("X:1", "X:2")
+    )
+    first, second = convert(path).outputs
+    assert undated(first) == undated(abc_to_musicxml(TUNE))
+    beats = [ElementTree.fromstring(xml).findtext(".//time/beats") for xml in (first, second)]
+    assert beats == ["4", "3"]  # the file's header holds for tunes that say nothing else
+    path.write_text(f"{TUNE}\nX:2\nK:C\n")
+    with pytest.raises(Refused, match="tune 2: no note in it"):
+        convert(path)
+
+
+@pytest.mark.parametrize("line", ["%%abc-include {}", "I:abc-include {}", "  %%abc-include {}"])
+@pytest.mark.parametrize("place", ["", "X:1\n"])
+def test_no_other_file_is_read(tmp_path, line, place):
+    secret = tmp_path / "secret"
+    secret.write_text("T:secret\n")
+    path = tmp_path / "x.abc"
+    path.write_text(TUNE.replace("X:1\n", place + line.format(secret) + "\n" + ("" if place else "X:1\n")))
+    converted = convert(path)
+    assert b"secret" not in converted.outputs[0] and b"Tune" in converted.outputs[0]
+    assert "1 × abc-include left out: other files are not read" in converted.warnings
+
+
+def test_any_text_gives_well_formed_xml():
+    odd = "".join(map(chr, [*range(1, 9), 11, 12, *range(14, 32), 0x85, 0x2028, 0xFFFE, 0xD800])) + "<&>\"'é\U0001d11e"
+    root = ElementTree.fromstring(abc_to_musicxml(TUNE.replace("Tune", f"Tune{odd}")))
+    assert "<&>\"'é\U0001d11e" in root.findtext("work/work-title")
+    windows = TUNE.replace("\n", "\r\n")
+    assert undated(abc_to_musicxml(windows)) == undated(abc_to_musicxml(TUNE))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "neither an X: nor a K: line"),
+        ("words, not music: nothing of ABC\n", "neither an X: nor a K: line"),
+        ("X:1\nT:x\nK:C\n", "no note in it"),
+        ("X:1\nK:C\n\nCDEF|\n", "no note in it"),
+        ("X:1\nK:C\n[V:2\n", "abc2xml cannot read it: .*exception"),
+    ],
+)
+def test_what_is_no_music_is_refused_with_the_reason(text, reason):
+    with pytest.raises(Refused, match=reason) as refused:
+        abc_to_musicxml(text)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_abc2xml_prints_are_warnings(tmp_path, capsys):
+    path = tmp_path / "x.abc"
+    path.write_text(TUNE.replace("d4", "!nosuchsign!d4"))
+    assert convert(path).warnings == ["unhandled note decorations: ['nosuchsign']"]
+    path.write_text(TUNE)
+    assert convert(path).warnings == []
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_script_on_a_folder(tmp_path):
+    source, target = tmp_path / "in", tmp_path / "out"
+    (source / "sub").mkdir(parents=True)
+    (source / "a.abc").write_bytes(TUNE.replace("Tune", "Élise").encode("latin-1"))
+    (source / "b.ABC").write_bytes(b"\xef\xbb\xbf" + TUNE.encode() + b"\n" + TUNE.encode())
+    (source / "sub" / "c.abc").write_bytes((KIT / "interleaved" / "duo.abc").read_bytes())
+    (source / "bad.abc").write_text("X:1\nK:C\n")
+    done = run(SCRIPT, source, target, "--workers", "1")
+    assert done.returncode == 1 and done.stdout.splitlines()[-1].startswith(
+        "3 done, 0 skipped (finished before), 1 failed"
+    )
+    outputs = sorted(path.relative_to(target).as_posix() for path in target.rglob("*.musicxml"))
+    assert outputs == ["a.musicxml", "b.1.musicxml", "b.2.musicxml", "sub/c.musicxml"]
+    assert "Élise" in (target / "a.musicxml").read_text(encoding="utf-8")
+    assert json.loads((target / "errors.jsonl").read_text()) == {"file": "bad.abc", "error": "no note in it"}
