@@ -5,6 +5,7 @@ may not know structured answers: then JSON mode is tried, then none. Its key app
 """
 
 import asyncio
+import contextlib
 import email.utils
 import json
 import math
@@ -21,9 +22,10 @@ ATTEMPTS = 8  # of one request, when the server fails or is not there: with the 
 BUSY_ATTEMPTS = 100  # of one request, when the server says that it gets too many (429): others may get through first
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts; each pause is twice the one before
 LONGEST_WAIT = 600.0  # seconds; a server that asks for more, with Retry-After, is not waited for
-UNANSWERED = 20  # requests in a row given up, with no answer in between: then the server is gone
+UNANSWERED = 20  # requests in a row given up, with no answer in between: then the server is gone, or never was right
+FORM_ATTEMPTS = 3  # failures with status 500, after which another form of answer is tried, if this one never worked
 FORMATS = ("json_schema", "json_object", None)  # what may be asked of the answer's form, from strict to nothing
-_SECRET = 6  # characters of the key in a row that nothing may show
+_SECRET = 6  # characters of the key in a row that nothing may show; a shorter key is a word for a server without keys
 
 
 class Failed(Exception):
@@ -45,6 +47,11 @@ class Chat:
         self._unanswered = 0
         self._format, self._format_is_known = 0, False  # place in FORMATS; whether the server has accepted it
         self._not_before = 0.0  # on the monotonic clock: the server asked not to be asked earlier
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        """From now on no request is repeated: those on their way may be answered, those that fail raise Stop."""
+        self._ending.set()
 
     async def close(self) -> None:
         await self._client.close()
@@ -52,7 +59,7 @@ class Chat:
     async def ask(self, instructions: str, question: str, schema: dict) -> str:
         """The text of the answer, which follows the JSON `schema` if the server can make it do so.
 
-        Raises Failed, Stop, or files.InputError if key, address or model are wrong.
+        Raises Failed, Stop, or files.InputError if key, address or model must be wrong.
         """
         messages = [{"role": "system", "content": instructions}, {"role": "user", "content": question}]
         form = self._format
@@ -63,24 +70,29 @@ class Chat:
             if FORMATS[form] == "json_schema":
                 request["response_format"]["json_schema"] = {"name": "answer", "strict": True, "schema": schema}
             try:
-                choice = await self._send(request)
+                choice = await self._send(request, form)
                 break
             except _Rejected as error:
                 if form < self._format:  # others have found out what the server takes
                     form = self._format
-                elif self._format_is_known or form + 1 == len(FORMATS):
-                    raise Failed(str(error)) from None
+                elif self._is_last_form(form):
+                    raise self._hopeless(error) from None
                 else:
                     form += 1
         if not self._format_is_known:
             self._format, self._format_is_known = form, True
         return self._text(choice)
 
+    def _is_last_form(self, form: int) -> bool:
+        """Whether no other form of answer is left to try: the server takes this one, or it asks for nothing."""
+        return form + 1 == len(FORMATS) or (self._format_is_known and form >= self._format)
+
     def hide(self, text: str) -> str:
         """A text, in one line, without the words that show the key or some of it."""
-        pieces = {self._key[start : start + _SECRET] for start in range(max(1, len(self._key) - _SECRET + 1))}
-        words = [word if not any(piece in word for piece in pieces) else "[key]" for word in text.split()]
-        return " ".join(words)
+        pieces = {self._key[start : start + _SECRET] for start in range(len(self._key) - _SECRET + 1)}
+        return " ".join(
+            "[key]" if word == self._key or any(piece in word for piece in pieces) else word for word in text.split()
+        )
 
     def shows_key(self, text: str) -> bool:
         """Whether the key is in a text. "none" and such, for servers without keys, are no secrets."""
@@ -94,12 +106,12 @@ class Chat:
             raise Failed("the server's content filter held the answer back")
         return message.get("content") or ""
 
-    async def _send(self, request: dict) -> dict:
+    async def _send(self, request: dict, form: int) -> dict:
         """The first choice of the answer to one request, repeated as long as there is hope."""
         failures = busy = 0
         while True:
             while (pause := self._not_before - time.monotonic()) > 0:
-                await asyncio.sleep(pause + random.uniform(0, FIRST_PAUSE))  # not all of them at the same moment
+                await self._pause(pause + random.uniform(0, FIRST_PAUSE))  # not all of them at the same moment
             status: int | None = None
             wait: float | None = None
             try:
@@ -128,40 +140,60 @@ class Chat:
             else:
                 failures += 1
             if failures >= ATTEMPTS or busy >= BUSY_ATTEMPTS:
-                self._unanswered += 1
-                if self._unanswered >= UNANSWERED:
-                    raise Stop(f"{UNANSWERED} records in a row without an answer; the last: {reason}")
-                raise Failed(f"{reason} (asked {failures + busy} times)")
+                raise self._given_up(f"{reason} (asked {failures + busy} times)")
+            if status == 500 and failures >= FORM_ATTEMPTS and not self._is_last_form(form):
+                raise _Rejected(reason, status)
             if not wait:
                 pause = min(FIRST_PAUSE * 2 ** (failures + busy - 1), LONGEST_PAUSE)
-                await asyncio.sleep(pause * random.uniform(0.5, 1))
+                await self._pause(pause * random.uniform(0.5, 1))
             elif wait > LONGEST_WAIT:
                 raise Stop(f"{reason} (and asks for a pause of {wait:.0f} s)")
             else:
                 self._not_before = max(self._not_before, time.monotonic() + wait)
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ending.wait()
+            raise Stop("the run ends")
+
+    def _given_up(self, reason: str) -> Exception:
+        self._unanswered += 1
+        if self._unanswered >= UNANSWERED:
+            return Stop(f"{UNANSWERED} records in a row without an answer; the last: {reason}")
+        return Failed(reason)
+
+    def _hopeless(self, error: "_Rejected") -> Exception:
+        """What it means that a request is rejected in every form of answer."""
+        if self.answers:
+            return Failed(str(error))
+        if error.status in (404, 405):
+            return files.InputError(
+                f"{error}; is the model {self.model!r} right, and the address {self.url}? It usually ends in /v1"
+            )
+        return self._given_up(str(error))
 
     def _give_up_if(self, error: openai.APIStatusError, reason: str) -> None:
         """Raises what a status means that another attempt would not change."""
         status = error.status_code
         if status == 401:
             raise files.InputError(f"{self.url} does not accept the key in OPENAI_API_KEY (status 401)")
-        if status in (403, 404) and not self.answers:
-            raise files.InputError(
-                f"{reason}; is the model {self.model!r} right, and the address {self.url}? It usually ends in /v1"
-            )
         if status == 402 or error.code == "insufficient_quota":
             raise Stop(f"{reason} (the account has no credit left)")
-        if status in (400, 422, 501):
-            raise _Rejected(reason)
+        if status in (400, 404, 405, 415, 422, 501):
+            raise _Rejected(reason, status)
         if status < 500 and status not in (408, 409, 425, 429):
-            raise Failed(reason)
+            raise Failed(reason) if self.answers else self._given_up(reason)
 
     def _read(self, text: str) -> dict:
         """The first choice of a chat completion; adds up the tokens."""
         try:
             completion = json.loads(text)
             choice = completion["choices"][0]
-            content = choice["message"].get("content")
+            message = choice["message"]
+            content = message.get("content")
+            if isinstance(content, list):  # of parts: thoughts, and the text
+                message["content"] = content = "".join(part.get("text", "") for part in content)
             if not isinstance(content, str | None):
                 raise TypeError
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -178,6 +210,10 @@ class Chat:
 
 class _Rejected(Exception):
     """The server does not take this request, perhaps because of the form of answer it asks for."""
+
+    def __init__(self, reason: str, status: int):
+        super().__init__(reason)
+        self.status = status
 
 
 class _NoCompletion(Exception):

@@ -19,9 +19,12 @@ Exit status: 0; 1 if a record failed or was left out; 2 for wrong use.
 
 import argparse
 import asyncio
+import functools
+import io
 import json
 import os
 import sys
+import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +42,7 @@ import prompts
 from merge_jsonl import Unfit
 
 ANSWERS = 3  # the first, and two more if one cannot be used
+LAST_WAIT = 60.0  # seconds; when a run must end, what is on its way may still be answered: it is paid for
 # For --dry_run. A token of English text is some four bytes; an answer in two languages is about as long as this.
 BYTES_PER_TOKEN, ANSWER_TOKENS, OVERHEAD_TOKENS = 4, 300, 100
 
@@ -92,6 +96,15 @@ def read_output(job: jobs.Job, record: dict) -> dict | None:
     return output if prompts.known(output) == prompts.known(record) else None
 
 
+def finished(job: jobs.Job) -> dict:
+    """The record with the summaries that an earlier run wrote. Raises Unfit."""
+    record = read(job)
+    output = read_output(job, record)
+    if output is None:
+        raise Unfit("not asked for yet, or its metadata have changed since", str(job.output))
+    return with_summaries(record, output["summary_en"], output["summary_nen"])
+
+
 def with_summaries(record: dict, english: object, other: object) -> dict:
     """The record with the summaries that it lacks."""
     return record | {
@@ -138,6 +151,7 @@ class Run:
     def __init__(self, args: argparse.Namespace, batch: jobs.Batch | Lines, model: chat.Chat):
         self.args, self.batch, self.model = args, batch, model
         self.asked = self.done = self.insufficient = self.skipped = self.failed = 0
+        self.is_ending = False
         self.other_fields: Counter[str] = Counter()
         self.errors = jobs.Log("errors", "error", batch, (1, 1))
         self.warnings = jobs.Log("warnings", "warnings", batch, (1, 1))
@@ -146,9 +160,15 @@ class Run:
         """Raises chat.Stop or files.InputError if it must end early; what is answered by then is written."""
         with tqdm(total=len(self.batch), unit="record", mininterval=0.5 if sys.stderr.isatty() else 30) as progress:
             todo = iter(self.batch)
-            tasks = [asyncio.create_task(self._work(todo, progress)) for _ in range(self.args.concurrency)]
+            tasks = {asyncio.create_task(self._work(todo, progress)) for _ in range(self.args.concurrency)}
             try:
-                await asyncio.gather(*tasks)
+                done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+                if waiting:
+                    self.is_ending = True
+                    self.model.end()
+                    await asyncio.wait(waiting, timeout=LAST_WAIT)
+                for task in done:
+                    task.result()
             finally:
                 for task in tasks:
                     task.cancel()
@@ -157,6 +177,8 @@ class Run:
 
     async def _work(self, todo: Iterator[jobs.Job], progress: tqdm) -> None:
         for job in todo:
+            if self.is_ending or (self.args.limit and self.asked >= self.args.limit):
+                return
             try:
                 await self._one(job)
             except (Unfit, chat.Failed) as error:
@@ -166,8 +188,6 @@ class Run:
             progress.set_postfix(counts, refresh=False)
             progress.update()
             await asyncio.sleep(0)  # also among thousands of finished records, answers are taken as they come
-            if self.args.limit and self.asked >= self.args.limit:
-                return
 
     async def _one(self, job: jobs.Job) -> None:
         record = read(job)
@@ -310,9 +330,19 @@ def get_model(args: argparse.Namespace) -> chat.Chat:
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise files.InputError("OPENAI_API_KEY holds something that is no key: spaces, or characters beyond ASCII")
     url = args.base_url or os.environ.get("OPENAI_BASE_URL")
-    if url and not url.startswith(("http://", "https://")):
-        raise files.InputError(f"--base_url {url}: it must begin with http:// or https://")
+    if url and not _is_address(url):
+        raise files.InputError(
+            f"--base_url {url}: it must be the address of a server, such as http://localhost:8000/v1"
+        )
     return chat.Chat(args.model, args.base_url, key)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is no number, or none that exists
+        return False
 
 
 def ask(args: argparse.Namespace, batch: jobs.Batch | Lines, model: chat.Chat) -> int:
@@ -334,7 +364,8 @@ def ask(args: argparse.Namespace, batch: jobs.Batch | Lines, model: chat.Chat) -
 def main(argv: list[str] | None = None) -> int:
     parser = get_args_parser()
     args = parser.parse_args(argv)
-    sys.stdout.reconfigure(errors="backslashreplace")  # prompts are in all languages, whatever the terminal can show
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # prompts are in all languages, a terminal may show few
     try:
         batch = get_batch(args)
         model = get_model(args) if args.model and not args.dry_run else None
@@ -345,7 +376,7 @@ def main(argv: list[str] | None = None) -> int:
             return dry_run(args, batch)
         status = ask(args, batch, model) if model else 0
         if args.merge:
-            status |= merge_jsonl.merge([(job.name, job.output) for job in batch], args.merge)
+            status |= merge_jsonl.merge([(job.name, functools.partial(finished, job)) for job in batch], args.merge)
         return status
     except (files.InputError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)

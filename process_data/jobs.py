@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import files
 
@@ -118,6 +119,15 @@ def _refuse_overlap(source: Path, output: Path, names: Iterable[Path]) -> None:
             raise ValueError(f"with OUTPUT_DIR {output}, files of the input {source} would be overwritten")
 
 
+class Jobs(Protocol):
+    """What a log has to know of a batch."""
+
+    output: Path
+    is_folder: bool
+
+    def __iter__(self) -> Iterator[Job]: ...
+
+
 class Log:
     """One entry a file, such as {"file": ..., "error": ...}, in NAME.jsonl in the output folder (NAME.1-of-3.jsonl).
 
@@ -126,7 +136,7 @@ class Log:
     takes over what shards said.
     """
 
-    def __init__(self, name: str, key: str, batch: Batch, shard: tuple[int, int]):
+    def __init__(self, name: str, key: str, batch: Jobs, shard: tuple[int, int]):
         self.key = key
         whole = batch.output / f"{name}.jsonl"
         of_shards = sorted(batch.output.glob(f"{name}.*-of-*.jsonl"))

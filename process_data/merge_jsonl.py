@@ -11,12 +11,13 @@ Exit status: 0; 1 if a record was left out; 2 for wrong use, or if no record is 
 """
 
 import argparse
+import functools
 import json
 import os
 import stat
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -123,11 +124,11 @@ def _problem(path: object, folder: Path) -> str | None:
     return None if status.st_size else "empty"
 
 
-def merge(records: Iterable[tuple[str, Path]], target: Path) -> int:
+def merge(records: Iterable[tuple[str, Callable[[], dict]]], target: Path) -> int:
     """Writes the records that are fit for training to `target`, and the report beside it; prints the counts.
 
     Args:
-        records: (name in the report, .json file) of each; a file that is missing is left out.
+        records: (name in the report, function that returns the record from `parse`, or raises Unfit) of each.
         target: the JSONL file.
 
     Returns the exit status: 1 if a record was left out. Raises files.InputError if none is fit (then `target` stays as
@@ -136,9 +137,9 @@ def merge(records: Iterable[tuple[str, Path]], target: Path) -> int:
     kept, report = 0, []
     kinds: Counter[str] = Counter()
     with files.atomic_write(target) as merged:
-        for name, path in tqdm(records, unit="record", mininterval=0.5 if sys.stderr.isatty() else 30):
+        for name, read in tqdm(records, unit="record", mininterval=0.5 if sys.stderr.isatty() else 30):
             try:
-                record, left_out = for_training(parse(_read(path)), target.parent)
+                record, left_out = for_training(read(), target.parent)
                 merged.write(_line(record))
             except Unfit as error:
                 kinds[error.kind] += 1
@@ -170,9 +171,9 @@ def check_target(target: Path) -> None:
         raise files.InputError(f"{target}: the merged file must be called something.jsonl")
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> dict:
     try:
-        return path.read_bytes()
+        return parse(path.read_bytes())
     except OSError as error:
         raise Unfit("no record", f"{path}: {error.strerror}") from None
 
@@ -209,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
         check_target(args.target)
         found, others = files.list_files(args.folder, (".json",))
         folder = args.folder if args.folder.is_dir() else args.folder.parent
-        status = merge([(path.as_posix(), folder / path) for path in found], args.target)
+        status = merge([(path.as_posix(), functools.partial(_read, folder / path)) for path in found], args.target)
     except (OSError, files.InputError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:

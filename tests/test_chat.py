@@ -71,7 +71,14 @@ def test_what_passes_is_waited_for(place, serve):
 
 def test_what_does_not_pass_costs_the_record(place, serve, monkeypatch):
     monkeypatch.setattr(chat, "BUSY_ATTEMPTS", 12)
-    server = serve(lambda title, count, request: PASSING.get(title) or good(request))
+
+    def behave(title, count, request):
+        if title in PASSING:
+            wait_for(lambda: server.answered)  # else the form of answer might be the cause of status 500
+            return PASSING[title]
+        return good(request)
+
+    server = serve(behave)
     write_records(place / "in", *({"title": title} for title in [*PASSING, "fine"]))
     assert run(place, server) == 1
     attempts = {kind: 12 if kind.startswith("429") else chat.ATTEMPTS for kind in PASSING}
@@ -192,7 +199,10 @@ def test_a_long_pause_is_left_to_the_user(place, serve, capsys):
 # --- the form of the answer ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code, taken", [(400, "json_object"), (422, None), (501, None)])
+REJECTIONS = [(400, "json_object"), (422, None), (501, None), (404, "json_object"), (415, None)]
+
+
+@pytest.mark.parametrize("code, taken", REJECTIONS)
 def test_servers_without_schemas_are_asked_in_another_way_once(place, serve, code, taken):
     def behave(title, count, request):
         form = request.get("response_format", {}).get("type")
@@ -205,6 +215,21 @@ def test_servers_without_schemas_are_asked_in_another_way_once(place, serve, cod
     tried = ["json_schema", "json_object", None]
     assert forms == tried[: tried.index(taken)] + [taken] * 10
     assert all("JSON" in request["messages"][0]["content"] for request in server.requests)  # JSON mode needs the word
+
+
+@pytest.mark.parametrize("taken", ["json_object", None])
+def test_servers_that_break_down_at_a_schema_are_asked_in_another_way(place, serve, taken):
+    """Status 500 may also pass: each record tries the same form again before it tries another."""
+
+    def behave(title, count, request):
+        return good(request) if request.get("response_format", {}).get("type") == taken else status(500)
+
+    server = serve(behave)
+    write_records(place / "in", *({"title": f"Tune {number}"} for number in range(10)))
+    assert run(place, server, "--concurrency", 4) == 0
+    assert len(read_tree(place / "out")) == 10
+    failed = len(server.requests) - 10
+    assert failed <= 4 * chat.FORM_ATTEMPTS * (1 if taken else 2)  # the first four; all others know it from them
 
 
 def test_one_rejected_record_does_not_change_the_form_for_others(place, serve):
@@ -269,7 +294,10 @@ def test_the_key_is_not_in_the_logs_of_the_client(place, serve):
     assert_key_is_nowhere(place, *printed)
 
 
-@pytest.mark.parametrize("code, answered, expected", [(401, 0, 2), (403, 0, 2), (404, 0, 2), (402, 0, 1), (401, 5, 2)])
+FATAL = [(401, 0, 2), (404, 0, 2), (405, 0, 2), (402, 0, 1), (401, 5, 2)]
+
+
+@pytest.mark.parametrize("code, answered, expected", FATAL)
 def test_what_no_repetition_helps_ends_the_run(place, serve, code, answered, expected):
     def behave(title, count, request):
         return good(request) if len(server.requests) <= answered else status(code)
@@ -277,7 +305,43 @@ def test_what_no_repetition_helps_ends_the_run(place, serve, code, answered, exp
     server = serve(behave)
     write_records(place / "in", *({"title": f"Tune {number}"} for number in range(40)))
     assert run(place, server, "--concurrency", 1) == expected
-    assert len(server.requests) == answered + 1 and len(read_tree(place / "out")) == answered
+    forms = len(chat.FORMATS) if code in (404, 405) else 1  # the form of answer may be what is not found
+    assert len(server.requests) == answered + forms and len(read_tree(place / "out")) == answered
+
+
+@pytest.mark.parametrize("code", [400, 403, 413])
+def test_a_server_that_rejects_everything_is_not_asked_about_everything(place, serve, code, capsys):
+    server = serve(lambda title, count, request: status(code, "no model m here"))
+    write_records(place / "in", *({"title": f"Tune {number}"} for number in range(60)))
+    assert run(place, server, "--concurrency", 1) == 1
+    assert len(server.counts) == chat.UNANSWERED
+    assert f"Stopped: {chat.UNANSWERED} records in a row without an answer" in (said := capsys.readouterr().err)
+    assert "no model m here" in said
+
+
+def test_answers_on_their_way_when_a_run_must_end_are_kept(place, serve, capsys):
+    """They are paid for. What waits before it asks again is not waited for."""
+
+    def behave(title, count, request):
+        if title == "no credit":
+            wait_for(lambda: len(server.requests) == 8)
+            return status(402)
+        if title == "busy":
+            return status(429, retry_after="60")
+        wait_for(lambda: "busy" in server.counts)
+        time.sleep(0.5)
+        return good(request)
+
+    server = serve(behave)
+    titles = ["busy", "no credit", *(f"Tune {number}" for number in range(6)), "later"]
+    write_records(place / "in", *({"title": title, "at": f"{at}.json"} for at, title in enumerate(titles)))
+    begin = time.monotonic()
+    assert run(place, server, "--concurrency", 8) == 1
+    assert time.monotonic() - begin < 20
+    assert {record["title"] for record in read_tree(place / "out").values()} == set(server.answered)
+    assert len(server.answered) == 6 and "later" not in server.counts
+    captured = capsys.readouterr()
+    assert "402" in captured.err and "6 done" in captured.out and "0 failed, 3 left" in captured.out
 
 
 def test_an_account_without_credit_ends_the_run(place, serve, capsys):
@@ -288,11 +352,21 @@ def test_an_account_without_credit_ends_the_run(place, serve, capsys):
     assert len(server.requests) == 1 and "credit" in capsys.readouterr().err
 
 
-def test_a_forbidden_record_does_not_end_the_run(place, serve):
-    server = serve(lambda title, count, request: status(403, "moderated") if title == "b" else good(request))
+@pytest.mark.parametrize("forbidden", "ab")
+def test_a_forbidden_record_does_not_end_the_run(place, serve, forbidden):
+    server = serve(lambda title, count, request: status(403, "moderated") if title == forbidden else good(request))
     write_records(place / "in", *({"title": title} for title in "abc"))
     assert run(place, server, "--concurrency", 1) == 1
-    assert set(read_tree(place / "out")) == {"a.json", "c.json"}
+    assert set(read_tree(place / "out")) == {"a.json", "b.json", "c.json"} - {f"{forbidden}.json"}
+
+
+@pytest.mark.parametrize("key", ["x", "a", "none"])
+def test_a_word_in_place_of_a_key_does_not_blot_out_messages(place, serve, key, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    server = serve(lambda title, count, request: status(400, f"exceeds max tokens, Bearer {key}"))
+    write_records(place / "in", {"title": "b"})
+    assert run(place, server) == 1
+    assert errors(place / "out") == {"b.json": "the server answers 400: exceeds max tokens, Bearer [key]"}
 
 
 # --- interruptions ---------------------------------------------------------------------------------------------------

@@ -174,16 +174,25 @@ def test_wrong_use(data, argv, said, monkeypatch, capsys):
 
 
 def test_from_the_summaries_script(data, capsys):
-    """--merge alone takes what is finished, and says what is not."""
-    write(data, {"a": record(), "folder/b": record(title="B"), "c": record(title="C")})
-    for name, text in (("a", "Done."), ("folder/b", "Done too."), ("stale", "No such record any more.")):
+    """--merge alone takes what is finished, and says what is not: no summaries of what a record said before."""
+    write(data, {"a": record(), "folder/b": record(title="B"), "c": record(title="C"), "d": record(title="New")})
+    outputs = {
+        "a": record(filepaths=["old.abc"]),
+        "folder/b": record(title="B"),
+        "d": record(title="Old"),
+        "e": record(),
+    }
+    for name, output in outputs.items():
         path = data / "out" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record(summary_en=text)))
+        path.write_text(json.dumps(output | {"summary_en": f"Of {name}."}))
     argv = [data / "records", data / "out", "--merge", data / "train.jsonl"]
     assert gpt4_summarize.main([*map(str, argv)]) == 1
-    assert [found["summary_en"] for found in read(data / "train.jsonl")] == ["Done.", "Done too."]
-    assert list(report(data)) == ["c.json"] and "c.json" in report(data)["c.json"]["error"]
+    merged = read(data / "train.jsonl")
+    assert [found["summary_en"] for found in merged] == ["Of a.", "Of folder/b."]
+    assert all(found["filepaths"] == record()["filepaths"] for found in merged)
+    assert list(report(data)) == ["c.json", "d.json"]
+    assert all("not asked for yet, or its metadata have changed" in said["error"] for said in report(data).values())
 
 
 def test_as_a_script_from_any_folder(data):

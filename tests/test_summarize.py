@@ -228,6 +228,16 @@ def test_answers_are_found_in_what_surrounds_them(place, serve):
         assert record["summary_en"].split() == ENGLISH.split(), name
 
 
+def test_an_answer_in_parts(place, serve):
+    def behave(title, count, request):
+        parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": json.dumps(good(request))}]
+        return lambda handler: handler.say(200, completion(parts))
+
+    write_records(place / "in", {"title": "a"})
+    assert run(place, serve(behave)) == 0
+    assert read_tree(place / "out")["a.json"]["summary_en"] == ENGLISH
+
+
 def test_unusable_answers_are_asked_for_twice_more(place, serve):
     server = serve(lambda title, count, request: UNUSABLE[title](request) if count < 3 else good(request))
     write_records(place / "in", *({"title": kind} for kind in UNUSABLE))
@@ -273,11 +283,12 @@ def test_a_refusal_is_taken_for_an_answer(place, serve):
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def test_limit(place, serve):
+@pytest.mark.parametrize("concurrency", [3, 16])
+def test_limit(place, serve, concurrency):
     server = serve()
     write_records(place / "in", *({"title": f"Tune {number}"} for number in range(9)))
     for expected in (4, 8, 9):
-        assert run(place, server, "--limit", 4, "--concurrency", 3) == 0
+        assert run(place, server, "--limit", 4, "--concurrency", concurrency) == 0
         assert len(read_tree(place / "out")) == sum(server.counts.values()) == expected
 
 
@@ -318,6 +329,8 @@ WRONG = {
     "empty input": (["empty", "out", "--model", "m"], "no .json"),
     "output in input": (["in", "in/out", "--model", "m"], "inside"),
     "no address": (["in", "out", "--model", "m", "--base_url", "localhost:8000"], "http://"),
+    "no host": (["in", "out", "--model", "m", "--base_url", "http:///v1"], "http:///v1"),
+    "no port": (["in", "out", "--model", "m", "--base_url", "http://localhost:99999/v1"], "99999"),
     "concurrency": (["in", "out", "--model", "m", "--concurrency", "0"], "positive"),
     "no languages": (["in", "out", "--model", "m", "--languages", "empty.txt"], "no language"),
     "English": (["in", "out", "--model", "m", "--languages", "english.txt"], "names English"),
