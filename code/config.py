@@ -30,7 +30,7 @@ M3_NUM_EPOCH = 100
 M3_LEARNING_RATE = 1e-4
 M3_BATCH_SIZE = 16  # pieces per process (GPU) and step
 M3_MASK_RATIO = 0.45  # share of a piece's patches that the decoder must restore
-M3_DETERMINISTIC = True  # seed 0 and deterministic kernels; False: a seed drawn at the start, named in the log
+M3_DETERMINISTIC = True  # seed 0 and deterministic cuDNN; False: a seed drawn at the start, named in the log
 M3_WANDB_LOG = False
 M3_LOAD_CKPT = True  # continue from latest_*, or else start from M3_WEIGHTS_PATH, where they exist
 
@@ -57,46 +57,65 @@ SAVE_EVERY_STEPS = 0  # save latest_* every so many steps too; 0: after every ep
 EXTRACT_PRECISION = "float32"  # of extraction; "bfloat16" is several times faster, cosine to float32 above 0.999
 EXTRACT_BATCH_TOKENS = 4096  # patches or text tokens in one forward pass of extraction: more needs more memory
 WANDB_KEY = "<YOUR_WANDB_KEY>"
+FEATURE_CACHE = "~/.cache/clamp2"  # where search keeps the features of what it has read; may be removed at any time
 
 _FOLDER = Path(__file__).resolve().parent
 _DERIVED = ("M3_WEIGHTS_PATH", "M3_LOGS_PATH", "CLAMP2_WEIGHTS_PATH", "CLAMP2_LOGS_PATH")
 
 
+def _stop(where: object, problem: str) -> NoReturn:
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"error: {where}: {problem}", file=sys.stderr)
+    sys.exit(2)
+
+
 def _apply_overrides(names: dict, file: Path) -> None:
     """Sets the names that `file` assigns. A user's mistake ends the program with one line that names it."""
-
-    def stop(line: int, problem: str) -> NoReturn:
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"error: {file}, line {line}: {problem}", file=sys.stderr)
-        sys.exit(2)
-
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except OSError as error:
-        stop(0, f"CLAMP2_CONFIG names a file that cannot be read: {error.strerror}")
+        _stop(file, f"CLAMP2_CONFIG names a file that cannot be read: {error.strerror}")
     except SyntaxError as error:
-        stop(error.lineno or 0, f"not Python: {error.msg}")
+        _stop(f"{file}, line {error.lineno or 0}", f"not Python: {error.msg}")
     except ValueError as error:  # bytes that are not UTF-8, or a NUL
-        stop(0, f"not a text file: {error}")
+        _stop(file, f"not a text file: {error}")
     known = [name for name in names if name.isupper() and not name.startswith("_")]
     for node in tree.body:
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            continue  # a docstring
-        if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
-            stop(node.lineno, "only assignments such as `M3_BATCH_SIZE = 8` can stand here")
-        name = node.targets[0].id
+        where = f"{file}, line {node.lineno}"
+        match node:
+            case ast.Expr(ast.Constant()):  # a docstring
+                continue
+            case ast.Assign([ast.Name(name)], expression) | ast.AnnAssign(ast.Name(name), _, ast.expr() as expression):
+                pass
+            case _:
+                _stop(where, "only assignments such as `M3_BATCH_SIZE = 8` can stand here")
         if name not in known and name not in _DERIVED:
-            stop(node.lineno, f"config.py has no {name}; it has {', '.join(sorted([*known, *_DERIVED]))}")
+            _stop(where, f"config.py has no {name}; it has {', '.join(sorted([*known, *_DERIVED]))}")
         try:
-            value = ast.literal_eval(node.value)
-        except ValueError:
-            stop(node.lineno, f"the value of {name} is not a plain number, string, list or True/False")
+            value = ast.literal_eval(expression)
+        except (ValueError, TypeError):
+            _stop(where, f"the value of {name} is not a plain number, string, list or True/False")
         wanted = type(names.get(name, ""))
         if wanted is float and type(value) is int:
             value = float(value)
         if type(value) is not wanted:
-            stop(node.lineno, f"{name} = {value!r} is of type {type(value).__name__}, not {wanted.__name__}")
+            _stop(where, f"{name} = {value!r} is of type {type(value).__name__}, not {wanted.__name__}")
         names[name] = value
+
+
+def _check_values(names: dict) -> None:
+    """Ends the program, with one line, if a number cannot be what it says."""
+    sizes = "PATCH_SIZE PATCH_LENGTH PATCH_NUM_LAYERS TOKEN_NUM_LAYERS M3_HIDDEN_SIZE CLAMP2_HIDDEN_SIZE M3_BATCH_SIZE"
+    sizes += " CLAMP2_BATCH_SIZE MAX_TEXT_LENGTH EXTRACT_BATCH_TOKENS"
+    for name in sizes.split():
+        if names[name] < 1:
+            _stop(source(), f"{name} = {names[name]} is not a positive number")
+    if M3_HIDDEN_SIZE % 64:
+        _stop(source(), f"M3_HIDDEN_SIZE = {M3_HIDDEN_SIZE} is not a multiple of 64, the size of an attention head")
+    if not 0 < M3_MASK_RATIO <= 1:
+        _stop(source(), f"M3_MASK_RATIO = {M3_MASK_RATIO} is not a share above 0 and up to 1")
+    if not 0 <= EVAL_SPLIT < 1:
+        _stop(source(), f"EVAL_SPLIT = {EVAL_SPLIT} is not a share from 0 to below 1")
 
 
 if os.environ.get("CLAMP2_CONFIG"):
@@ -111,6 +130,9 @@ def resolve(path: str) -> Path:
 def source() -> str:
     """Where a user sets a constant: this file, or the one that CLAMP2_CONFIG names."""
     return os.environ.get("CLAMP2_CONFIG") or str(_FOLDER / "config.py")
+
+
+_check_values(globals())
 
 
 def text_model() -> str:

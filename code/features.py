@@ -31,6 +31,7 @@ class Features:
     names: list[str]  # paths relative to the folder, with "/" between the parts
     matrix: np.ndarray  # [N, H] float32, memory-mapped if the folder is packed
     skipped: list[str] = field(default_factory=list)  # "path: reason" of every file that was left out
+    titles: list[str] = field(default_factory=list)  # of the pieces, where they were read from music
 
 
 def read(path: Path) -> np.ndarray:

@@ -28,22 +28,32 @@ _SPECIAL_IDS = dict.fromkeys(range(4))
 def read_music(path: Path) -> str:
     """The text of an interleaved ABC (.abc) or MTF (.mtf) file, without the `L:1/8` lines that every such file has.
 
-    Raises InputError if the file cannot be read, is not UTF-8, is empty, or holds no note.
+    Raises InputError if the file is of another type, cannot be read, is not UTF-8, is empty, or holds no note.
     """
+    if path.suffix.lower() not in (".abc", ".mtf"):
+        raise InputError(f"{path}: neither an .abc nor an .mtf file; process_data/ makes them from MusicXML and MIDI")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
+    try:
+        return checked_music(text, path.suffix)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def checked_music(text: str, suffix: str) -> str:
+    """The text of an interleaved ABC or MTF file without its `L:1/8` lines. Raises InputError if there is no music."""
     if not text.strip():
-        raise InputError(f"{path}: the file is empty")
+        raise InputError("the file is empty")
     is_mtf = text.startswith(MTF_START)
-    if is_mtf != (path.suffix.lower() == ".mtf"):
-        raise InputError(f"{path}: begins {text[:20]!r}, which is not what {path.suffix} files begin with")
+    if is_mtf != (suffix.lower() == ".mtf"):
+        raise InputError(f"begins {text[:20]!r}, which is not what {suffix} files begin with")
     has_music = "\nnote_on " in text if is_mtf else any(_NOTE.search(line) for line in _body_lines(text))
     if not has_music:
-        raise InputError(f"{path}: there is no note in it")
+        raise InputError("there is no note in it")
     return remove_unit_length(text)
 
 

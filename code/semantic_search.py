@@ -1,65 +1,148 @@
-"""Searches music by meaning, and measures how well it works, on the features of `extract_clamp2.py --normalize`.
+"""Searches music by meaning, and measures how well it works.
 
-    search   the pieces of a folder that are most similar to a query
+    search   the pieces of a folder that are most similar to a sentence, a text, or a piece of music
     metrics  how high each query of a folder ranks its own partner in another folder (MRR, Hit@k, median rank)
     score    how similar two folders are as a whole: generated music and real music, say
     pack     many small feature files -> one matrix, which is searched from the disk
 
 examples:
-  python semantic_search.py search features/query.npy features/music --top_k 5
+  python semantic_search.py search "a fast Irish dance" music/ --html hits.html
+  python semantic_search.py search humming.mid music/ --top_k 5
+  python semantic_search.py search "book.abc#12" features/music          # the twelfth tune of a book
   python semantic_search.py metrics features/text features/music --ranks ranks.jsonl
-  python semantic_search.py score features/real features/generated --frechet
+  python semantic_search.py score music/real music/generated --frechet
   python semantic_search.py pack features/music packed/music
-  python semantic_search.py search features/query.npy packed/music
+  python semantic_search.py search "a slow waltz" packed/music
 
-Similarity is the cosine. REF folders hold `.npy` files [1, H], or are packed. Files that cannot be used are counted and
-named. Exit status: 0; 1 if a file was left out; 2 if nothing could be done.
+Folders hold music and texts (.abc .mtf .mid .midi .xml .musicxml .mxl .txt, in any mix, converted as process_data/
+does), or features of `extract_clamp2.py --normalize` (.npy), or packed ones. Music is embedded with the weights of
+config.py, and remembered in FEATURE_CACHE. Similarity is the cosine. Files that cannot be used are counted and named.
+Exit status: 0; 1 if a file was left out; 2 if nothing could be done.
 """
 
 import argparse
 import json
+import os
+import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+import cache
 import features
 import files
+import pieces
 import retrieval
-from features import Features
+from features import INPUT_SUFFIXES, Features
 from files import InputError
 
 
-def query_features(query: str) -> np.ndarray:
-    """[1, H] of what is searched for."""
-    path = Path(query)
-    if path.suffix.lower() != ".npy":
-        raise InputError(f"{query}: the query is not a .npy feature file; make one with extract_clamp2.py --normalize")
-    array = features.read(path)
-    if array.ndim != 2:
-        raise InputError(f"{path}: temporal features {list(array.shape)}; extract the query with --normalize")
-    return array
+@dataclass
+class Query:
+    """What is searched for."""
+
+    feature: np.ndarray  # [1, H]
+    title: str = ""
+    source: Path | None = None  # the file, `#N` of a tune included, unless it is a sentence or .npy
+
+
+def read_query(query: str) -> Query:
+    """A sentence or a file as a query. Raises InputError."""
+    path, number = pieces.locate(query)
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        array = features.read(path)
+        if array.ndim != 2:
+            raise InputError(f"{path}: temporal features {list(array.shape)}; extract the query with --normalize")
+        return Query(array)
+    known = f"a query is a sentence, or a file of type .npy {' '.join(INPUT_SUFFIXES)}"
+    if os.path.isdir(query):
+        raise InputError(f"{query}: a folder; {known}")
+    is_file = os.path.isfile(path)
+    if is_file and suffix not in INPUT_SUFFIXES:
+        raise InputError(f"{path}: of unknown type; {known}")
+    if not is_file and (suffix in INPUT_SUFFIXES or re.fullmatch(r"\S+\.[A-Za-z]\w{0,7}", query)):
+        raise InputError(f"{query}: no such file; {known}")
+    if not query.strip():
+        raise InputError(f"the query is empty; {known}")
+    [(_, entry)] = cache.features_of([path if is_file else query])
+    row = pieces.row(path, number, len(entry.errors))
+    if entry.errors[row]:
+        raise InputError(f"{query}: {entry.errors[row]}")
+    return Query(entry.vectors[row : row + 1], entry.titles[row], Path(query) if is_file else None)
 
 
 def reference_features(folder: Path) -> Features:
-    """The features of a folder to be searched or compared."""
-    return features.load(folder)
+    """The features of a folder to be searched or compared, of music or of .npy files. Raises InputError, OSError."""
+    if features.is_packed(folder):
+        return features.load(folder)
+    found, others = files.list_files(folder, INPUT_SUFFIXES)
+    arrays = [path for path in others if path.suffix.lower() == ".npy"]
+    if found and arrays:
+        raise InputError(
+            f"{folder}: holds music or texts ({found[0]}) and features ({arrays[0]}); which are meant? Separate them"
+        )
+    if arrays:
+        return features.load(folder)
+    if not found:
+        raise InputError(f"{folder}: there is no music, text or .npy file in it ({len(others)} files of other types)")
+    return music_features(folder, found)
+
+
+def music_features(folder: Path, found: list[Path]) -> Features:
+    """The features of music and texts; what several tunes of a file are called is told by `pieces.names`."""
+    entries = dict(cache.features_of([source_of(folder, path.as_posix()) for path in found]))
+    result = Features([], np.empty(0, np.float32))
+    rows = []
+    for path in found:
+        entry = entries[source_of(folder, path.as_posix())]
+        named = pieces.names(path.as_posix(), len(entry.errors))
+        for name, vector, title, error in zip(named, entry.vectors, entry.titles, entry.errors, strict=True):
+            if error:
+                result.skipped.append(f"{source_of(folder, name)}: {error}")
+                continue
+            result.names.append(name)
+            result.titles.append(title)
+            rows.append(vector)
+    if not rows:
+        raise InputError(f"{folder}: none of its {len(found)} files can be used; the first: {result.skipped[0]}")
+    result.matrix = np.stack(rows)
+    return result
+
+
+def source_of(folder: Path, name: str) -> Path:
+    """The file of a piece, `#N` included."""
+    return (folder.parent if folder.is_file() else folder) / name
 
 
 def search(args: argparse.Namespace) -> int:
-    query, references = query_features(args.query), reference_features(args.ref)
-    check_width(args.query, query, args.ref, references.matrix)
-    scores, rows = retrieval.top_k(query, references.matrix, args.top_k)
-    hits = [
-        {"rank": rank, "score": round(float(score), 6), "name": references.names[row]}
-        for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), start=1)
-    ]
-    print("rank   score  name")
-    for hit in hits:
-        print(f"{hit['rank']:4d}  {hit['score']:6.4f}  {hit['name']}")
+    query = read_query(args.query)
+    references = reference_features(args.ref)
+    check_width(args.query, query.feature, args.ref, references.matrix)
+    scores, rows = retrieval.top_k(query.feature, references.matrix, args.top_k)
+    hits = []
+    for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), start=1):
+        hits.append({"rank": rank, "score": round(float(score), 6), "name": references.names[row]})
+        if references.titles:
+            hits[-1]["title"] = references.titles[row]
+    print_hits(hits)
     if args.top_k > len(hits):
         print(f"{args.ref} holds {len(hits)} pieces, fewer than the {args.top_k} asked for", file=sys.stderr)
+    if args.html:
+        import page
+
+        sources = [source_of(args.ref, hit["name"]) if references.titles else None for hit in hits]
+        page.write(args.html, args.query, query, hits, sources, f"{len(references.names):,} pieces in {args.ref}")
     return finish(args, {"query": args.query, "hits": hits}, {str(args.ref): references})
+
+
+def print_hits(hits: list[dict]) -> None:
+    width = max(len(hit["name"]) for hit in hits)
+    print("rank   score  name")
+    for hit in hits:
+        print(f"{hit['rank']:4d}  {hit['score']:6.4f}  {hit['name']:{width}}  {hit.get('title', '')}".rstrip())
 
 
 def metrics(args: argparse.Namespace) -> int:
@@ -185,10 +268,11 @@ def get_args_parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there, with every name left out")
         return sub
 
-    sub = command(search, "the pieces of REF most similar to QUERY")
-    sub.add_argument("query", metavar="QUERY", help="a .npy feature file")
-    sub.add_argument("ref", metavar="REF", type=Path, help="a folder of .npy feature files, or a packed one")
+    sub = command(search, "the pieces of REF that are most similar to QUERY")
+    sub.add_argument("query", metavar="QUERY", help="a sentence in quotes, or a file of music, text or features")
+    sub.add_argument("ref", metavar="REF", type=Path, help="a folder of music and texts or of features, or one file")
     sub.add_argument("--top_k", type=positive, default=10, metavar="N", help="how many to show (default: 10)")
+    sub.add_argument("--html", type=Path, metavar="FILE", help="write a page with the hits and their first bars there")
 
     sub = command(metrics, "how high each query ranks its partner: the file of REF_DIR of the same path")
     sub.add_argument("query_dir", metavar="QUERY_DIR", type=Path)
@@ -215,6 +299,8 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

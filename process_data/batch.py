@@ -149,7 +149,7 @@ def _run(convert: Convert, args: argparse.Namespace, batch: jobs.Batch, report: 
                     report.skip(job)
                     progress.update()
 
-        for job, error, warnings in _results(convert, args, unfinished()):
+        for job, error, warnings in results(convert, args, unfinished()):
             report.add(job, error, warnings)
             counts = {"done": report.done, "skipped": report.skipped, "failed": report.failed}
             progress.set_postfix(counts, refresh=False)
@@ -211,10 +211,13 @@ def _shard(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def _results(
+def results(
     convert: Convert, args: argparse.Namespace, todo: Iterator[jobs.Job]
 ) -> Iterator[tuple[jobs.Job, str | None, list[str]]]:
-    """Runs the jobs in worker processes; yields each with its error (None: done) and warnings, in no fixed order."""
+    """Runs the jobs in worker processes; yields each with its error (None: done) and warnings, in no fixed order.
+
+    args: `workers` (how many), `timeout` (seconds for a job) and whatever `convert` reads there.
+    """
     pool: pebble.ProcessPool | None = None
     pending: dict[Future, jobs.Job] = {}
     breaks = 0

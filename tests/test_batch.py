@@ -180,7 +180,7 @@ def test_a_worker_that_dies_between_files_costs_nothing():
     with tempfile.TemporaryDirectory() as temporary:
         folder = write(Path(temporary), first="die_later 0.5", second="text")
         args = argparse.Namespace(workers=1, timeout=20)
-        results = [(job.name, error) for job, error, _ in batch._results(batch_script.convert, args, slowly())]
+        results = [(job.name, error) for job, error, _ in batch.results(batch_script.convert, args, slowly())]
         assert results == [("first", None), ("second", None)]
         assert set(tree(folder / "out")) == {"first.out", "second.out"}
 
@@ -196,7 +196,7 @@ def test_a_long_list_is_not_scheduled_at_once(tmp_path):
             yield jobs.Job("a", tmp_path / "a.txt", tmp_path / "out" / f"{asked_for}.out", None)
 
     args = argparse.Namespace(workers=2, timeout=20)
-    results = batch._results(batch_script.convert, args, endless())
+    results = batch.results(batch_script.convert, args, endless())
     for count in range(1, 60):
         assert next(results)[1] is None
         assert asked_for - count < 4 * args.workers

@@ -1,0 +1,98 @@
+"""CLaMP 2 in three calls, for notebooks and for other programs (with `code/` on the path, `sys.path.append("code")`):
+
+    from clamp2 import embed_music, embed_texts, load_clamp2
+
+    model = load_clamp2()  # the weights of config.py
+    music = embed_music(model, ["reel.abc", "waltz.mid", "quartet.mxl"])  # [3, H] float32
+    words = embed_texts(model, ["a fast Irish dance", "une valse triste"])  # [2, H]
+
+    import retrieval
+    scores, rows = retrieval.top_k(words, music, 3)  # cosines and row numbers of `music`, [2, 3] each
+
+H is CLAMP2_HIDDEN_SIZE. The features are those of `extract_clamp2.py --normalize`.
+"""
+
+import functools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+import config
+import extraction
+import pieces
+from embedding import embed
+from files import InputError
+from patches import M3Patchilizer
+from pieces import Piece
+from processes import precision
+from texts import join_lines, load_text_config, load_tokenizer, text_lines, tokenize
+from utils import CLaMP2Model
+
+
+def load_clamp2(weights: str | Path | None = None) -> CLaMP2Model:
+    """The model, on the GPU if there is one. The sizes and the text model are those of config.py.
+
+    Args:
+        weights: a checkpoint; CLAMP2_WEIGHTS_PATH of config.py by default.
+    Raises InputError if the weights are not there or of another model.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    path = Path(weights) if weights else config.resolve(config.CLAMP2_WEIGHTS_PATH)
+    if not path.is_file():
+        raise InputError(f"{path}: there are no such weights; train them, or set their path in {config.source()}")
+    model = extraction.load(CLaMP2Model(load_text_config()), path)
+    assert isinstance(model, CLaMP2Model)
+    return model
+
+
+def embed_texts(model: CLaMP2Model, texts: Sequence[str]) -> np.ndarray:
+    """Texts of any length, in any language -> float32 [N, H]. Raises InputError for an empty one."""
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            raise InputError(f"text {number} of {len(texts)} is empty")
+    return _stack(embed_pieces(model, [Piece(text, is_music=False) for text in texts]))
+
+
+def embed_music(model: CLaMP2Model, paths: Sequence[str | Path]) -> np.ndarray:
+    """Files of ABC (standard or interleaved), MTF, MIDI or MusicXML, one piece each -> float32 [N, H].
+
+    `book.abc#2` is the second tune of a file. Raises InputError that names a file that cannot be used.
+    """
+    sources = [pieces.locate(path) for path in paths]
+    for path, _ in sources:
+        if pieces.kind(path) not in pieces.MUSIC:
+            raise InputError(f"{path}: not a music file; .abc, .mtf, .mid, .midi, .xml, .musicxml and .mxl are")
+    found = {path: held for path, _, held in pieces.read_files(list(dict.fromkeys(path for path, _ in sources)))}
+    chosen = []
+    for path, number in sources:
+        piece = found[path][pieces.row(path, number, len(found[path]))]
+        if not piece:
+            raise InputError(f"{path}: {piece.error}")
+        chosen.append(piece)
+    return _stack(embed_pieces(model, chosen))
+
+
+def embed_pieces(model: CLaMP2Model, found: Iterable[Piece]) -> Iterator[np.ndarray]:
+    """The feature of each piece, float32 [H], in their order."""
+    dtype = precision(next(model.parameters()).device, config.EXTRACT_PRECISION)
+    return embed(model, map(encode, found), True, config.EXTRACT_BATCH_TOKENS, dtype)
+
+
+def encode(piece: Piece) -> np.ndarray:
+    """What the model reads: patches, uint8 [T, P], or token ids, int64 [T]."""
+    if piece.is_music:
+        return M3Patchilizer().encode(piece.text, add_special_patches=True)
+    return tokenize(join_lines(text_lines(piece.text), _tokenizer()), _tokenizer())
+
+
+@functools.cache
+def _tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer()
+
+
+def _stack(features: Iterator[np.ndarray]) -> np.ndarray:
+    rows = list(features)
+    return np.stack(rows) if rows else np.empty((0, config.CLAMP2_HIDDEN_SIZE), np.float32)

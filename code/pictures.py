@@ -1,0 +1,185 @@
+"""The first bars of a piece as an SVG picture: ABC and MusicXML engraved by verovio, MIDI and MTF as a piano roll.
+
+Drawn in worker processes, because verovio is a C++ library that a strange score can crash or keep busy for ever.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pieces
+from pieces import batch
+
+BARS = 8
+TIMEOUT = 30  # seconds for one picture
+PAGE_WIDTH = 2100  # of an engraving, in tenths of a millimetre; the page that shows it makes it fit
+
+
+def draw_all(sources: list[Path]) -> Iterator[tuple[Path, str, str]]:
+    """(source, SVG, why there is none) of music files, `#N` of a tune included, in any order."""
+    for path, content, error in pieces.in_workers(convert, sources, TIMEOUT):
+        yield path, content.decode(), error
+
+
+def convert(source: Path, args: argparse.Namespace) -> batch.Converted:
+    """Draws one piece, in a worker process."""
+    path, number = pieces.locate(source)
+    data, kind = path.read_bytes(), pieces.kind(path)
+    if kind == ".xml":
+        import musicxml
+
+        svg = engrave(first_measures(musicxml.read(data)[0]))
+    elif kind == ".abc":
+        import batch_abc2xml
+
+        tune = pieces.tunes(data, kind)[(number or 1) - 1]
+        if not tune:
+            raise batch.Refused(tune.error)
+        svg = engrave(batch_abc2xml.abc_to_musicxml(first_bars(tune.text)).decode())
+    else:
+        [piece] = pieces.read(data, kind)
+        if not piece:
+            raise batch.Refused(piece.error)
+        svg = piano_roll(piece.text)
+    return batch.Converted([svg.encode()])
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def first_bars(tune: str, bars: int = BARS) -> str:
+    """The header and the first bars of an interleaved tune, which has a line for each bar."""
+    kept, count = [], 0
+    for line in tune.splitlines(keepends=True):
+        count += line.startswith("[V:")
+        if count > bars:
+            break
+        kept.append(line)
+    return "".join(kept)
+
+
+def first_measures(score: str, bars: int = BARS) -> str:
+    """The first measures of a MusicXML score, without what its file says of the page."""
+    root = ElementTree.fromstring(score)
+    for part in root.findall("part"):
+        measures = part.findall("measure")
+        for measure in measures[bars:]:
+            part.remove(measure)
+        for measure in measures[:bars]:
+            for of_page in measure.findall("print"):
+                measure.remove(of_page)
+    for of_page in [*root.findall("defaults"), *root.findall("credit")]:
+        root.remove(of_page)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def engrave(score: str) -> str:
+    """A MusicXML score as one SVG picture, without its title. Raises batch.Refused."""
+    import verovio
+
+    verovio.enableLog(verovio.LOG_OFF)
+    toolkit = verovio.toolkit()
+    toolkit.setOptions(
+        {
+            "inputFrom": "xml",
+            "header": "none",
+            "footer": "none",
+            "pageWidth": PAGE_WIDTH,
+            "pageHeight": 60000,  # the most there is: all systems on one page, whose height is then adjusted
+            "adjustPageHeight": True,
+            "pageMarginTop": 20,
+            "pageMarginBottom": 20,
+            "pageMarginLeft": 20,
+            "pageMarginRight": 20,
+            "scale": 40,
+            "svgViewBox": True,
+            "svgFormatRaw": True,
+            "xmlIdSeed": 1,  # the same picture each time
+        }
+    )
+    if not toolkit.loadData(score):
+        raise batch.Refused("verovio cannot read it")
+    svg = toolkit.renderToSVG(1)
+    if 'class="note"' not in svg and 'class="chord"' not in svg:
+        raise batch.Refused("there is no note in the first bars")
+    return svg
+
+
+# --- piano rolls ------------------------------------------------------------------------------------------------------
+
+_COLOURS = ("#2f6db3", "#c25a2b", "#3b8f5a", "#8a4fa8", "#b0892a", "#b5446e")
+_DRUMS = 9  # the channel whose notes are no pitches
+_WIDTH, _ROW, _LEFT, _BOTTOM = 840, 5, 34, 18  # in units of the picture
+
+
+def piano_roll(mtf: str, bars: int = BARS) -> str:
+    """The notes of the first bars that sound, by time and pitch, a colour for each channel."""
+    ticks_per_beat, meters, notes = _notes(mtf)
+    pitched = [note for note in notes if note[2] != _DRUMS] or notes
+    if not pitched:
+        raise batch.Refused("there is no note in it")
+    earliest = min(note[0] for note in pitched)
+    numerator, denominator = [(4, 4), *(meter for time, *meter in meters if time <= earliest)][-1]
+    bar = max(1, ticks_per_beat * 4 * numerator // denominator)
+    first = earliest // bar
+    begin, end = first * bar, (first + bars) * bar
+    shown = [note for note in pitched if begin <= note[0] < end]
+    low = min(note[3] for note in shown) // 12 * 12  # whole octaves, from C
+    high = max(note[3] for note in shown) // 12 * 12 + 12
+    height = (high - low) * _ROW
+
+    def x(time: int) -> float:
+        return round(_LEFT + (_WIDTH - _LEFT - 2) * (time - begin) / (end - begin), 2)
+
+    def y(pitch: int) -> int:
+        return height - (pitch - low) * _ROW
+
+    svg = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height + _BOTTOM}"'
+        ' font-family="system-ui, sans-serif" font-size="10" fill="#666">'
+    ]
+    for pitch in range(low, high + 1, 12):
+        svg.append(f'<path d="M{_LEFT} {y(pitch)}H{_WIDTH - 2}" stroke="#ddd"/>')
+        svg.append(f'<text x="{_LEFT - 5}" y="{max(y(pitch), 10)}" text-anchor="end">C{pitch // 12 - 1}</text>')
+    for number in range(bars + 1):
+        line = x(begin + number * bar)
+        svg.append(f'<path d="M{line} 0V{height}" stroke="#bbb"/>')
+        if number < bars:
+            svg.append(f'<text x="{line + 3}" y="{height + 13}">{first + number + 1}</text>')
+    channels = sorted({note[2] for note in shown})
+    for start, stop, channel, pitch in shown:
+        left = x(start)
+        width = max(1.5, round(x(min(stop, end)) - left - 0.5, 2))
+        colour = _COLOURS[channels.index(channel) % len(_COLOURS)]
+        svg.append(
+            f'<rect x="{left}" y="{y(pitch + 1)}" width="{width}" height="{_ROW}" rx="1.5" fill="{colour}"'
+            ' fill-opacity=".85" class="note"/>'
+        )
+    return "".join([*svg, "</svg>"])
+
+
+def _notes(mtf: str) -> tuple[int, list[tuple[int, int, int]], list[tuple[int, int, int, int]]]:
+    """Ticks in a beat, meters (time, numerator, denominator) and notes (start, end, channel, pitch) of MTF."""
+    from mido.messages import SPEC_BY_TYPE
+
+    head, *lines = mtf.splitlines()
+    ticks_per_beat = int(head.split()[1])
+    time, meters, notes = 0, [], []
+    sounding: dict[tuple[int, int], list[int]] = {}  # (channel, pitch) -> starts
+    for line in lines:
+        kind, *values = line.split(" ")
+        try:
+            time += int(values[0] if kind in SPEC_BY_TYPE else values[-1])  # metas end with their time
+            if kind == "time_signature":
+                meters.append((time, int(values[0]), int(values[1])))
+            elif kind in ("note_on", "note_off"):
+                channel, pitch, velocity = map(int, values[1:])
+                if kind == "note_on" and velocity > 0:
+                    sounding.setdefault((channel, pitch), []).append(time)
+                elif sounding.get((channel, pitch)):
+                    notes.append((sounding[channel, pitch].pop(0), time, channel, pitch))
+        except (ValueError, IndexError):
+            raise batch.Refused(f"not MTF: {line[:60]!r}") from None
+    notes += [(start, time, *where) for where, starts in sounding.items() for start in starts]
+    return ticks_per_beat if ticks_per_beat > 0 else 480, meters, sorted(notes)
