@@ -34,6 +34,8 @@ def musicxml_to_abc(data: bytes, name: str) -> tuple[str, list[str]]:
         batch.Refused: no MusicXML, unsafe, without a note, or too odd for xml2abc; says which.
     """
     xml, warnings = musicxml.read(data)
+    xml, joined = mending.join_lines(xml)
+    warnings += joined
     try:
         abc, printed = _xml2abc(xml, name)
     except Exception as error:

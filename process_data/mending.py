@@ -1,7 +1,8 @@
-"""Mends what stops xml2abc though it is correct, or nearly correct, MusicXML; only asked once xml2abc has failed.
+"""Mends what xml2abc cannot cope with though it is correct, or nearly correct, MusicXML.
 
-Each rule is for an exception that xml2abc 143 raises on published scores. Notes and their durations stay as they are;
-what is left out is notation that standard ABC, as xml2abc writes it, has no place for anyway.
+`join_lines` is for all scores, `mend` only for those at which xml2abc has failed: each of its rules is for an exception
+that xml2abc 143 raises on published scores. Notes and their durations stay as they are; what is left out is notation
+that standard ABC, as xml2abc writes it, has no place for anyway.
 """
 
 import re
@@ -11,6 +12,25 @@ from xml.etree import ElementTree
 _SPANS = ("wedge", "octave-shift", "pedal")
 _SPAN_TYPES = ("up", "down", "crescendo", "diminuendo", "start", "stop")
 _ACCIDENTALS = ("double-flat", "flat-flat", "flat", "natural", "sharp", "sharp-sharp", "double-sharp")
+
+_LYRIC = re.compile(r"(<text\b[^>]*>)([^<]*)(?=</text>)")
+_LINE_BREAK = re.compile(r"\s*(?:[\n\r\x85\u2028\u2029]|&#(?:0*1[03]|x0*[aAdD]);)\s*")
+_CARRIAGE_RETURN = re.compile(r"\r\n?|&#(?:0*13|x0*[dD]);(?:\n|&#(?:0*10|x0*[aA]);)?")
+
+
+def join_lines(xml: str) -> tuple[str, list[str]]:
+    """Takes the line breaks out of lyrics: xml2abc copies them, and the rest of the line would be read as notes."""
+    xml = _CARRIAGE_RETURN.sub("\n", xml)
+    number = 0
+
+    def joined(lyric: re.Match) -> str:
+        nonlocal number
+        text, breaks = _LINE_BREAK.subn(" ", lyric[2])
+        number += bool(breaks)
+        return lyric[1] + (text.strip() if breaks else text)
+
+    xml = _LYRIC.sub(joined, xml)
+    return xml, [f"{number} × line break in the lyrics taken for a space"] if number else []
 
 
 def mend(text: str) -> tuple[str, list[str]]:

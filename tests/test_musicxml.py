@@ -297,6 +297,27 @@ def test_what_is_no_music_is_refused_with_the_reason(data, reason):
     assert reason in refusal(data)
 
 
+# Line breaks inside texts, which would end a line of ABC
+
+
+@pytest.mark.parametrize(
+    "broken", ["ge\nbe", "ge \n\n be", "ge\r\nbe", "ge&#10;be", "ge&#xD;\nbe", "ge\u2028be", "\nge be\n "]
+)
+def test_lyrics_of_several_lines_add_no_notes(broken):
+    def sung(text: str) -> str:
+        lyric = f"<lyric><syllabic>single</syllabic><text>{text}</text><text></text></lyric>"
+        return score(note("C4", extra=lyric) + note("E4") + note("G4", 4), note("C4", 8))
+
+    assert abc_of(sung(broken)) == abc_of(sung("ge be")) and "\nw: ge~be" in abc_of(sung("ge be"))
+    assert warnings_of(sung(broken)) == ["1 × line break in the lyrics taken for a space"]
+    assert warnings_of(sung("ge be")) == []
+
+
+def test_names_of_several_lines_stay_in_their_line():
+    for broken in ("Long&#13;\nname", "Long&#xd;&#xA;name", "Long\r\nname", "Long\nname"):
+        assert '\nV:1 treble nm="Long\\nname"\n' in abc_of(score().replace("Flute", broken))
+
+
 # What stops xml2abc, mended
 
 
