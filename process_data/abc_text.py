@@ -4,7 +4,6 @@ import re
 
 _FILE_FIELDS = "ILMQUm"  # before the first tune, these hold for all of them
 _DROPPED = re.compile(r"[XTCWwZ]:|%%MIDI|I:\s*linebreak")
-_BLOCK = re.compile(r"^%%begin(\w+).*?^%%end\1.*?$", re.MULTILINE | re.DOTALL)  # text and PostScript to be printed
 FIELD = re.compile(r"([A-Za-z+]):(?![|:])")  # but G:| is a note and a barline
 
 
@@ -50,7 +49,7 @@ def split_header(tune: str) -> tuple[list[str], list[str]]:
     header: list[str] = []
     voices: set[str] = set()
     has_key = is_dropped = False
-    lines = _BLOCK.sub("", tune).split("\n")
+    lines = _without_blocks(tune.split("\n"))
     for number, line in enumerate(lines):
         if not line.strip() or (line.startswith("%") and not line.startswith("%%")):
             continue
@@ -70,9 +69,24 @@ def split_header(tune: str) -> tuple[list[str], list[str]]:
     return header, []
 
 
+def _without_blocks(lines: list[str]) -> list[str]:
+    """Without %%begintext ... %%endtext and the like: text and PostScript to be printed."""
+    last = {line.split()[0]: number for number, line in enumerate(lines) if line.startswith("%%end")}
+    kept, end = [], ""
+    for number, line in enumerate(lines):
+        if end:
+            end = "" if line.startswith(end) else end
+        elif line.startswith("%%begin") and last.get("%%end" + line.split()[0][7:], 0) > number:
+            end = "%%end" + line.split()[0][7:]
+        else:
+            kept.append(line)
+    return kept
+
+
 def voice_id(value: str) -> str:
-    """The id in what follows V: ("1" in `V:1 treble`)."""
-    return (value.split() or ["1"])[0]
+    """The id in what follows V: ("1" in `V:1 treble`), without what could not stand in [V:...]."""
+    found = re.match(r"\s*([^][\s]+)", value)
+    return found[1] if found else "1"
 
 
 def without_comment(line: str) -> str:

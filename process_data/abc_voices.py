@@ -1,4 +1,4 @@
-"""The music of a tune of ABC, cut into voices and bars, whichever way it is written: voice after voice or bar after bar."""
+"""The music of a tune of ABC, cut into voices and bars, whether it is written voice after voice or bar after bar."""
 
 import re
 from dataclasses import dataclass, field
@@ -9,16 +9,18 @@ from abc_text import FIELD, voice_id, without_comment
 from bar_lengths import bar_length, default_unit, read_meter, read_unit, rest
 from batch import Refused
 
+MAX_BARS = 1_000_000  # a few letters may stand for millions of rests
+_NUMBER = re.compile(r"\s*(\d+(?:[,-]\d+)*)")  # of an ending
 _MUSIC_FIELDS = "IKLMPQUm"  # these change the music that follows; others, as w:, tell of it
+_GRACE_NOTES = re.compile(r"\{[^{}]*\}")
 # One element of a line of music. What is quoted or bracketed is one element: a | inside is no barline. Each pattern
 # excludes its own opening sign, so that a sign left open swallows nothing. An atom is the begin of a slur or tuplet, a
-# decoration, or grace notes; where xml2abc has a barline in grace notes (with spaces, as it writes barlines), the braces
-# stay where they are, in two bars.
+# decoration, or grace notes.
 _ELEMENT = re.compile(
     r"""
      (?P<plain>[^]["!+{}|:\\$%(]+)  # notes, rests, lengths, slurs, spaces, ...
     |(?P<quoted>"[^"]*")
-    |(?P<atom>\((?:\d+:[\d:]*)?|![^!\s]*!|\+[^+\s|]{2,}\+|\{(?:(?!\s\||\|\s|\[V:)[^{}])*\}|[+{}])  # see below
+    |(?P<atom>\((?:\d+:[\d:]*)?|![^!\s]*!|\+[^+\s|]{2,}\+|\{(?:(?!\[V:)[^{}])*\}|\+)
     |\[(?P<field>[A-Za-z]):(?P<value>[^][]*)\]
     |(?P<sign>(?:\[?\|\]?|:+\|\]?|::)(?:\|\]?|:)*)(?:\s*\[?(?P<volta>\d+(?:[,-]\d+)*))?
     |(?P<chord>\[(?![|\d])(?:"[^"]*"|![^!\s]*!|[^]["!|])*\])
@@ -77,6 +79,9 @@ class Voice:
 
     def add_plain(self, text: str) -> None:
         """Notes, rests, spaces, anything that is one character at a time."""
+        if (number := _NUMBER.match(text)) and self.bars and not "".join(self._text).strip():
+            self.add_volta(number[1])  # behind a line that ends with |\
+            text = text[number.end() :]
         if "Z" in text or "X" in text:
             text = re.sub(r"([ZX])(\d*)", self._one_bar_of, text)
         self.add(text, is_note=re.search("[A-Ga-g]", text) is not None, is_content="z" in text or "x" in text)
@@ -99,6 +104,8 @@ class Voice:
         """[1 belongs to the barline before it, if there is nothing between that sounds."""
         if self.bars and not self._has_content and not self.bars[-1].volta:
             self.bars[-1].volta = number
+        elif self.opening_sign and not "".join(self._text).strip():
+            self.add(number)
         else:
             self.add(f"[{number}")
 
@@ -107,7 +114,7 @@ class Voice:
             self.meter, self.is_compound = read_meter(value)
         elif letter == "L":
             self.unit = read_unit(value) or self.unit
-        self.add(f"[{letter}:{value}]", is_mark=True)
+        self.add(f"[{letter}:{re.sub('[][]', '', value)}]", is_mark=True)
 
     def end_bar(self, sign: str, volta: str = "") -> None:
         if self._has_content:
@@ -115,6 +122,7 @@ class Voice:
         elif self.bars:
             last = self.bars[-1]
             last.sign, last.volta = merged(last.sign, sign), volta or last.volta
+            self._text = ["".join(self._text).strip()]
         else:
             self.opening_sign = merged(self.opening_sign, sign) if self.opening_sign else sign
             self.opening_fields += "".join(self._text).strip()
@@ -124,6 +132,8 @@ class Voice:
     def _append_bars(self, sign: str, volta: str) -> None:
         rest_of_a_bar, number = self._multiple_rest
         text = "".join(self._text).strip()
+        if len(self.bars) + number > MAX_BARS:
+            raise Refused(f"over {MAX_BARS:,} bars in one voice: no piece of music")
         self.bars.append(Bar(text, "|", "", self._has_notes, self._has_marks, *self._start))
         for _ in range(number - 1):  # what stood beside Zn stays in the first of its bars
             self.bars.append(Bar(rest_of_a_bar, "|", "", False, False, self.unit, self.is_compound))
@@ -187,6 +197,9 @@ class Reader:
 
     def read_music(self, line: str) -> None:
         is_continued = False
+        if "{" in line:
+            # xml2abc puts a barline (with spaces, as always) into grace notes behind the last note of a bar.
+            line = _GRACE_NOTES.sub(lambda grace: re.sub(r"\s+\|\s*|\|\s+", "} | {", grace[0]), line)
         for element in _ELEMENT.finditer(line.replace('\\"', "")):
             kind, text = element.lastgroup, element[0]
             if kind == "plain":

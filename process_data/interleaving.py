@@ -1,11 +1,11 @@
-"""Standard ABC (one voice after another) to interleaved ABC (all voices of a bar in one line), and back (paper, section 3.1).
+"""Standard ABC (voice after voice) to interleaved ABC (all voices of a bar in one line) and back (paper, section 3.1).
 
 An interleaved tune is a header and one line for each bar: `[V:1]A2 B2|[V:2]E4|`. So a model that reads a few bars has
 them of all voices. `interleave` also takes what is interleaved already, and leaves it as it is.
 """
 
 from abc_text import read_abc, split_header, split_tunes
-from abc_voices import Bar, Reader, Voice, merged
+from abc_voices import MAX_BARS, Bar, Reader, Voice, merged
 from bar_lengths import rest
 from batch import Refused
 
@@ -94,6 +94,8 @@ def _written(voice: Voice) -> list[str]:
 def _pad(voices: dict[str, Voice]) -> list[str]:
     """Fills voices that end early with rests, as long as the bars of the others."""
     number, warnings = _number_of_bars(voices), []
+    if number * len(voices) > MAX_BARS:
+        raise Refused(f"{len(voices)} voices of {number} bars: no piece of music")
     longest = next(voice for voice in voices.values() if len(voice.bars) == number)
     for name, voice in voices.items():
         first, number_before = len(voice.bars), len(voice.bars)
