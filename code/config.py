@@ -7,10 +7,13 @@ Relative paths, here and there, are relative to the folder of this file, so that
 """
 
 import ast
+import difflib
 import os
 import sys
 from pathlib import Path
 from typing import NoReturn
+
+from files import tell_mistake
 
 # --- data -----------------------------------------------------------------------------------------------------------
 EVAL_SPLIT = 0.01  # share of the training data held out for evaluation where no evaluation data is given
@@ -64,9 +67,7 @@ _DERIVED = ("M3_WEIGHTS_PATH", "M3_LOGS_PATH", "CLAMP2_WEIGHTS_PATH", "CLAMP2_LO
 
 
 def _stop(where: object, problem: str) -> NoReturn:
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"error: {where}: {problem}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(tell_mistake(f"{where}: {problem}", int(os.environ.get("RANK", 0))))
 
 
 def _apply_overrides(names: dict, file: Path) -> None:
@@ -90,7 +91,8 @@ def _apply_overrides(names: dict, file: Path) -> None:
             case _:
                 _stop(where, "only assignments such as `M3_BATCH_SIZE = 8` can stand here")
         if name not in known and name not in _DERIVED:
-            _stop(where, f"config.py has no {name}; it has {', '.join(sorted([*known, *_DERIVED]))}")
+            close = difflib.get_close_matches(name, [*known, *_DERIVED], 3)
+            _stop(where, f"config.py has no {name}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
         try:
             value = ast.literal_eval(expression)
         except (ValueError, TypeError):

@@ -34,8 +34,8 @@ def embed(
         model: a CLaMP2Model, or an M3PatchEncoder (not pooled).
         items: patches, uint8 [T, P], or token ids, int64 [T].
         pooled: one vector for an item, float32 [CLAMP2_HIDDEN_SIZE]: its segments' means, projected, and weighted by
-        how many
-            patches each adds. Else float32 [T, H]; where the last two segments overlap, the earlier one's features.
+            how many patches each adds. Else float32 [T, H]; where the last two segments overlap, the earlier one's
+            features.
         batch_tokens: patches or tokens in a forward pass, about.
     """
     open_items: deque[_Item] = deque()

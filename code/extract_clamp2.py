@@ -3,6 +3,7 @@
     python code/extract_clamp2.py files features                       [1, T, H] for T patches or text tokens
     python code/extract_clamp2.py files features --normalize           [1, CLAMP2_HIDDEN_SIZE], for semantic search
     accelerate launch --num_processes 4 code/extract_clamp2.py files features --normalize          on four GPUs
+    torchrun --nproc_per_node=2 code/extract_clamp2.py files features --normalize      in two processes, on the CPU too
 
 The weights are those of CLAMP2_WEIGHTS_PATH in config.py. Files that are done are skipped: start again to continue.
 Exit status: 0 all done, 1 some file failed (errors.jsonl in the output folder says why), 2 something to mend.
@@ -15,13 +16,14 @@ import numpy as np
 
 import config
 import extraction
+import processes
 from texts import join_lines, load_text_config, load_tokenizer, read_text, tokenize
 from utils import CLaMP2Model
 
 SUFFIXES = (".abc", ".mtf", ".txt")
 
 
-def main() -> int:
+def main(job: processes.Processes) -> int:
     parser = extraction.arguments(__doc__, SUFFIXES)
     parser.add_argument(
         "--normalize",
@@ -39,6 +41,7 @@ def main() -> int:
         return extraction.read_patches(path)
 
     return extraction.extract(
+        job,
         args.input_dir,
         args.output_dir,
         SUFFIXES,
@@ -50,4 +53,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(extraction.run(main))
+    sys.exit(processes.run(main, extraction.LONGEST_WAIT))

@@ -2,6 +2,7 @@
 
     python code/extract_m3.py scores features
     accelerate launch --num_processes 4 code/extract_m3.py scores features        on four GPUs
+    torchrun --nproc_per_node=2 code/extract_m3.py scores features     in two processes, on the CPU too
 
 The weights are those of M3_WEIGHTS_PATH in config.py. Files that are done are skipped: start again to continue.
 Exit status: 0 all done, 1 some file failed (errors.jsonl in the output folder says why), 2 something to mend.
@@ -11,15 +12,17 @@ import sys
 
 import config
 import extraction
+import processes
 from utils import M3PatchEncoder
 
 SUFFIXES = (".abc", ".mtf")
 
 
-def main() -> int:
+def main(job: processes.Processes) -> int:
     args = extraction.arguments(__doc__, SUFFIXES).parse_args()
     weights = config.resolve(config.M3_WEIGHTS_PATH)
     return extraction.extract(
+        job,
         args.input_dir,
         args.output_dir,
         SUFFIXES,
@@ -31,4 +34,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(extraction.run(main))
+    sys.exit(processes.run(main, extraction.LONGEST_WAIT))

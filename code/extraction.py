@@ -5,17 +5,17 @@ A feature file is float32, [1, T, H], or [1, CLAMP2_HIDDEN_SIZE] with --normaliz
 """
 
 import argparse
+import datetime
 import hashlib
 import json
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -24,9 +24,10 @@ from checkpoints import load_checkpoint, load_weights
 from embedding import embed
 from files import InputError, atomic_write, list_files, output_names, remove_leftovers
 from patches import M3Patchilizer, read_music
-from processes import precision
+from processes import Processes, precision
 
 MANIFEST = ".extraction.json"  # in OUT: which weights its features were made with
+LONGEST_WAIT = datetime.timedelta(days=30)  # of a process that is done for the others
 SHOWN_FAILURES = 20  # on the terminal; errors.jsonl has all
 
 
@@ -47,28 +48,11 @@ def load(model: nn.Module, path: Path, prefix: str = "") -> nn.Module:
     """The model with the weights of a checkpoint whose names begin with `prefix`, on the device of this process."""
     weights = load_checkpoint(path)["model"]
     load_weights(model, {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}, path)
-    return model.eval().to(PartialState().device)
-
-
-def run(main: Callable[[], int]) -> int:
-    """Runs an extractor's main function. A user's mistake is told in one line, with exit status 2."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    state = PartialState()
-    try:
-        return main()
-    except (InputError, OSError) as error:
-        if isinstance(error, InputError):
-            told = str(error)
-        else:
-            told = f"{error.filename or 'a file'}: {error.strerror or error}"
-        if state.is_main_process:
-            print(f"error: {told}", file=sys.stderr)
-        return 2
-    finally:
-        state.destroy_process_group()
+    return model.eval().to(Processes().device)
 
 
 def extract(
+    job: Processes,
     source: Path,
     target: Path,
     suffixes: tuple[str, ...],
@@ -84,17 +68,15 @@ def extract(
     Returns:
         the exit status: 0, or 1 if a file failed.
     """
-    state = PartialState()
-    files, others = list_files(source, suffixes)
+    files, others = job.together(lambda: list_files(source, suffixes))
     if not files:
         raise InputError(f"{source}: there is no {' or '.join(suffixes)} file in it")
-    prepare_target(target, weights_path, pooled)
+    job.together(lambda: prepare_target(target, weights_path, pooled) if job.rank == 0 else None)
     base = source.parent if source.is_file() else source
     names = output_names(files, ".npy")
-    share = files[state.process_index :: state.num_processes]
+    share = files[job.rank :: job.world_size]
     todo = [file for file in share if not is_finished(base / file, target / names[file])]
     failures: list[dict] = []
-    bar = tqdm(total=len(todo), desc="extraction", unit="file", disable=not state.is_main_process)
 
     def contents() -> Iterator[np.ndarray]:
         for file in todo:
@@ -108,16 +90,20 @@ def extract(
             yield array
 
     readable: deque[Path] = deque()
+    model = job.together(lambda: load_model() if todo else None)
+    dtype = precision(job.device, config.EXTRACT_PRECISION)
+    device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
+    job.say(f"{len(files)} files, {job.world_size} x {device}, {str(dtype).removeprefix('torch.')}, {weights_path}")
+    bar = tqdm(total=len(todo), desc="extraction", unit="file", disable=job.rank != 0)
     with bar:
-        if todo:
-            dtype = precision(state.device, config.EXTRACT_PRECISION)
-            for feature in embed(load_model(), contents(), pooled, config.EXTRACT_BATCH_TOKENS, dtype):
+        if model:
+            for feature in embed(model, contents(), pooled, config.EXTRACT_BATCH_TOKENS, dtype):
                 with atomic_write(target / names[readable.popleft()]) as file:
                     np.save(file, feature[None])
                 bar.update()
-    done, skipped = gather_object([len(todo) - len(failures)]), gather_object([len(share) - len(todo)])
-    failures = sorted(gather_object(failures), key=lambda failure: failure["file"])
-    if state.is_main_process:
+    done, skipped = job.gather(len(todo) - len(failures)), job.gather(len(share) - len(todo))
+    failures = sorted(chain.from_iterable(job.gather(failures)), key=lambda failure: failure["file"])
+    if job.rank == 0:
         report(target, failures)
         counts = f"{sum(done)} done, {sum(skipped)} skipped (they were there), {len(failures)} failed"
         print(counts + (f"; {len(others)} files of other types were left alone" if others else ""))
@@ -129,33 +115,24 @@ def prepare_target(target: Path, weights_path: Path, pooled: bool) -> None:
 
     Raises InputError if there are features in it already that were made with other weights or in another form.
     """
-    state, problem = PartialState(), [""]
-    if state.is_main_process:
-        if not weights_path.is_file():
-            problem = [f"{weights_path}: there are no such weights; train them, or set their path in {config.source()}"]
-        else:
-            with open(weights_path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            made_with = {
-                "weights": weights_path.name,
-                "sha256": digest,
-                "form": "--normalize" if pooled else "temporal",
-            }
-            manifest = target / MANIFEST
-            before = json.loads(manifest.read_text()) if manifest.exists() else made_with
-            if any(before[fact] != made_with[fact] for fact in ("sha256", "form")):
-                problem = [
-                    f"{target}: holds features made with {before['weights']}, {before['form']}, which is not what is"
-                    f" asked for now ({made_with['weights']}, {made_with['form']}); name another output folder"
-                ]
-            else:
-                target.mkdir(parents=True, exist_ok=True)
-                remove_leftovers(target)
-                with atomic_write(manifest, "w") as file:
-                    json.dump(made_with, file)
-    problem = broadcast_object_list(problem)
-    if problem[0]:
-        raise InputError(problem[0])
+    if not weights_path.is_file():
+        raise InputError(
+            f"{weights_path}: there are no such weights; train them, or set their path in {config.source()}"
+        )
+    with open(weights_path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    made_with = {"weights": weights_path.name, "sha256": digest, "form": "--normalize" if pooled else "temporal"}
+    manifest = target / MANIFEST
+    before = json.loads(manifest.read_text()) if manifest.exists() else made_with
+    if any(before[fact] != made_with[fact] for fact in ("sha256", "form")):
+        raise InputError(
+            f"{target}: holds features made with {before['weights']}, {before['form']}, which is not what is asked for"
+            f" now ({made_with['weights']}, {made_with['form']}); name another output folder"
+        )
+    target.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target)
+    with atomic_write(manifest, "w") as file:
+        json.dump(made_with, file)
 
 
 def is_finished(source: Path, feature: Path) -> bool:
@@ -169,7 +146,7 @@ def report(target: Path, failures: list[dict]) -> None:
     if not failures:
         path.unlink(missing_ok=True)
         return
-    with atomic_write(path, "w", encoding="utf-8") as file:
+    with atomic_write(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(json.dumps(failure, ensure_ascii=False) + "\n" for failure in failures)
     for failure in failures[:SHOWN_FAILURES]:
         print(f"failed: {failure['error']}", file=sys.stderr)

@@ -6,6 +6,8 @@ Shared by `code/` and `process_data/`; imports nothing but the standard library.
 import contextlib
 import os
 import socket
+import sys
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,6 +19,15 @@ _TEMPORARY = f".tmp-{socket.gethostname()[:64]}-"  # then the process id, then s
 
 class InputError(ValueError):
     """Something the user can mend. The message is one line that names what was found, where, and what to do."""
+
+
+def tell_mistake(problem: object, rank: int = 0) -> int:
+    """Tells a user's mistake that all processes of a job have met; the first one does. Returns the exit status."""
+    if rank == 0:
+        print(f"error: {problem}", file=sys.stderr)
+    else:
+        time.sleep(10)  # a launcher ends every process once one has ended: the first must have told it by then
+    return 2
 
 
 def list_files(root: Path, suffixes: Iterable[str]) -> tuple[list[Path], list[Path]]:

@@ -1,18 +1,26 @@
 """The processes of a training job, and the precision they compute in."""
 
 import contextlib
+import datetime
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from files import InputError
+from features import print_any_name
+from files import InputError, tell_mistake
+
+T = TypeVar("T")
+
+
+class OneProcessError(InputError):
+    """An InputError that the other processes have not met: the process that raises it tells it itself."""
 
 
 @dataclass
@@ -27,11 +35,15 @@ class Processes:
     def device(self) -> torch.device:
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
-    def start(self) -> None:
+    def start(self, longest_wait: datetime.timedelta | None = None) -> None:
+        """Joins the other processes. `longest_wait`: of one of them for the others; None: as PyTorch has it."""
         if self.device.type == "cuda":
+            wanted, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+            if wanted > there:
+                raise InputError(f"{wanted} processes need as many GPUs, and there are {there}; lower --nproc_per_node")
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=longest_wait)
 
     @staticmethod
     def stop() -> None:
@@ -59,6 +71,26 @@ class Processes:
             dist.all_gather_object(values, value)
         return values
 
+    def require_same(self, what: str, value: Any) -> None:
+        """Raises InputError, on all ranks, if they differ in `value`: going on, they would wait for each other."""
+        values = self.gather(value)
+        if any(other != values[0] for other in values):
+            raise InputError(f"the processes differ in {what}: {values}; every machine needs the same files")
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Does something on every process. Raises InputError on all of them if it fails on one: none waits in vain."""
+        problem, result = None, None
+        try:
+            result = action()
+        except InputError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        problems = [problem for problem in self.gather(problem) if problem]
+        if problems:
+            raise InputError(problems[0])
+        return result  # type: ignore[return-value]
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Adds up a tensor over all ranks, in place. Not for anything that is back-propagated."""
         if self.world_size > 1:
@@ -66,20 +98,23 @@ class Processes:
         return tensor
 
 
-def run(main: Callable[[Processes], int]) -> int:
-    """Runs a trainer's main function between the start and the end of the process group.
+def run(main: Callable[[Processes], int], longest_wait: datetime.timedelta | None = None) -> int:
+    """Runs the main function of a trainer or an extractor between the start and the end of the process group.
 
-    A user's mistake is told in one line, by rank 0, with exit status 2.
+    A user's mistake is told in one line, by rank 0 or the one process that met it, with exit status 2.
     """
+    print_any_name()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's workers are the parallelism
     processes = Processes()
     try:
-        processes.start()
+        processes.start(longest_wait)
         return main(processes)
     except InputError as error:
-        if processes.rank == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell_mistake(error, 0 if isinstance(error, OneProcessError) else processes.rank)
+    except OSError as error:
+        if not error.filename:
+            raise
+        return tell_mistake(f"{error.filename}: {error.strerror}")
     finally:
         processes.stop()
 

@@ -35,7 +35,7 @@ from files import InputError
 from loading import REMOVE_INSTRUMENTS, PieceDataset, make_loader, pad
 from patches import M3Patchilizer, read_music, remove_instrument_info
 from processes import autocast
-from texts import join_lines, load_text_model, load_tokenizer, tokenize
+from texts import join_lines, load_text_config, load_text_model, load_tokenizer, tokenize
 from utils import CLaMP2Model, ClipLoss, split_data
 
 METADATA = ("title", "composer", "genres", "description", "lyrics", "tags", "ensembles", "instruments")
@@ -67,7 +67,8 @@ class Jsonl:
         where = f"{self.path}, line {line + 1}"
         try:
             record = json.loads(text)
-        except ValueError as error:
+            json.dumps(record, ensure_ascii=False).encode()  # half of a surrogate pair (`\\ud83d`) is no text
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: not JSON ({error})") from None
         if not isinstance(record, dict):
             raise InputError(f"{where}: not a JSON object")
@@ -75,6 +76,8 @@ class Jsonl:
         if not (isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths)):
             raise InputError(f"{where}: `filepaths` is not a list of paths")
         for path in paths:
+            if "\0" in path:
+                raise InputError(f"{where}: the path {path!r} has a NUL in it")
             if os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == "..":
                 raise InputError(f"{where}: the path {path!r} leaves the folder of the JSONL file")
         return record
@@ -273,6 +276,24 @@ def load_m3(model: CLaMP2Model, path: Path) -> None:
     load_weights(model.music_model, encoder, path)
 
 
+def new_model(job: processes.Processes) -> CLaMP2Model:
+    """CLaMP 2 before its first step: the pre-trained text model, and M3's encoder where CLAMP2_LOAD_M3 is True."""
+    torch.manual_seed(0)  # every rank starts from the same weights
+    text_model = load_text_model()
+    model = CLaMP2Model(text_model.config)
+    load_weights(model.text_model, text_model.state_dict(), Path(config.text_model()))
+    m3_path = config.resolve(config.M3_WEIGHTS_PATH)
+    if config.CLAMP2_LOAD_M3:
+        if not m3_path.exists():
+            raise InputError(
+                f"CLAMP2_LOAD_M3 is True, but {m3_path} does not exist: train M3 first, or set CLAMP2_LOAD_M3 = False"
+                f" in {config.source()}"
+            )
+        load_m3(model, m3_path)
+        job.say(f"the music encoder starts from {m3_path}")
+    return model
+
+
 def main(job: processes.Processes) -> int:
     settings = training.Settings(
         name="clamp2",
@@ -287,20 +308,7 @@ def main(job: processes.Processes) -> int:
     )
     (train_records, train_lines), (eval_records, eval_lines) = split_jsonl()
     tokenizer = load_tokenizer()
-    torch.manual_seed(0)  # every rank starts from the same weights
-    text_model = load_text_model()
-    model = CLaMP2Model(text_model.config)
-    load_weights(model.text_model, text_model.state_dict(), Path(config.text_model()))
-    m3_path = config.resolve(config.M3_WEIGHTS_PATH)
-    if config.CLAMP2_LOAD_M3:
-        if not m3_path.exists():
-            raise InputError(
-                f"CLAMP2_LOAD_M3 is True, but {m3_path} does not exist: train M3 first, or set CLAMP2_LOAD_M3 = False"
-                f" in {config.source()}"
-            )
-        load_m3(model, m3_path)
-        job.say(f"the music encoder starts from {m3_path}")
-
+    model = CLaMP2Model(load_text_config()) if settings.checkpoint else new_model(job)
     run = training.Training(settings, job, model)
     collate = Collate(tokenizer.pad_token_id)
     train_loader, eval_loader = (

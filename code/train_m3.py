@@ -14,6 +14,7 @@ Exit status: 0 done, 2 something to mend (one line says what), 130 told to stop,
 """
 
 import argparse
+import os
 import random
 import sys
 from pathlib import Path
@@ -37,14 +38,14 @@ class M3Dataset(PieceDataset):
 
     def __init__(self, files: list[str], train: bool, seed: int):
         super().__init__(train, seed)
-        self.files = np.array([file.encode() for file in files])  # one block of memory, which forked workers share
+        self.files = np.array([os.fsencode(file) for file in files])  # one block of memory, which forked workers share
         self.patchilizer = M3Patchilizer()
 
     def __len__(self) -> int:
         return len(self.files)
 
     def load(self, index: int, rng: random.Random) -> dict:
-        path = Path(self.files[index].decode())
+        path = Path(os.fsdecode(self.files[index]))
         text = read_music(path)
         if self.train and rng.random() < REMOVE_INSTRUMENTS:
             text = remove_instrument_info(text)

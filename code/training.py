@@ -6,6 +6,7 @@ changes nothing, and no random state has to be saved for a run to continue exact
 """
 
 import datetime
+import importlib.util
 import json
 import math
 import random
@@ -28,7 +29,7 @@ import config
 from checkpoints import load_checkpoint, load_weights, save_checkpoint
 from files import InputError
 from loading import Batches, close_loader, to_device
-from processes import Processes, precision
+from processes import OneProcessError, Processes, precision
 
 INTERRUPTED = 130  # exit status of a run that was told to stop, saved and can continue
 
@@ -52,6 +53,12 @@ class Settings:
         """The complete state of the run, beside its weights."""
         return self.weights_path.with_name("latest_" + self.weights_path.name)
 
+    @property
+    def checkpoint(self) -> Path | None:
+        """What the run goes on from, where LOAD_CKPT allows it: `latest_...`, or else the weights file."""
+        there = [path for path in (self.latest_path, self.weights_path) if self.load_ckpt and path.exists()]
+        return there[0] if there else None
+
 
 @dataclass
 class Step:
@@ -72,6 +79,11 @@ class Training:
 
     def __init__(self, settings: Settings, processes: Processes, model: nn.Module):
         self.settings, self.processes = settings, processes
+        if settings.wandb_log and not importlib.util.find_spec("wandb"):
+            raise InputError(
+                f"{settings.name.upper()}_WANDB_LOG is True, but wandb is not installed: `pip install wandb`, or set it"
+                f" to False in {config.source()}"
+            )
         self.device = processes.device
         self.dtype = precision(self.device, config.PRECISION)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -95,14 +107,21 @@ class Training:
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
     def _load(self) -> None:
-        """Continues from `latest_...`, or else starts from the weights file, where LOAD_CKPT allows and they exist."""
+        """Continues from the checkpoint, if there is one."""
         settings = self.settings
-        if settings.load_ckpt and settings.latest_path.exists():
+        self.processes.require_same("the checkpoint they find", str(settings.checkpoint))
+        if settings.checkpoint == settings.latest_path:
             state = load_checkpoint(settings.latest_path)
             load_weights(self.model, state["model"], settings.latest_path)
+            if lacking := {"optimizer", "lr_sched", "scaler", "epoch", "step", "seed", "world_size"} - state.keys():
+                raise InputError(
+                    f"{settings.latest_path}: not the complete state of a run ({', '.join(sorted(lacking))} is not in"
+                    f" it); to start from its weights, rename it to {settings.weights_path.name}"
+                )
             self.optimizer.load_state_dict(state["optimizer"])
             self.lr_sched.load_state_dict(state["lr_sched"])
-            self.scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:  # a run in another precision has none
+                self.scaler.load_state_dict(state["scaler"])
             self.epoch, self.step, self.seed = state["epoch"], state["step"], state["seed"]
             self.best_epoch, self.min_eval_loss = state["best_epoch"], state["min_eval_loss"]
             self.total, self.weight = state["total"], state["weight"]
@@ -116,7 +135,7 @@ class Training:
                 self.step, self.total, self.weight = 0, 0.0, 0.0
             return
         self.seed = 0 if settings.deterministic else self.processes.broadcast(random.getrandbits(31))
-        if settings.load_ckpt and settings.weights_path.exists():
+        if settings.checkpoint:
             load_weights(self.model, load_checkpoint(settings.weights_path)["model"], settings.weights_path)
             self.started_from = str(settings.weights_path)
 
@@ -169,7 +188,6 @@ class Training:
     ) -> int:
         self._describe(train_loader, eval_loader)
         self._catch_signals()
-        self.settings.weights_path.parent.mkdir(parents=True, exist_ok=True)
         if self.epoch == 1 and self.step == 0 and self.started_from == str(self.settings.weights_path):
             self.min_eval_loss = self._evaluate(
                 evaluate, eval_loader
@@ -205,7 +223,7 @@ class Training:
         return 0
 
     def _train_one_epoch(self, loader: DataLoader, step: "Callable[[Training, dict], Step]") -> bool:
-        """Runs the steps of the epoch that are left. False: it was told to stop before the last one."""
+        """Runs the steps of the epoch that are left. False: it was told to stop."""
         self.parallel.train()
         batches: Batches = loader.batch_sampler  # type: ignore[assignment]
         batches.epoch, batches.first_step = self.epoch, self.step
@@ -221,7 +239,7 @@ class Training:
         with bar:
             for batch in loader:
                 if "fatal" in batch:
-                    raise InputError(batch["fatal"])
+                    raise OneProcessError(batch["fatal"])
                 self.problems.update(batch["problems"])
                 torch.manual_seed(self._step_seed())
                 told = step(self, to_device(batch, self.device))
@@ -241,9 +259,7 @@ class Training:
                     self._account(*behind)
                     behind = None
                     self.save_latest()
-            if behind:
-                self._account(*behind)
-        return True
+        return not (behind and self._account(*behind))
 
     def _account(self, step: int, sums: Tensor, names: list[str]) -> bool:
         """Adds a step to the epoch's loss. True: some process was told to stop."""
@@ -281,7 +297,7 @@ class Training:
         """The batches of an evaluation, on the device, with a progress bar."""
         for batch in tqdm(loader, desc="evaluation", unit="step", leave=False, disable=self.processes.rank != 0):
             if "fatal" in batch:
-                raise InputError(batch["fatal"])
+                raise OneProcessError(batch["fatal"])
             self.problems.update(batch["problems"])
             yield to_device(batch, self.device)
 
@@ -351,7 +367,7 @@ class Training:
     def _write_log(self, text: str) -> None:
         if self.processes.rank == 0:
             self.settings.logs_path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.settings.logs_path, "a", encoding="utf-8") as file:
+            with open(self.settings.logs_path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
 
 

@@ -61,7 +61,7 @@ def test_a_derived_name_can_be_set(tmp_path):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("M3_BATCH = 8\n", "line 1: config.py has no M3_BATCH; it has CLAMP2_BATCH_SIZE,"),
+        ("M3_BATCH = 8\n", "line 1: config.py has no M3_BATCH; did you mean M3_BATCH_SIZE"),
         ("\nM3_BATCH_SIZE = '8'\n", "line 2: M3_BATCH_SIZE = '8' is of type str, not int"),
         ("M3_DETERMINISTIC = 1\n", "line 1: M3_DETERMINISTIC = 1 is of type int, not bool"),
         ("M3_BATCH_SIZE = True\n", "M3_BATCH_SIZE = True is of type bool, not int"),

@@ -14,6 +14,7 @@ VALUES = np.load(KIT / "values.npz")
 
 
 def accelerate(count):
+    """Several processes of `accelerate launch` need --multi_gpu where there are no GPUs: else it starts one."""
     command = [
         "-m",
         "accelerate.commands.launch",
@@ -22,7 +23,16 @@ def accelerate(count):
         "--main_process_port",
         str(free_port()),
     ]
-    return [*command, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [
+        *command,
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        *(["--multi_gpu"] if count > 1 else []),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +99,17 @@ def test_files_of_one_name_do_not_overwrite_each_other(pooled):
         np.testing.assert_allclose(feature[0], VALUES[f"clamp2_normalized/{entry}"], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_write_what_one_does(source, config, pooled, tmp_path, count):
-    result = run(*accelerate(count), CODE / "extract_clamp2.py", source, tmp_path, "--normalize", config=config)
+@pytest.mark.parametrize(
+    ("launcher", "count"),
+    [(accelerate(3), 3), (["-m", "torch.distributed.run", "--nproc_per_node=2"], 2)],
+    ids=["accelerate-3", "torchrun-2"],
+)
+def test_several_processes_write_what_one_does(source, config, pooled, tmp_path, launcher, count):
+    result = run(*launcher, CODE / "extract_clamp2.py", source, tmp_path, "--normalize", config=config)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("20 done, 0 skipped") == 1
+    told = result.stdout.splitlines()
+    assert told[0].startswith(f"20 files, {count} x CPU, float32, ") and len(told) == 2  # rank 0 alone prints
+    assert told[1].startswith("20 done, 0 skipped")
     assert written(tmp_path) == written(pooled) and len(written(pooled)) == 20
     for name in written(pooled):
         np.testing.assert_allclose(np.load(tmp_path / name), np.load(pooled / name), atol=1e-5, rtol=0)
@@ -133,7 +149,10 @@ def test_temporal_features_resume_and_bad_files(source, config, tmp_path):
     assert not (target / "errors.jsonl").exists() and not leftover.exists()
 
     result = run_script(CODE / "extract_clamp2.py", folder, target, "--normalize", config=config)
-    assert result.returncode == 2 and "holds features made with weights_clamp2_kit.pth, temporal, which is not" in result.stderr
+    assert (
+        result.returncode == 2
+        and "holds features made with weights_clamp2_kit.pth, temporal, which is not" in result.stderr
+    )
 
 
 @pytest.mark.parametrize(
