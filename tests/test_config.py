@@ -46,7 +46,9 @@ def test_published_names_and_values():
 
 def test_overrides(tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text(f'"""Mine."""\nM3_BATCH_SIZE = 8\nM3_LEARNING_RATE = 1\nTEXT_MODEL_NAME = "{KIT / "tiny-xlmr"}"\n')
+    path.write_text(
+        f'"""Mine."""\nM3_BATCH_SIZE: int = 8\nM3_LEARNING_RATE = 1\nTEXT_MODEL_NAME = "{KIT / "tiny-xlmr"}"\n'
+    )
     printed = show("M3_BATCH_SIZE M3_LEARNING_RATE M3_WEIGHTS_PATH CLAMP2_WEIGHTS_PATH", path).stdout.splitlines()
     assert printed[:2] == ["8", "1.0"]
     assert "_lr_1.0_batch_8_" in printed[2] and "_t_model_tiny-xlmr_" in printed[3]
@@ -67,6 +69,12 @@ def test_a_derived_name_can_be_set(tmp_path):
         ("M3_BATCH_SIZE = True\n", "M3_BATCH_SIZE = True is of type bool, not int"),
         ("M3_BATCH_SIZE = 4 * 2\n", "the value of M3_BATCH_SIZE is not a plain number"),
         ("import os\n", "line 1: only assignments"),
+        ("M3_BATCH_SIZE += 1\n", "line 1: only assignments"),
+        ("M3_BATCH_SIZE: int\n", "line 1: only assignments"),
+        ("M3_BATCH_SIZE = 0\n", "M3_BATCH_SIZE = 0 is not a positive number"),
+        ("M3_HIDDEN_SIZE = 100\n", "M3_HIDDEN_SIZE = 100 is not a multiple of 64"),
+        ("M3_MASK_RATIO = 45.0\n", "M3_MASK_RATIO = 45.0 is not a share above 0"),
+        ("EVAL_SPLIT = 1\n", "EVAL_SPLIT = 1.0 is not a share from 0"),
         ("M3_BATCH_SIZE = = 3\n", "line 1: not Python"),
         ("_FOLDER = 'x'\n", "config.py has no _FOLDER"),
     ],
@@ -76,7 +84,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, text, problem):
     path.write_text(text)
     result = show("M3_BATCH_SIZE", path)
     assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {path}, ") and problem in result.stderr and result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"error: {path}") and problem in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_a_missing_file(tmp_path):

@@ -120,12 +120,13 @@ def test_temporal_features_resume_and_bad_files(source, config, tmp_path):
     shutil.copytree(source, folder)
     (folder / "bad.abc").write_bytes(b"K:C\n\xff\n")
     (folder / "silent.mtf").write_text("ticks_per_beat 480\n")
+    os.close(os.open(os.fsencode(folder) + b"/\xff.mtf", os.O_CREAT))
     (folder / "empty.txt").touch()
     result = run_script(CODE / "extract_clamp2.py", folder, target, config=config)
     assert result.returncode == 1
-    assert "20 done, 0 skipped (they were there), 3 failed" in result.stdout
+    assert "20 done, 0 skipped (they were there), 4 failed" in result.stdout
     errors = [json.loads(line) for line in (target / "errors.jsonl").read_text().splitlines()]
-    assert [error["file"] for error in errors] == ["bad.abc", "empty.txt", "silent.mtf"]
+    assert [error["file"] for error in errors] == ["bad.abc", "empty.txt", "silent.mtf", "\udcff.mtf"]
     assert "bad.abc: not UTF-8" in errors[0]["error"] and errors[0]["error"] in result.stderr
     for entry in VALUES:
         if entry.startswith("clamp2_temporal/"):
@@ -133,7 +134,7 @@ def test_temporal_features_resume_and_bad_files(source, config, tmp_path):
             assert feature.shape == (1, *VALUES[entry].shape)
             np.testing.assert_allclose(feature[0], VALUES[entry], atol=1e-4, rtol=0)
 
-    for name in ("bad.abc", "silent.mtf", "empty.txt"):
+    for name in ("bad.abc", "silent.mtf", "empty.txt", "\udcff.mtf"):
         (folder / name).unlink()
     (target / "music" / "duo.npy").unlink()
     leftover = target / f".tmp-{socket.gethostname()[:64]}-999999999-00000000"

@@ -164,6 +164,7 @@ def test_remove_instruments():
         ("latin.abc", b"K:C\nT:\xe9t\xe9\nABc|\n", "not UTF-8"),
         ("silent.abc", b"K:C\nM:4/4\n", "no note"),
         ("silent.mtf", b"ticks_per_beat 480\nend_of_track 0", "no note"),
+        ("score.xml", b"<score-partwise/>", "neither an .abc nor an .mtf file"),
         ("not.mtf", b"K:C\nABc|\n", "which is not what .mtf files begin with"),
         ("not.abc", b"ticks_per_beat 480\nnote_on 0 0 60 64", "which is not what .abc files begin with"),
     ],

@@ -109,7 +109,11 @@ def test_jsonl_is_read_by_byte_offsets(tmp_path):
     ("line", "problem"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"title": "\\ud83d", "filepaths": ["a.abc"]}', "not JSON .*surrogates"),
+        ("", "not JSON"),
         ("[1]", "not a JSON object"),
+        ('{"filepaths": ["a\\u0000.abc"]}', "has a NUL in it"),
         ('{"title": "x"}', "`filepaths` is not a list"),
         ('{"filepaths": "a.abc"}', "`filepaths` is not a list"),
         ('{"filepaths": []}', "`filepaths` is not a list"),

@@ -1,15 +1,21 @@
 """The two trainers, through their real launchers, on the golden kit."""
 
+import importlib.util
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+import processes
+from files import InputError
 from helpers import CODE, KIT, KIT_MODEL, KIT_SIZES, ROOT, environment, free_port, run, run_script, write_config
 
 LAUNCH = ("-m", "torch.distributed.launch", "--nproc_per_node=2", "--use_env", f"--master_port={free_port()}")
@@ -160,6 +166,45 @@ def test_told_to_stop_inside_an_epoch_and_continued(tmp_path, undisturbed):
     assert [record["epoch"] for record in epochs(tmp_path, kind)] == [1, 2, 3]
 
 
+def test_a_run_of_one_step_an_epoch_can_be_stopped(tmp_path):
+    config = m3_config(tmp_path, M3_BATCH_SIZE=12, M3_NUM_EPOCH=100_000)
+    command = [sys.executable, CODE / "train_m3.py"]
+    process = subprocess.Popen(
+        command, env=environment(config), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("epoch 1:"):
+            break
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "stopped in epoch" in output, errors
+
+
+@pytest.mark.parametrize("undisturbed", ["clamp2"], indirect=True)
+def test_what_is_in_the_weights_is_not_asked_for_again(undisturbed, tmp_path):
+    """A run that continues needs neither M3's weights nor those of the text model."""
+    _, folder, _ = undisturbed
+    shutil.copy(folder / "latest_weights_clamp2.pth", tmp_path)
+    shutil.copytree(KIT / "tiny-xlmr", tmp_path / "text", ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+    config = clamp2_config(tmp_path, M3_WEIGHTS_PATH="/no/such.pth", TEXT_MODEL_NAME=str(tmp_path / "text"))
+    result = run_script(CODE / "train_clamp2.py", config=config)
+    assert result.returncode == 0, result.stderr
+
+
+def test_losses_go_to_wandb_where_it_is_asked_for(tmp_path):
+    (tmp_path / "wandb.py").write_text(
+        "import json, sys\n"
+        "def login(key): print('login', key)\n"
+        "class Run:\n    def log(self, record, step): print('logged', step, json.dumps(record))\n"
+        "def init(project, name, config):\n    print('init', project, name, json.dumps(config))\n    return Run()\n"
+    )
+    config = m3_config(tmp_path, M3_WANDB_LOG=True, M3_NUM_EPOCH=1, WANDB_KEY="secret")
+    result = run(CODE / "train_m3.py", config=config, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "login secret\ninit m3 weights_m3 {" in result.stdout and 'logged 1 {"epoch": 1, ' in result.stdout
+    assert "secret" not in result.stdout.replace("login secret", "") + (tmp_path / "logs_m3.txt").read_text()
+
+
 @pytest.mark.parametrize("launcher", [LAUNCH, TORCHRUN], ids=["launch", "torchrun"])
 @pytest.mark.parametrize("kind", ["m3", "clamp2"])
 def test_two_processes_through_the_launchers(tmp_path, kind, launcher):
@@ -187,6 +232,55 @@ def test_two_processes_compute_what_one_does(tmp_path):
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
+def test_bad_files_of_music_are_named_and_replaced(tmp_path):
+    music = tmp_path / "music"
+    shutil.copytree(KIT / "interleaved", music)
+    (music / "empty.mtf").touch()
+    (music / "silent.abc").write_text("X:1\nK:C\n")
+    os.close(os.open(os.fsencode(music) + b"/\xff.mtf", os.O_CREAT))  # a name that is no UTF-8
+    changes = {"TRAIN_FOLDERS": [str(music)], "EVAL_FOLDERS": [str(music)], "M3_NUM_EPOCH": 1}
+    result = run_script(CODE / "train_m3.py", config=m3_config(tmp_path, **changes))
+    assert result.returncode == 0, result.stderr
+    for problem in ("empty.mtf: the file is empty", "silent.abc: there is no note", "\\udcff.mtf: the file is empty"):
+        assert result.stdout.count(problem) == (tmp_path / "logs_m3.txt").read_text().count(problem) == 1, problem
+    assert "bad pieces: 3" in result.stdout.splitlines()
+
+
+@pytest.mark.parametrize(("rank", "error"), [(0, InputError), (1, InputError), (1, processes.OneProcessError)])
+def test_a_mistake_is_told_once(monkeypatch, capsys, rank, error):
+    """By rank 0, which the others give time for it, or by the one process that met it."""
+
+    def main(job):
+        raise error("what is wrong")
+
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setenv("RANK", str(rank))
+    assert processes.run(main) == 2
+    silent = rank == 1 and error is InputError
+    assert capsys.readouterr().err == ("" if silent else "error: what is wrong\n") and bool(waited) == silent
+
+
+def test_what_fails_on_one_process_fails_on_all(monkeypatch):
+    job = processes.Processes()
+    monkeypatch.setattr(job, "gather", lambda value: [value, "a problem of rank 1"])
+    with pytest.raises(InputError, match="a problem of rank 1"):
+        job.together(lambda: 3)
+    with pytest.raises(InputError, match="the processes differ in the data"):
+        job.require_same("the data", 3)
+    monkeypatch.setattr(job, "gather", lambda value: [value, None])
+    assert job.together(lambda: 3) == 3
+    with pytest.raises(InputError, match="No such file"):
+        job.together(lambda: Path("/no/such/file").read_text())
+
+
+def test_a_state_that_is_not_complete(tmp_path):
+    shutil.copy(KIT / "weights_m3_kit.pth", tmp_path / "latest_weights_m3.pth")
+    result = run_script(CODE / "train_m3.py", config=m3_config(tmp_path))
+    assert result.returncode == 2
+    assert re.fullmatch(r"error: .*latest_weights_m3\.pth: not the complete state of a run.*\n", result.stderr)
+
+
 def test_bad_pieces_are_named_and_replaced(tmp_path):
     (tmp_path / "interleaved").symlink_to(KIT / "interleaved")
     (tmp_path / "mtf").symlink_to(KIT / "mtf")
@@ -226,9 +320,13 @@ def test_bad_pieces_are_named_and_replaced(tmp_path):
         ("m3", {"TRAIN_FOLDERS": ["/no/such/folder"]}, r"TRAIN_FOLDERS: /no/such/folder is not a folder; set it in .*m3\.py"),
         ("m3", {"TRAIN_FOLDERS": [str(KIT / "texts")]}, r"TRAIN_FOLDERS: there is no \.abc or \.mtf file in .*texts"),
         ("m3", {"TRAIN_FOLDERS": ["<YOUR_TRAINING_DATA_FOLDER>"]}, r"TRAIN_FOLDERS is not set .*m3\.py"),
+        ("m3", {"TRAIN_FOLDERS": []}, r"TRAIN_FOLDERS is empty; set it in .*m3\.py"),
+        ("m3", {"M3_WEIGHTS_PATH": "/proc/no/weights.pth"}, r"/proc/no: No such file or directory"),
         ("m3", {"M3_BATCH_SIZE": 100}, r"12 pieces for training are fewer than one batch of 100"),
         ("clamp2", {"TRAIN_JSONL": "/no/such.jsonl"}, r"TRAIN_JSONL: /no/such\.jsonl is not a file"),
         ("clamp2", {"M3_WEIGHTS_PATH": "/no/such.pth"}, r"CLAMP2_LOAD_M3 is True, but /no/such\.pth does not exist"),
+        ("clamp2", {"TRAIN_JSONL": "<YOUR_TRAINING_DATA.jsonl>"}, r"TRAIN_JSONL is not set .*clamp2\.py"),
+        ("clamp2", {"CLAMP2_BATCH_SIZE": 100}, r"12 pieces for training are fewer than one batch of 100"),
         ("clamp2", {"TEXT_MODEL_NAME": "/no/such/model"}, r"TEXT_MODEL_NAME = '/no/such/model' cannot be loaded"),
         ("clamp2", {"M3_HIDDEN_SIZE": 128}, r"weights_m3_kit\.pth: patch_embedding\.weight is \[64, 8192\].*\[128, 8192\]"),
     ],
@@ -237,3 +335,10 @@ def test_mistakes_are_told_in_one_line(tmp_path, kind, changes, problem):
     result = run_script(CODE / f"train_{kind}.py", config=CONFIGS[kind](tmp_path, **changes))
     assert result.returncode == 2
     assert re.fullmatch(rf"error: .*{problem}.*\n", result.stderr), result.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_wandb_is_asked_for_but_not_there(tmp_path):
+    result = run_script(CODE / "train_m3.py", config=m3_config(tmp_path, M3_WANDB_LOG=True))
+    assert result.returncode == 2
+    assert re.fullmatch(r"error: M3_WANDB_LOG is True, but wandb is not installed.*\n", result.stderr)
