@@ -13,13 +13,14 @@ import re
 import sys
 from pathlib import Path
 
-import interleaving
 from abctoolkit import abc2xml
 
 import batch
 import captured
+import interleaving
 
 _INCLUDE = re.compile(r"^[^\S\n]*(%%|I:)abc-include.*$", re.MULTILINE)
+_NO_TUPLET = re.compile(r"\(0+:\d*(:\d*)?|\(\d+:0+(?!\d)(:\d*)?")  # xml2abc writes (0:0:5 where it loses count
 # What XML cannot hold, and what Python, but not ABC, takes for the end of a line.
 _NO_TEXT = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[\x85\u2028\u2029]")
 
@@ -39,6 +40,7 @@ def _convert(text: str) -> tuple[bytes, list[str]]:
         text = interleaving.deinterleave(text)
     text = _NO_TEXT.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
     text, includes = _INCLUDE.subn("%", text)  # abc2xml would read any file that such a line names
+    text, no_tuplets = _NO_TUPLET.subn("", text)  # abc2xml would divide by it
     if not re.search(r"^[^\S\n]*[XK]:", text, re.MULTILINE):
         raise batch.Refused("no ABC: it has neither an X: nor a K: line")
     abc2xml.mxm = abc2xml.MusicXml()  # which keeps everything of the tune before
@@ -53,6 +55,8 @@ def _convert(text: str) -> tuple[bytes, list[str]]:
     warnings = captured.shortened(printed)
     if includes:
         warnings.append(f"{includes} × abc-include left out: other files are not read")
+    if no_tuplets:
+        warnings.append(f"{no_tuplets} × tuplet of or in the time of 0 notes taken for plain notes")
     return abc2xml.fixDoctype(scores[0]).encode(), warnings
 
 

@@ -4,6 +4,8 @@ An interleaved tune is a header and one line for each bar: `[V:1]A2 B2|[V:2]E4|`
 them of all voices. `interleave` also takes what is interleaved already, and leaves it as it is.
 """
 
+import re
+
 from abc_text import read_abc, split_header, split_tunes
 from abc_voices import MAX_BARS, Bar, Reader, Voice, merged
 from bar_lengths import rest
@@ -58,7 +60,10 @@ def deinterleave(text: str) -> str:
     for name, voice in voices.items():
         bars = _written(voice)
         lines.append(f"V:{name}")
-        lines += [" ".join(bars[start : start + BARS_A_LINE]) for start in range(0, len(bars), BARS_A_LINE)]
+        for start in range(0, len(bars), BARS_A_LINE):
+            line = " ".join(bars[start : start + BARS_A_LINE])
+            is_like_field = re.match("[A-Za-z+]:", line)  # G:| would be one for other programs
+            lines.append(f"[V:{name}]{line}" if is_like_field else line)
     return "\n".join(lines) + "\n"
 
 

@@ -54,6 +54,12 @@ def test_interleaved_is_the_same_music(name):
     assert music_notes.share(before, after) == 1
 
 
+def test_a_line_that_begins_with_a_note_and_a_colon_is_no_field():
+    bars = ["G2", "A2", "B2", "c2", "d2", "G"]
+    text = "L:1/4\nM:2/4\nK:C\nV:1 treble\n" + "".join(f"[V:1]{bar}|\n" for bar in bars[:-1]) + "[V:1]G:|\n"
+    assert music_notes.count(music_notes.read(abc_to_musicxml(text))) == len(bars)
+
+
 def test_inline_voices_of_standard_abc_are_not_interleaved():
     text = "X:1\nL:1/4\nM:4/4\nK:C\n[V:1] C D E F|\n[V:2] G,4|\n[V:1] G A B c|\n[V:2] C,4|\n"
     assert not batch_abc2xml.is_interleaved(text)
@@ -126,6 +132,16 @@ def test_what_abc2xml_prints_are_warnings(tmp_path, capsys):
     path.write_text(TUNE)
     assert convert(path).warnings == []
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("tuplet", ["(0:0:3", "(0:0", "(3:0:3", "(0:2"])
+def test_tuplets_of_nothing_are_plain_notes(tmp_path, tuplet):
+    path = tmp_path / "x.abc"
+    path.write_text(TUNE.replace("F2", tuplet + "FGF").replace("A2", "(3ABA"))
+    converted = convert(path)
+    plain = abc_to_musicxml(TUNE.replace("F2", "FGF").replace("A2", "(3ABA"))
+    assert undated(converted.outputs[0]) == undated(plain)
+    assert converted.warnings == ["1 × tuplet of or in the time of 0 notes taken for plain notes"]
 
 
 def test_the_script_on_a_folder(tmp_path):
