@@ -29,10 +29,10 @@ from files import InputError
 from pieces import Piece
 
 if TYPE_CHECKING:
-    from torch import nn
+    from utils import CLaMP2Model
 
 _SIZES = ("PATCH_SIZE", "PATCH_LENGTH", "PATCH_NUM_LAYERS", "M3_HIDDEN_SIZE", "CLAMP2_HIDDEN_SIZE", "MAX_TEXT_LENGTH")
-_CODE = ("pieces", "patches", "texts", "embedding", "packing", "utils", "clamp2")  # and all of process_data
+_CODE = ("pieces", "patches", "texts", "embedding", "packing", "utils", "clamp2", "cache")  # and all of process_data
 _PACKAGES = ("abctoolkit", "unidecode")  # part of the conversions
 _HASH_BYTES = 32
 
@@ -99,9 +99,11 @@ class FeatureCache:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
     def _weights_digest(self, weights: Path) -> str:
-        """SHA-256 of the weights; of two gigabytes that takes seconds, so it is remembered as long as they are the same."""
+        """SHA-256 of the weights. Of two gigabytes that takes seconds: remembered as long as the file is the same."""
         if not weights.is_file():
-            raise InputError(f"{weights}: there are no such weights; train them, or set their path in {config.source()}")
+            raise InputError(
+                f"{weights}: there are no such weights; train them, or set their path in {config.source()}"
+            )
         status = weights.stat()
         identity = [str(weights.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
@@ -122,7 +124,7 @@ def _digest(path: Path) -> str:
 
 
 def _text_model_digest(name: str) -> list:
-    """Of a text model in a folder, its configuration and tokenizer (its weights are in those of CLaMP 2), else its name."""
+    """Of a text model in a folder, its tokenizer and sizes (its weights are part of CLaMP 2's); else its name."""
     if not os.path.isdir(name):
         return [name]
     inputs = [path for path in Path(name).iterdir() if path.suffix in (".json", ".txt", ".model")]
@@ -212,7 +214,7 @@ def _embed(found: Iterable[Piece]) -> Iterator[np.ndarray]:
 
 
 @functools.cache
-def _model() -> "nn.Module":
+def _model() -> "CLaMP2Model":
     import clamp2
 
     return clamp2.load_clamp2()

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 import config
@@ -53,7 +54,7 @@ def embed_texts(model: CLaMP2Model, texts: Sequence[str]) -> np.ndarray:
     for number, text in enumerate(texts, start=1):
         if not text.strip():
             raise InputError(f"text {number} of {len(texts)} is empty")
-    return _stack(embed_pieces(model, [Piece(text, is_music=False) for text in texts]))
+    return _stack(model, [Piece(text, is_music=False) for text in texts])
 
 
 def embed_music(model: CLaMP2Model, paths: Sequence[str | Path]) -> np.ndarray:
@@ -65,14 +66,16 @@ def embed_music(model: CLaMP2Model, paths: Sequence[str | Path]) -> np.ndarray:
     for path, _ in sources:
         if pieces.kind(path) not in pieces.MUSIC:
             raise InputError(f"{path}: not a music file; .abc, .mtf, .mid, .midi, .xml, .musicxml and .mxl are")
-    found = {path: held for path, _, held in pieces.read_files(list(dict.fromkeys(path for path, _ in sources)))}
+    files = list(dict.fromkeys(path for path, _ in sources))
+    read = tqdm(pieces.read_files(files), "reading", len(files), unit="file", delay=2)
+    found = {path: held for path, _, held in read}
     chosen = []
     for path, number in sources:
         piece = found[path][pieces.row(path, number, len(found[path]))]
         if not piece:
             raise InputError(f"{path}: {piece.error}")
         chosen.append(piece)
-    return _stack(embed_pieces(model, chosen))
+    return _stack(model, chosen)
 
 
 def embed_pieces(model: CLaMP2Model, found: Iterable[Piece]) -> Iterator[np.ndarray]:
@@ -93,6 +96,6 @@ def _tokenizer() -> PreTrainedTokenizerBase:
     return load_tokenizer()
 
 
-def _stack(features: Iterator[np.ndarray]) -> np.ndarray:
-    rows = list(features)
+def _stack(model: CLaMP2Model, found: list[Piece]) -> np.ndarray:
+    rows = list(tqdm(embed_pieces(model, found), "features", len(found), unit="piece", delay=2))
     return np.stack(rows) if rows else np.empty((0, config.CLAMP2_HIDDEN_SIZE), np.float32)

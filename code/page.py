@@ -10,7 +10,6 @@ from tqdm import tqdm
 import features
 import files
 import pictures
-import pieces
 
 TEXT_LENGTH = 600  # characters of a text that are shown
 
@@ -64,28 +63,28 @@ class Shown:
     problem: str = ""  # why there is no picture
 
 
-def write(path: Path, asked: str, query, hits: list[dict], sources: list[Path | None], searched: str) -> None:
+def write(
+    path: Path, heading: str, query: Path | None, hits: list[dict], sources: list[Path | None], searched: str
+) -> None:
     """Writes the page.
 
     Args:
-        asked: the query as the user wrote it.
-        query: a semantic_search.Query.
+        heading: the query in words.
+        query: its file, to be drawn below the heading, if there is one.
         hits: rank, score, name and title of each, as `--json` has them.
         sources: the file of each hit, `#N` of a tune included; None: there are features only.
         searched: what was searched, in words.
     """
-    shown = look([source for source in [query.source, *sources] if source])
-    file = features_only = None
-    is_file = query.source is not None or asked.lower().endswith(".npy")
-    heading = (query.title or Path(asked).name) if is_file else f"“{asked}”"
+    shown = look([source for source in [query, *sources] if source])
     parts = [_HEAD.format(title=_escape(f"{heading} – music search"))]
     parts.append('<header><p class="soft">Music search by CLaMP 2</p>')
     parts.append(f"<h1>{_escape(heading)}</h1>")
     nearest = "the nearest piece" if len(hits) == 1 else f"the {len(hits)} nearest pieces"
     about = f"{nearest} of {searched}, by the cosine of their features"
     parts.append(f'<p class="soft">{_escape(about)}</p>')
-    if query.source:
-        parts.append(_figure(shown[query.source], heading))
+    if query:
+        parts.append(f'<p class="soft">The query: {_escape(str(query))}</p>')
+        parts.append(_figure(shown[query], heading))
     parts.append("</header>\n<ol>")
     for hit, source in zip(hits, sources, strict=True):
         title = hit.get("title") or Path(features.key(hit["name"])).name
@@ -118,7 +117,7 @@ def _hit(hit: dict, title: str, shown: Shown) -> str:
         f'<span class="rank" aria-label="rank {hit["rank"]}">{hit["rank"]}</span>'
         f'<div><h2 id="hit{hit["rank"]}">{_escape(title)}</h2><p class="soft">{_escape(hit["name"])}</p></div>'
         f'<div class="score" title="cosine similarity"><span aria-label="cosine {hit["score"]:.3f}">'
-        f'{hit["score"]:.3f}</span>'
+        f"{hit['score']:.3f}</span>"
         f'<span class="bar" aria-hidden="true"><span style="width:{share:.1f}%"></span></span></div></div>'
         f"{_figure(shown, title)}</article></li>"
     )

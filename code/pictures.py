@@ -90,7 +90,7 @@ def engrave(score: str) -> str:
             "adjustPageHeight": True,
             "pageMarginTop": 20,
             "pageMarginBottom": 20,
-            "pageMarginLeft": 20,
+            "pageMarginLeft": 40,
             "pageMarginRight": 20,
             "scale": 40,
             "svgViewBox": True,

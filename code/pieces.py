@@ -5,6 +5,7 @@ limit: one that is hostile, or sends a converter into a loop, costs itself alone
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from files import InputError
@@ -43,7 +45,7 @@ class Piece:
 
 
 def kind(path: Path) -> str:
-    """".abc", ".mtf", ".mid", ".xml" or ".txt": how a file is read."""
+    """ ".abc", ".mtf", ".mid", ".xml" or ".txt": how a file is read."""
     suffix = path.suffix.lower()
     return _KINDS.get(suffix, suffix)
 
@@ -114,13 +116,18 @@ def _score_title(data: bytes) -> str:
     import musicxml
 
     root = ElementTree.fromstring(musicxml.read(data)[0])
-    titles = [" ".join(root.findtext(path, "").split()) for path in ("work/work-title", "movement-title")]
+    titles = [_printable(root.findtext(path, "")) for path in ("work/work-title", "movement-title")]
     return " – ".join(dict.fromkeys(filter(None, titles)))
 
 
 def _title(abc: str) -> str:
     title = _TITLE.search(abc)
-    return title[1].strip() if title and title[1].strip() != _NO_TITLE else ""
+    return _printable(title[1]) if title and title[1].strip() != _NO_TITLE else ""
+
+
+def _printable(text: str) -> str:
+    """In one line, without what would move the cursor of a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def read(data: bytes, kind: str) -> list[Piece]:
@@ -186,11 +193,24 @@ def in_workers(
 ) -> Iterator[tuple[Path, bytes, str]]:
     """Runs a converter (of a module) in worker processes: (path, what it made, or else why it failed), in any order."""
     args = argparse.Namespace(workers=len(os.sched_getaffinity(0)), timeout=timeout)
-    with tempfile.TemporaryDirectory(prefix="clamp2-") as folder:
-        todo = (
-            jobs.Job(str(path), path, Path(folder, f"{number}.out"), None) for number, path in enumerate(paths)
-        )
+    with tempfile.TemporaryDirectory(prefix="clamp2-") as folder, _main_left_alone():
+        todo = (jobs.Job(str(path), path, Path(folder, f"{number}.out"), None) for number, path in enumerate(paths))
         for job, error, _ in batch.results(function, args, todo):
             content = b"" if error else job.output.read_bytes()
             job.output.unlink(missing_ok=True)
             yield job.source, content, " ".join((error or "").split())
+
+
+@contextlib.contextmanager
+def _main_left_alone() -> Iterator[None]:
+    """Within the block, new worker processes do not run the program's script again, as multiprocessing has them do.
+
+    They need none of it, and a script that calls `embed_music` might have no `if __name__ == "__main__"` around that.
+    """
+    main = sys.modules["__main__"]
+    hidden: dict[str, Any] = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update(hidden)

@@ -44,8 +44,8 @@ class Query:
     """What is searched for."""
 
     feature: np.ndarray  # [1, H]
-    title: str = ""
-    source: Path | None = None  # the file, `#N` of a tune included, unless it is a sentence or .npy
+    heading: str  # in words
+    source: Path | None = None  # the file that can be shown, `#N` of a tune included
 
 
 def read_query(query: str) -> Query:
@@ -56,7 +56,7 @@ def read_query(query: str) -> Query:
         array = features.read(path)
         if array.ndim != 2:
             raise InputError(f"{path}: temporal features {list(array.shape)}; extract the query with --normalize")
-        return Query(array)
+        return Query(array, path.name)
     known = f"a query is a sentence, or a file of type .npy {' '.join(INPUT_SUFFIXES)}"
     if os.path.isdir(query):
         raise InputError(f"{query}: a folder; {known}")
@@ -71,7 +71,8 @@ def read_query(query: str) -> Query:
     row = pieces.row(path, number, len(entry.errors))
     if entry.errors[row]:
         raise InputError(f"{query}: {entry.errors[row]}")
-    return Query(entry.vectors[row : row + 1], entry.titles[row], Path(query) if is_file else None)
+    heading = entry.titles[row] or Path(query).name if is_file else f"“{query}”"
+    return Query(entry.vectors[row : row + 1], heading, Path(query) if is_file else None)
 
 
 def reference_features(folder: Path) -> Features:
@@ -134,7 +135,8 @@ def search(args: argparse.Namespace) -> int:
         import page
 
         sources = [source_of(args.ref, hit["name"]) if references.titles else None for hit in hits]
-        page.write(args.html, args.query, query, hits, sources, f"{len(references.names):,} pieces in {args.ref}")
+        searched = f"{len(references.names):,} pieces in {args.ref}"
+        page.write(args.html, query.heading, query.source, hits, sources, searched)
     return finish(args, {"query": args.query, "hits": hits}, {str(args.ref): references})
 
 

@@ -367,15 +367,15 @@ def wrong_uses(tmp: Path) -> dict[str, tuple[list[str], str]]:
     save(tmp / "doubles", vectors(2), ["piece0.abc.npy", "piece0.mtf.npy"])
     save(tmp / "others", vectors(2), ["x.npy", "y.npy"])
     (tmp / "empty").mkdir()
-    (tmp / "music").mkdir()
-    (tmp / "music" / "a.abc").write_text("X:1\n")
+    save(tmp / "mixed", vectors(1))
+    (tmp / "mixed" / "a.abc").write_text("X:1\n")
     (tmp / "bad").mkdir()
     (tmp / "bad" / "a.npy").write_bytes(b"")
     np.save(tmp / "temporal.npy", vectors(4)[None])
     np.save(tmp / "q.npy", vectors(1))
     return {
-        "empty reference": (["search", "q.npy", "empty"], "no .npy file"),
-        "music as reference": (["search", "q.npy", "music"], "a.abc"),
+        "empty reference": (["search", "q.npy", "empty"], "no music, text or .npy file"),
+        "music and features as reference": (["search", "q.npy", "mixed"], "a.abc"),
         "no reference": (["search", "q.npy", "nowhere"], "nowhere"),
         "only bad files": (["search", "q.npy", "bad"], "none of its 1"),
         "another width": (["search", "q.npy", "narrow"], "width 24"),
