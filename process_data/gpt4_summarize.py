@@ -27,7 +27,6 @@ import sys
 import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -38,6 +37,7 @@ import files
 import jobs
 import languages
 import merge_jsonl
+import metadata
 import prompts
 from merge_jsonl import Unfit
 
@@ -45,86 +45,6 @@ ANSWERS = 3  # the first, and two more if one cannot be used
 LAST_WAIT = 60.0  # seconds; when a run must end, what is on its way may still be answered: it is paid for
 # For --dry_run. A token of English text is some four bytes; an answer in two languages is about as long as this.
 BYTES_PER_TOKEN, ANSWER_TOKENS, OVERHEAD_TOKENS = 4, 300, 100
-
-
-@dataclass
-class Line(jobs.Job):
-    """A line of a .jsonl file as a job."""
-
-    text: bytes
-
-
-class Lines:
-    """The records of a .jsonl file, in the form of jobs.Batch: line 12 of set.jsonl goes to OUT/set/0000012.json."""
-
-    is_folder, other_files = True, 0
-
-    def __init__(self, source: Path, output: Path):
-        """Raises ValueError if there is no record, or `output` is a file; OSError if the file cannot be read."""
-        self.source, self.output = source, output
-        if output.exists() and not output.is_dir():
-            raise ValueError(f"{output} is a file; OUT must be a folder")
-        self.length = sum(1 for _ in self)
-        if not self.length:
-            raise ValueError(f"{source}: there is no record in it")
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Line]:
-        with open(self.source, "rb") as lines:
-            for number, text in enumerate(lines, start=1):
-                if text.strip():
-                    output = self.output / self.source.stem / f"{number:07d}.json"
-                    yield Line(f"{self.source.name}:{number}", self.source, output, None, text)
-
-
-def read(job: jobs.Job) -> dict:
-    """The record of a job. Raises Unfit."""
-    try:
-        return merge_jsonl.parse(job.text if isinstance(job, Line) else job.source.read_bytes())
-    except OSError as error:
-        raise Unfit("the file cannot be read", str(error.strerror)) from None
-
-
-def read_output(job: jobs.Job, record: dict) -> dict | None:
-    """What an earlier run wrote for a record, if the model would be told the same about it now."""
-    try:
-        output = merge_jsonl.parse(job.output.read_bytes())
-    except (OSError, Unfit):
-        return None
-    return output if prompts.known(output) == prompts.known(record) else None
-
-
-def finished(job: jobs.Job) -> dict:
-    """The record with the summaries that an earlier run wrote. Raises Unfit."""
-    record = read(job)
-    output = read_output(job, record)
-    if output is None:
-        raise Unfit("not asked for yet, or its metadata have changed since", str(job.output))
-    return with_summaries(record, output["summary_en"], output["summary_nen"])
-
-
-def with_summaries(record: dict, english: object, other: object) -> dict:
-    """The record with the summaries that it lacks."""
-    return record | {
-        "summary_en": english if merge_jsonl.is_blank(record["summary_en"]) else record["summary_en"],
-        "summary_nen": record["summary_nen"] or other,
-    }
-
-
-def write(job: jobs.Job, record: dict) -> None:
-    """Raises chat.Stop if it cannot be written: there is no use in paying for more."""
-    text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
-    try:
-        with files.atomic_write(job.output) as file:
-            file.write(text.encode("utf-8", "backslashreplace"))  # JSON's own way to write half a surrogate pair
-    except OSError as error:
-        raise chat.Stop(f"{job.output}: {error.strerror}") from None
-
-
-def has_summaries(record: dict) -> bool:
-    return bool(not merge_jsonl.is_blank(record["summary_en"]) and record["summary_nen"])
 
 
 async def summarize(model: chat.Chat, told: dict, language: str) -> tuple[str, str] | None:
@@ -148,7 +68,7 @@ async def summarize(model: chat.Chat, told: dict, language: str) -> tuple[str, s
 class Run:
     """All records of a batch, `--concurrency` at a time."""
 
-    def __init__(self, args: argparse.Namespace, batch: jobs.Batch | Lines, model: chat.Chat):
+    def __init__(self, args: argparse.Namespace, batch: jobs.Batch | metadata.Lines, model: chat.Chat):
         self.args, self.batch, self.model = args, batch, model
         self.asked = self.done = self.insufficient = self.skipped = self.failed = 0
         self.is_ending = False
@@ -190,27 +110,27 @@ class Run:
             await asyncio.sleep(0)  # also among thousands of finished records, answers are taken as they come
 
     async def _one(self, job: jobs.Job) -> None:
-        record = read(job)
+        record = metadata.read(job)
         self.other_fields.update(record.keys() - set(merge_jsonl.FIELDS))
-        output = read_output(job, record)
+        output = metadata.read_output(job, record)
         if output:
-            wanted = with_summaries(record, output["summary_en"], output["summary_nen"])
+            wanted = metadata.with_summaries(record, output["summary_en"], output["summary_nen"])
             if wanted != output:  # another field has changed, `filepaths` for one
-                write(job, wanted)
+                metadata.write(job, wanted)
             self.skipped += 1
             self.errors.discard(job.name)
             return
         told, warnings = prompts.known(record)
         english = other = None
-        if told and not has_summaries(record):
+        if told and not metadata.has_summaries(record):
             self.asked += 1
             language = languages.draw(self.args.languages, self.args.seed, job.name)
             summaries = await summarize(self.model, told, language)
             if summaries:
                 english, other = summaries[0], {"language": language, "summary": summaries[1]}
-        record = with_summaries(record, english, other)
-        write(job, record)
-        if not has_summaries(record):
+        record = metadata.with_summaries(record, english, other)
+        metadata.write(job, record)
+        if not metadata.has_summaries(record):
             self.insufficient += 1
             warnings = ["too little is known of it for a summary", *warnings]
         self.done += 1
@@ -244,20 +164,20 @@ def cost(tokens_in: float, tokens_out: float, price: tuple[float, float]) -> flo
     return (tokens_in * price[0] + tokens_out * price[1]) / 1e6
 
 
-def dry_run(args: argparse.Namespace, batch: jobs.Batch | Lines) -> int:
+def dry_run(args: argparse.Namespace, batch: jobs.Batch | metadata.Lines) -> int:
     """Prints what would be asked, and what that would cost. Writes nothing. Returns the exit status."""
     print(f"--- to all\n{prompts.INSTRUCTIONS}")
     fixed = len((prompts.INSTRUCTIONS + json.dumps(prompts.SCHEMA)).encode()) / BYTES_PER_TOKEN + OVERHEAD_TOKENS
     asked, failed, tokens_in = 0, 0, 0.0
     for job in batch:
         try:
-            record = read(job)
+            record = metadata.read(job)
         except Unfit as error:
             failed += 1
             print(f"--- {job.name}: cannot be asked for: {error}")
             continue
         told, _ = prompts.known(record)
-        if not told or has_summaries(record) or read_output(job, record):
+        if not told or metadata.has_summaries(record) or metadata.read_output(job, record):
             continue
         prompt = prompts.question(told, languages.draw(args.languages, args.seed, job.name))
         print(f"--- {job.name}\n{prompt}")
@@ -308,7 +228,7 @@ def _positive(text: str) -> int:
 _positive.__name__ = "int"  # argparse names the type by it: "invalid int value"
 
 
-def get_batch(args: argparse.Namespace) -> jobs.Batch | Lines:
+def get_batch(args: argparse.Namespace) -> jobs.Batch | metadata.Lines:
     """Checks all that can be checked before anything is asked. Raises OSError, or ValueError."""
     if not (args.model or args.merge or args.dry_run):
         raise ValueError("--model is needed; or --dry_run, or --merge alone")
@@ -318,7 +238,7 @@ def get_batch(args: argparse.Namespace) -> jobs.Batch | Lines:
             raise ValueError(f"--merge {args.merge} would overwrite the input")
     args.languages = languages.read(args.languages) if args.languages else languages.LANGUAGES
     if args.source.suffix.lower() == ".jsonl" and not args.source.is_dir():
-        return Lines(args.source, args.output)
+        return metadata.Lines(args.source, args.output)
     return jobs.Batch(args.source, args.output, (".json",), ".json", (1, 1), several=False)
 
 
@@ -345,7 +265,7 @@ def _is_address(url: str) -> bool:
         return False
 
 
-def ask(args: argparse.Namespace, batch: jobs.Batch | Lines, model: chat.Chat) -> int:
+def ask(args: argparse.Namespace, batch: jobs.Batch | metadata.Lines, model: chat.Chat) -> int:
     """Asks for all records that are not finished, and says what came of it. Returns the exit status.
 
     Raises chat.Stop, files.InputError or KeyboardInterrupt if it ended early.
@@ -376,7 +296,9 @@ def main(argv: list[str] | None = None) -> int:
             return dry_run(args, batch)
         status = ask(args, batch, model) if model else 0
         if args.merge:
-            status |= merge_jsonl.merge([(job.name, functools.partial(finished, job)) for job in batch], args.merge)
+            status |= merge_jsonl.merge(
+                [(job.name, functools.partial(metadata.finished, job)) for job in batch], args.merge
+            )
         return status
     except (files.InputError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)

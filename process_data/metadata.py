@@ -1,0 +1,93 @@
+"""The records that gpt4_summarize.py works on: read from IN, compared with and written to OUT."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import chat
+import files
+import jobs
+import merge_jsonl
+import prompts
+from merge_jsonl import Unfit
+
+
+@dataclass
+class Line(jobs.Job):
+    """A line of a .jsonl file as a job."""
+
+    text: bytes
+
+
+class Lines:
+    """The records of a .jsonl file, in the form of jobs.Batch: line 12 of set.jsonl goes to OUT/set/0000012.json."""
+
+    is_folder, other_files = True, 0
+
+    def __init__(self, source: Path, output: Path):
+        """Raises ValueError if there is no record, or `output` is a file; OSError if the file cannot be read."""
+        self.source, self.output = source, output
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"{output} is a file; OUT must be a folder")
+        self.length = sum(1 for _ in self)
+        if not self.length:
+            raise ValueError(f"{source}: there is no record in it")
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Line]:
+        with open(self.source, "rb") as lines:
+            for number, text in enumerate(lines, start=1):
+                if text.strip():
+                    output = self.output / self.source.stem / f"{number:07d}.json"
+                    yield Line(f"{self.source.name}:{number}", self.source, output, None, text)
+
+
+def read(job: jobs.Job) -> dict:
+    """The record of a job. Raises Unfit."""
+    try:
+        return merge_jsonl.parse(job.text if isinstance(job, Line) else job.source.read_bytes())
+    except OSError as error:
+        raise Unfit("the file cannot be read", str(error.strerror)) from None
+
+
+def read_output(job: jobs.Job, record: dict) -> dict | None:
+    """What an earlier run wrote for a record, if the model would be told the same about it now."""
+    try:
+        output = merge_jsonl.parse(job.output.read_bytes())
+    except (OSError, Unfit):
+        return None
+    return output if prompts.known(output) == prompts.known(record) else None
+
+
+def finished(job: jobs.Job) -> dict:
+    """The record with the summaries that an earlier run wrote. Raises Unfit."""
+    record = read(job)
+    output = read_output(job, record)
+    if output is None:
+        raise Unfit("not asked for yet, or its metadata have changed since", str(job.output))
+    return with_summaries(record, output["summary_en"], output["summary_nen"])
+
+
+def with_summaries(record: dict, english: object, other: object) -> dict:
+    """The record with the summaries that it lacks."""
+    return record | {
+        "summary_en": english if merge_jsonl.is_blank(record["summary_en"]) else record["summary_en"],
+        "summary_nen": record["summary_nen"] or other,
+    }
+
+
+def write(job: jobs.Job, record: dict) -> None:
+    """Raises chat.Stop if it cannot be written: there is no use in paying for more."""
+    text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
+    try:
+        with files.atomic_write(job.output) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))  # JSON's own way to write half a surrogate pair
+    except OSError as error:
+        raise chat.Stop(f"{job.output}: {error.strerror}") from None
+
+
+def has_summaries(record: dict) -> bool:
+    return bool(not merge_jsonl.is_blank(record["summary_en"]) and record["summary_nen"])
