@@ -12,6 +12,7 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 from abctoolkit import abc2xml
 
@@ -43,7 +44,7 @@ def _convert(text: str) -> tuple[bytes, list[str]]:
     text, no_tuplets = _NO_TUPLET.subn("", text)  # abc2xml would divide by it
     if not re.search(r"^[^\S\n]*[XK]:", text, re.MULTILINE):
         raise batch.Refused("no ABC: it has neither an X: nor a K: line")
-    abc2xml.mxm = abc2xml.MusicXml()  # which keeps everything of the tune before
+    abc2xml.mxm = _MusicXml()  # it keeps everything of the tune before
     with captured.printed_lines() as printed:
         scores = abc2xml.getXmlDocs(text)
     # Not the arrows below a quoted line, and not that the tune's number has no place in MusicXML.
@@ -52,12 +53,29 @@ def _convert(text: str) -> tuple[bytes, list[str]]:
         raise batch.Refused(f"abc2xml cannot read it: {'; '.join(reversed(printed))[:300]}")
     if scores[0].find(".//note") is None:
         raise batch.Refused("no note in it")
+    _halve_divisions(scores[0])
     warnings = captured.shortened(printed)
     if includes:
         warnings.append(f"{includes} × abc-include left out: other files are not read")
     if no_tuplets:
         warnings.append(f"{no_tuplets} × tuplet of or in the time of 0 notes taken for plain notes")
     return abc2xml.fixDoctype(scores[0]).encode(), warnings
+
+
+class _MusicXml(abc2xml.MusicXml):
+    """Counts time in divisions half as long as abc2xml's own, of which a 64th note has 157.5: its notes would drift."""
+
+    def reset(self, *options):
+        super().reset(*options)
+        self.divisions *= 2
+
+
+def _halve_divisions(score: ElementTree.Element) -> None:
+    """Back to abc2xml's own divisions, in scores that can be written in them."""
+    times = [*score.iter("divisions"), *score.iter("duration")]
+    if all(int(time.text or 0) % 2 == 0 for time in times):
+        for time in times:
+            time.text = str(int(time.text or 0) // 2)
 
 
 def is_interleaved(text: str) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 from argparse import Namespace
+from fractions import Fraction
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -132,6 +133,14 @@ def test_what_abc2xml_prints_are_warnings(tmp_path, capsys):
     path.write_text(TUNE)
     assert convert(path).warnings == []
     assert capsys.readouterr() == ("", "")
+
+
+def test_short_notes_have_their_whole_length():
+    """Eight 64ths, six in the time of four, are an eighth and a 16th; what follows them is on time."""
+    ((bar,),) = music_notes.read(abc_to_musicxml("X:1\nL:1/64\nM:4/4\nK:C\n" + "c" * 8 + "d8 e48|]\n"))
+    assert {time for voice in bar for time in voice if time[2] != "C5"} == {(0.5, 0.5, "D5"), (1, 3, "E5")}
+    ((bar,),) = music_notes.read(abc_to_musicxml("X:1\nL:1/64\nM:4/4\nK:C\n(6cccccc d60|]\n"))
+    assert [time for voice in bar for time in voice if time[2] == "D5"] == [(Fraction(1, 8), 3.75, "D5")]
 
 
 @pytest.mark.parametrize("tuplet", ["(0:0:3", "(0:0", "(3:0:3", "(0:2"])
