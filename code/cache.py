@@ -52,6 +52,8 @@ class FeatureCache:
     def __init__(self) -> None:
         self.root = config.resolve(config.FEATURE_CACHE)
         self.writable = True
+        self.weights = config.resolve(config.CLAMP2_WEIGHTS_PATH)
+        self.identity = self._identity()
         self.folder = self.root / self._model_digest()
 
     def get(self, key: str) -> Entry | None:
@@ -89,7 +91,7 @@ class FeatureCache:
         code, process_data = Path(__file__).parent, Path(pieces.batch.__file__).parent
         sources = [*(code / f"{name}.py" for name in _CODE), *sorted(process_data.glob("*.py"))]
         facts = [
-            self._weights_digest(config.resolve(config.CLAMP2_WEIGHTS_PATH)),
+            self._weights_digest(),
             _text_model_digest(config.text_model()),
             [getattr(config, name) for name in _SIZES],
             config.EXTRACT_PRECISION,
@@ -98,24 +100,41 @@ class FeatureCache:
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
-    def _weights_digest(self, weights: Path) -> str:
+    def _identity(self) -> list:
+        """What changes when the weights do, without reading them."""
+        if not self.weights.is_file():
+            raise InputError(f"{self.weights}: no such weights; train them, or set their path in {config.source()}")
+        status = self.weights.stat()
+        return [
+            str(self.weights.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+        ]  # fmt: skip
+
+    def _weights_digest(self) -> str:
         """SHA-256 of the weights. Of two gigabytes that takes seconds: remembered as long as the file is the same."""
-        if not weights.is_file():
-            raise InputError(
-                f"{weights}: there are no such weights; train them, or set their path in {config.source()}"
-            )
-        status = weights.stat()
-        identity = [str(weights.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-        name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-        remembered = self.root / "weights" / name
+        remembered = self.root / "weights" / hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()[:32]
         try:
             digest = remembered.read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError):
             digest = ""
         if len(digest) != 2 * _HASH_BYTES:
-            digest = _digest(weights)
+            digest = _digest(self.weights)
             self._write(remembered, digest.encode())
         return digest
+
+    @functools.cached_property
+    def model(self) -> "CLaMP2Model":
+        """The model that the features are of. Raises InputError if, during a training, it no longer is."""
+        import clamp2
+
+        model = clamp2.load_clamp2()
+        if self._identity() != self.identity:
+            raise InputError(f"{self.weights}: changed while they were read; start again")
+        return model
+
+
+@functools.cache
+def _cache() -> FeatureCache:
+    return FeatureCache()
 
 
 def _digest(path: Path) -> str:
@@ -136,7 +155,7 @@ def _text_model_digest(name: str) -> list:
 
 def features_of(sources: Iterable[Path | str]) -> Iterator[tuple[Path | str, Entry]]:
     """What is known of each source, in any order: a file (Path) or a sentence (str). What is not remembered is made."""
-    cache = FeatureCache()
+    cache = _cache()
     missing: list[Path | str] = []
     for source in sources:
         try:
@@ -201,23 +220,12 @@ def _make(sources: list[Path | str], cache: FeatureCache) -> Iterator[tuple[Path
     found = read()
     first = next(found, None)
     if first:
-        for vector in _embed(itertools.chain([first], found)):
+        import clamp2  # and torch and transformers, which takes seconds
+
+        for vector in clamp2.embed_pieces(cache.model, itertools.chain([first], found)):
             next(item for item in waiting if not item.complete).vectors.append(vector)
             yield from finished()
     yield from finished()
-
-
-def _embed(found: Iterable[Piece]) -> Iterator[np.ndarray]:
-    import clamp2  # and torch and transformers, which takes seconds
-
-    return clamp2.embed_pieces(_model(), found)
-
-
-@functools.cache
-def _model() -> "CLaMP2Model":
-    import clamp2
-
-    return clamp2.load_clamp2()
 
 
 def _read(sources: list[Path | str]) -> Iterator[tuple[Path | str, str, list[Piece]]]:
