@@ -89,6 +89,8 @@ def reference_features(folder: Path) -> Features:
         return features.load(folder)
     if not found:
         raise InputError(f"{folder}: there is no music, text or .npy file in it ({len(others)} files of other types)")
+    if others:
+        print(f"{folder}: {len(others)} files of other types were left alone", file=sys.stderr)
     return music_features(folder, found)
 
 

@@ -106,6 +106,7 @@ def test_every_query_on_every_file_type_is_the_plain_answer(music, extracted, co
     hits, result = search(tmp_path / "query.npy", music, "--top_k", 20, config=config)
     check(hits, expected["plain.mtf"])
     assert "duo" in result.stdout.split("book.abc#2")[1].splitlines()[0].split()  # its title
+    assert f"{music}: 1 files of other types were left alone" in result.stderr
 
     for number, vector in enumerate(extracted.values()):
         (tmp_path / "npy").mkdir(exist_ok=True)
