@@ -1,0 +1,281 @@
+"""Which pieces make a batch, what is done to a piece in training and in evaluation, and the evaluation losses."""
+
+import json
+from collections import Counter
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+import config
+import train_clamp2
+import train_m3
+import training
+import utils
+from checkpoints import load_checkpoint
+from files import InputError
+from helpers import KIT, KIT_SIZES
+from loading import Batches, PieceDataset, make_loader
+from patches import M3Patchilizer, read_music, remove_instrument_info
+from processes import Processes, precision
+
+TINY_M3 = {"hidden_size": 64, "patch_num_layers": 2, "token_num_layers": 1}
+TINY_CLAMP2 = {"hidden_size": KIT_SIZES["CLAMP2_HIDDEN_SIZE"], "music_hidden_size": 64, "patch_num_layers": 2}
+
+
+def batches(count, size, world_size, train=True, epoch=1):
+    """The batches of each rank, as lists of indices."""
+    samplers = [Batches(count, size, Processes(rank, rank, world_size), 0, train) for rank in range(world_size)]
+    for sampler in samplers:
+        sampler.epoch = epoch
+    ranks = [[[index for _, index in batch] for batch in sampler] for sampler in samplers]
+    assert [len(rank) for rank in ranks] == [len(sampler) for sampler in samplers]
+    return ranks
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+def test_processes_share_out_the_batches_of_one():
+    (one,) = batches(50, 12, 1)
+    for world_size, size in ((2, 6), (3, 4)):
+        ranks = batches(50, size, world_size)
+        assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == one
+    pieces = list(chain(*one))
+    assert len(one) == 4 and len(set(pieces)) == len(pieces) == 48
+    assert batches(50, 12, 1) == [one]
+    assert batches(50, 12, 1, epoch=2) != [one]
+
+
+def test_the_pieces_that_wait_differ_from_epoch_to_epoch():
+    seen = Counter(index for epoch in range(30) for batch in batches(50, 12, 1, epoch=epoch)[0] for index in batch)
+    assert len(seen) == 50 and min(seen.values()) >= 25
+
+
+def test_a_run_that_continues_takes_the_batches_that_are_left():
+    sampler = Batches(50, 12, Processes(0, 0, 1), 0, True)
+    whole = list(sampler)
+    sampler.first_step = 3
+    assert list(sampler) == whole[3:]
+
+
+@pytest.mark.parametrize(("count", "world_size"), [(10, 1), (10, 3), (2, 3), (12, 2)])
+def test_evaluation_uses_every_piece_once(count, world_size):
+    ranks = batches(count, 4, world_size, train=False)
+    assert sorted(index for rank in ranks for batch in rank for index in batch) == list(range(count))
+
+
+def test_fewer_pieces_than_a_batch():
+    with pytest.raises(InputError, match=r"7 pieces for training are fewer than one batch of 8 \(4 for each of 2"):
+        Batches(7, 4, Processes(0, 0, 2), 0, True)
+
+
+def test_a_bad_piece_is_replaced():
+    class Half(PieceDataset):
+        def __len__(self):
+            return 10
+
+        def load(self, index, rng):
+            if index % 2:
+                raise InputError(f"piece {index} is bad")
+            return {"name": index}
+
+    dataset = Half(True, 0)
+    for epoch in range(20):
+        sample = dataset[epoch, 3]
+        assert sample["name"] % 2 == 0 and sample["problems"][0] == "piece 3 is bad"
+    assert len({dataset[epoch, 3]["name"] for epoch in range(20)}) > 2
+    assert dataset[0, 4] == {"name": 4, "problems": []}
+    dataset.load = lambda index, rng: Half.load(dataset, 1, rng)
+    assert dataset[0, 4]["fatal"].startswith("100 pieces in a row could not be used; the last: piece 1 is bad")
+
+
+# --- what is done to a piece ----------------------------------------------------------------------------------------
+def music(name):
+    return read_music(next(KIT.glob(f"*/{name}")))
+
+
+def patches_of(text):
+    return M3Patchilizer().encode(text, add_special_patches=True)
+
+
+@pytest.mark.parametrize("name", ["quartet.abc", "many_tracks.mtf"])
+def test_m3_removes_instruments_from_nine_pieces_in_ten(name):
+    dataset = train_m3.M3Dataset([str(next(KIT.glob(f"*/{name}")))], True, 0)
+    with_names, without = patches_of(music(name)), patches_of(remove_instrument_info(music(name)))
+    assert not np.array_equal(with_names, without)
+    removed = 0
+    for epoch in range(400):
+        target = dataset[epoch, 0]["target"]
+        removed += np.array_equal(target, without)
+        assert np.array_equal(target, without) or np.array_equal(target, with_names)
+    assert abs(removed - 360) < 24  # four standard deviations
+
+
+def test_m3_cuts_long_pieces_at_random_in_training_only():
+    path = KIT / "interleaved" / "long_duo.abc"
+    whole = patches_of(read_music(path))
+    assert len(whole) > 600
+    starts = Counter()
+    for epoch in range(60):
+        target = train_m3.M3Dataset([str(path)], True, 0)[epoch, 0]["target"]
+        assert len(target) == 512
+        starts[bytes(target[0])] += 1
+    assert len(starts) > 8
+    evaluated = train_m3.M3Dataset([str(path)], False, 0)[0, 0]
+    assert np.array_equal(evaluated["target"], whole[:512]) and np.array_equal(evaluated["input"], whole[:512])
+
+
+def test_what_happens_to_a_piece_depends_on_seed_epoch_and_piece_alone():
+    files = [str(path) for path in sorted((KIT / "interleaved").iterdir())]
+
+    def corrupted(seed, epoch, index):
+        return train_m3.M3Dataset(files, True, seed)[epoch, index]["input"].tobytes()
+
+    assert corrupted(0, 1, 2) == corrupted(0, 1, 2)
+    assert len({corrupted(seed, epoch, 3) for seed in range(2) for epoch in range(3)}) == 6
+
+
+@pytest.fixture
+def records(tmp_path):
+    """(path, dataset for training or not) of one piece in both forms."""
+    for kind in ("interleaved", "mtf"):
+        (tmp_path / kind).symlink_to(KIT / kind)
+    record = {
+        "title": "A title",
+        "summary_en": "In English.",
+        "summary_nen": {"summary": "En français."},
+        "filepaths": ["mtf/many_tracks.mtf", "interleaved/quartet.abc"],
+    }
+    path = tmp_path / "pieces.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    tokenizer = AutoTokenizer.from_pretrained(KIT / "tiny-xlmr")
+    return tokenizer, lambda train: train_clamp2.CLaMP2Dataset(train_clamp2.Jsonl(path), [0], tokenizer, train, 0)
+
+
+def test_clamp2_evaluates_the_english_summary_with_the_abc_file(records):
+    tokenizer, dataset = records
+    sample = dataset(False)[0, 0]
+    assert Path(sample["name"]).name == "quartet.abc"
+    assert np.array_equal(sample["music"], patches_of(music("quartet.abc")))
+    assert tokenizer.decode(sample["text"], skip_special_tokens=True) == "In English."
+
+
+def test_clamp2_trains_on_any_file_and_text(records, monkeypatch):
+    tokenizer, dataset = records
+    samples = [dataset(True)[epoch, 0] for epoch in range(400)]
+    files = Counter(Path(sample["name"]).name for sample in samples)
+    texts = Counter(tokenizer.decode(sample["text"], skip_special_tokens=True) for sample in samples)
+    assert abs(files["quartet.abc"] - 200) < 40 and abs(files["many_tracks.mtf"] - 200) < 40
+    assert abs(texts["A title"] - 200) < 40 and abs(texts["In English."] - 100) < 36 and len(texts) == 3
+    without = {name: patches_of(remove_instrument_info(music(name))).tobytes() for name in files}
+    removed = sum(sample["music"].tobytes() == without[Path(sample["name"]).name] for sample in samples)
+    assert abs(removed - 360) < 24
+    monkeypatch.setattr(config, "TEXT_DROPOUT", False)
+    texts = {tokenizer.decode(dataset(True)[epoch, 0]["text"], skip_special_tokens=True) for epoch in range(20)}
+    assert texts == {"In English."}
+
+
+# --- evaluation -----------------------------------------------------------------------------------------------------
+class Run(training.Training):
+    """A training of which only the evaluation is run."""
+
+    def _load(self):
+        pass
+
+
+def a_run(model, batch_size=4, job=None):
+    settings = training.Settings("m3", 1, 1e-3, batch_size, True, False, False, Path("w"), Path("l"))
+    run = Run(settings, job or Processes(0, 0, 1), model)
+    run.model.eval()
+    return run
+
+
+@pytest.fixture(autouse=True)
+def no_workers(monkeypatch):
+    monkeypatch.setattr(config, "NUM_WORKERS", 0)
+
+
+def test_the_loss_of_m3_s_evaluation_is_the_mean_over_characters():
+    torch.manual_seed(0)
+    model = utils.M3Model(**TINY_M3)
+    torch.nn.init.normal_(model.decoder.base.lm_head.weight)  # so that the pieces differ
+    files = sorted(str(path) for kind in ("interleaved", "mtf") for path in (KIT / kind).iterdir())
+    dataset = train_m3.M3Dataset(files, False, 0)
+    losses = []
+    for size in (1, 4, 14):
+        run = a_run(model, size)
+        losses.append(run._evaluate(train_m3.evaluate, make_loader(dataset, size, run.processes, train_m3.collate)))
+    assert max(losses) - min(losses) < 1e-4 * losses[0]
+    sums = np.zeros(2)
+    with torch.no_grad():
+        for index in range(len(files)):
+            output = train_m3.forward(model, train_m3.collate([dataset[0, index]]))
+            sums += [float(output.loss * output.characters), float(output.characters)]
+    assert abs(sums[0] / sums[1] - losses[0]) < 1e-4 * losses[0]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_loss_of_clamp2_s_evaluation_is_that_of_all_pairs(world_size, monkeypatch):
+    """Pairs of all ranks in their order, in groups of about a global batch."""
+    generator = torch.Generator().manual_seed(0)
+    text, music = torch.randn(10, 8, generator=generator), torch.randn(10, 8, generator=generator)
+
+    class Rows(PieceDataset):
+        def __len__(self):
+            return 10
+
+        def load(self, index, rng):
+            return {"name": str(index), "index": index}
+
+    class Model(torch.nn.Linear):
+        def forward(self, rows, *_):
+            return text[rows], music[rows]
+
+    def collate(samples):
+        return dict.fromkeys(train_clamp2.INPUTS, torch.tensor([sample["index"] for sample in samples]))
+
+    batch_size = {1: 5, 2: 3, 3: 2}[world_size]  # two groups of five
+    others = [(text[rank::world_size], music[rank::world_size]) for rank in range(world_size - 1)]
+    job = Processes(world_size - 1, world_size - 1, world_size)
+    monkeypatch.setattr(job, "gather", lambda own: [*others, own])
+    monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
+    run = a_run(Model(1, 1), batch_size, job)
+    loss = train_clamp2.evaluate(run, make_loader(Rows(False, 0), batch_size, job, collate))
+    halves = [utils.ClipLoss(local=True)(text[half], music[half]) for half in (slice(0, 5), slice(5, 10))]
+    assert abs(loss - float(sum(halves)) / 2) < 1e-6
+
+
+# --- where CLaMP 2 starts, precision --------------------------------------------------------------------------------
+@pytest.mark.parametrize("load_m3", [True, False])
+def test_clamp2_starts_from_m3_and_the_text_model(monkeypatch, load_m3):
+    monkeypatch.setattr(train_clamp2, "CLaMP2Model", partial(utils.CLaMP2Model, **TINY_CLAMP2))
+    monkeypatch.setattr(config, "TEXT_MODEL_NAME", str(KIT / "tiny-xlmr"))
+    monkeypatch.setattr(config, "M3_WEIGHTS_PATH", str(KIT / "weights_m3_kit.pth"))
+    monkeypatch.setattr(config, "CLAMP2_LOAD_M3", load_m3)
+    model = train_clamp2.new_model(Processes(0, 0, 1))
+    m3 = load_checkpoint(KIT / "weights_m3_kit.pth")["model"]
+    ours = model.music_model.state_dict()
+    assert all(torch.equal(value, m3[f"encoder.{name}"]) for name, value in ours.items()) == load_m3
+    text = {
+        name.removeprefix("roberta."): value
+        for name, value in load_file(KIT / "tiny-xlmr" / "model.safetensors").items()
+    }
+    shared = text.keys() & model.text_model.state_dict().keys()
+    assert len(shared) > 30
+    assert all(torch.equal(text[name], model.text_model.state_dict()[name]) for name in shared)
+
+
+def test_precision(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for has_bf16, auto in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bf16: has)
+        assert precision(gpu, "auto") == auto
+    assert precision(cpu, "auto") == precision(gpu, "float32") == torch.float32
+    assert precision(gpu, "float16") == torch.float16 and precision(cpu, "bfloat16") == torch.bfloat16
+    for device, wanted in ((cpu, "float16"), (gpu, "bf16")):
+        with pytest.raises(InputError, match=f"the precision '{wanted}' in config"):
+            precision(device, wanted)
