@@ -2,15 +2,15 @@
 
 import os
 
-import interleaving
 import music21.corpus
 import pytest
 
+import interleaving
 import music_notes
 import musicxml
 from batch_abc2xml import abc_to_musicxml
 from batch_xml2abc import musicxml_to_abc
-from helpers import KIT, SHARED
+from helpers import SHARED
 from scores import note, score
 
 pytestmark = pytest.mark.filterwarnings(
@@ -42,15 +42,6 @@ def share_kept(data: bytes) -> float:
 @pytest.mark.parametrize("name", CORPUS)
 def test_scores_of_music21(name):
     assert share_kept(music21.corpus.getWork(name).read_bytes()) >= FEWEST
-
-
-@pytest.mark.parametrize("name", ["piano", "quartet", "solo_jig", "tiny"])
-def test_standard_and_interleaved_abc_are_the_same_music(name):
-    standard = (KIT / "abc" / f"{name}.abc").read_text()
-    interleaved = (KIT / "interleaved" / f"{name}.abc").read_text()
-    before, after = (music_notes.read(abc_to_musicxml(text)) for text in (standard, interleaved))
-    assert music_notes.count(before) > 30 or name == "tiny"
-    assert music_notes.share(before, after) == 1
 
 
 def real_scores() -> list:

@@ -1,0 +1,42 @@
+"""What process_data/README.md shows is what the scripts make."""
+
+import re
+
+import mtf
+from batch_abc2xml import abc_to_musicxml
+from batch_xml2abc import musicxml_to_abc
+from helpers import ROOT, run
+from interleaving import interleave
+
+FOLDER = ROOT / "process_data"
+TEXT = (FOLDER / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def block(start: str) -> str:
+    (found,) = [block for block in BLOCKS if block.startswith(start)]
+    return found
+
+
+def test_the_piece_in_all_forms():
+    standard, interleaved = block("X:1\n"), block("%%score")
+    assert interleave(standard) == [(interleaved, [])]
+    for abc in (standard, interleaved):
+        again, warnings = musicxml_to_abc(abc_to_musicxml(abc), "x.xml")
+        assert interleave(again) == [(interleaved, [])] and not warnings
+        if abc == standard:
+            assert again.strip() == standard.strip()
+    shown = block("ticks_per_beat").strip()
+    assert mtf.midi_to_mtf(mtf.mtf_to_midi(shown), "m3_compatible")[0].startswith(shown)
+    melody = [line.split()[3] for line in shown.splitlines() if line.startswith("note_on") and line.split()[2] == "0"]
+    assert melody == ["60", "60", "67"] and "[V:1]C2 C2 G2" in interleaved
+
+
+def test_every_script_is_named_and_knows_the_options_shown():
+    scripts = {path.name for path in FOLDER.glob("*.py") if '__name__ == "__main__"' in path.read_text()}
+    assert scripts == set(re.findall(r"^\| `(\w+\.py)`", TEXT, re.MULTILINE))
+    commands = re.findall(r"python process_data/(\w+\.py) ((?:.|\\\n)*)", TEXT)
+    for script in scripts:
+        shown = {option for name, words in commands if name == script for option in re.findall(r"--\w+", words)}
+        help = run(FOLDER / script, "--help").stdout
+        assert help and all(option in help for option in shown), script
