@@ -59,8 +59,20 @@ def load_text_config() -> PreTrainedConfig:
 
 
 def load_text_model() -> PreTrainedModel:
-    """The pre-trained text model, in float32 whatever its checkpoint is in."""
-    return _load(AutoModel, dtype=torch.float32)
+    """The pre-trained text model, in float32 whatever its checkpoint is in.
+
+    Raises InputError if a weight is not in its checkpoint, the unused pooler's apart.
+    """
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # it would report the pooler, from every process
+    model, info = _load(AutoModel, dtype=torch.float32, output_loading_info=True)
+    transformers.utils.logging.set_verbosity(verbosity)
+    if missing := sorted(name for name in info["missing_keys"] if not name.startswith("pooler.")):
+        raise InputError(
+            f"TEXT_MODEL_NAME = {config.TEXT_MODEL_NAME!r}: {len(missing)} weights of the text model are not in its"
+            f" checkpoint (the first: {missing[0]})"
+        )
+    return model
 
 
 def _load(loader, **options):

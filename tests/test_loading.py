@@ -1,6 +1,7 @@
 """Which pieces make a batch, what is done to a piece in training and in evaluation, and the evaluation losses."""
 
 import json
+import shutil
 from collections import Counter
 from functools import partial
 from itertools import chain
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import config
@@ -251,19 +252,19 @@ def test_the_loss_of_clamp2_s_evaluation_is_that_of_all_pairs(world_size, monkey
 
 # --- where CLaMP 2 starts, precision --------------------------------------------------------------------------------
 @pytest.mark.parametrize("load_m3", [True, False])
-def test_clamp2_starts_from_m3_and_the_text_model(monkeypatch, load_m3):
+def test_clamp2_starts_from_m3_and_the_text_model(tmp_path, monkeypatch, load_m3):
+    folder = tmp_path / "text"
+    shutil.copytree(KIT / "tiny-xlmr", folder)
+    text = {name: value + 1 for name, value in load_file(folder / "model.safetensors").items()}  # no seed gives these
+    save_file(text, folder / "model.safetensors", {"format": "pt"})
     monkeypatch.setattr(train_clamp2, "CLaMP2Model", partial(utils.CLaMP2Model, **TINY_CLAMP2))
-    monkeypatch.setattr(config, "TEXT_MODEL_NAME", str(KIT / "tiny-xlmr"))
+    monkeypatch.setattr(config, "TEXT_MODEL_NAME", str(folder))
     monkeypatch.setattr(config, "M3_WEIGHTS_PATH", str(KIT / "weights_m3_kit.pth"))
     monkeypatch.setattr(config, "CLAMP2_LOAD_M3", load_m3)
     model = train_clamp2.new_model(Processes(0, 0, 1))
     m3 = load_checkpoint(KIT / "weights_m3_kit.pth")["model"]
     ours = model.music_model.state_dict()
     assert all(torch.equal(value, m3[f"encoder.{name}"]) for name, value in ours.items()) == load_m3
-    text = {
-        name.removeprefix("roberta."): value
-        for name, value in load_file(KIT / "tiny-xlmr" / "model.safetensors").items()
-    }
     shared = text.keys() & model.text_model.state_dict().keys()
     assert len(shared) > 30
     assert all(torch.equal(text[name], model.text_model.state_dict()[name]) for name in shared)

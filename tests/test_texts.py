@@ -2,15 +2,19 @@
 
 import json
 import random
+import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+import config
 from files import InputError
 from helpers import KIT
-from texts import join_lines, read_text, text_lines, tokenize
+from texts import join_lines, load_text_model, read_text, text_lines, tokenize
 from train_clamp2 import Jsonl, choose_text, metadata_lines, summaries
 
 RECORD = {
@@ -92,6 +96,24 @@ def test_tokens_are_cut_to_a_length():
     whole, cut = tokenize(text, tokenizer), tokenize(text, tokenizer, max_length=6)
     assert len(cut) == 6 < len(whole) and cut[-1] == whole[-1] == tokenizer.eos_token_id
     assert (whole == tokenizer.sep_token_id).sum() == 2 and whole.dtype == np.int64
+
+
+def test_a_text_model_without_a_pooler_is_loaded_and_one_without_a_layer_is_not(tmp_path, monkeypatch, capfd):
+    """Published checkpoints of text models lack the pooler, and hold a head that is not ours."""
+    folder = tmp_path / "model"
+    shutil.copytree(KIT / "tiny-xlmr", folder)
+    monkeypatch.setattr(config, "TEXT_MODEL_NAME", str(folder))
+    weights = load_file(folder / "model.safetensors")
+    weights = {f"roberta.{name}": value for name, value in weights.items() if not name.startswith("pooler.")}
+    weights["lm_head.bias"] = torch.zeros(3)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    model = load_text_model()
+    assert torch.equal(model.embeddings.word_embeddings.weight, weights["roberta.embeddings.word_embeddings.weight"])
+    assert capfd.readouterr().err == ""
+    del weights["roberta.encoder.layer.1.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"1 weights .* \(the first: encoder\.layer\.1\.output\.dense\.weight\)"):
+        load_text_model()
 
 
 def test_jsonl_is_read_by_byte_offsets(tmp_path):
