@@ -256,7 +256,8 @@ class Training:
                 if self.weight:
                     bar.set_postfix(loss=f"{self.total / self.weight:.4f}", refresh=False)
                 if config.SAVE_EVERY_STEPS and self.step % config.SAVE_EVERY_STEPS == 0 and self.step < len(batches):
-                    self._account(*behind)
+                    if self._account(*behind):
+                        return False
                     behind = None
                     self.save_latest()
         return not (behind and self._account(*behind))

@@ -166,6 +166,37 @@ def test_told_to_stop_inside_an_epoch_and_continued(tmp_path, undisturbed):
     assert [record["epoch"] for record in epochs(tmp_path, kind)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("undisturbed", ["m3"], indirect=True)
+def test_killed_inside_an_epoch_and_continued(tmp_path, undisturbed):
+    """With SAVE_EVERY_STEPS, not even the epoch in progress is lost, nor what is in the loss so far."""
+    _, folder, _ = undisturbed
+    config = m3_config(tmp_path, SAVE_EVERY_STEPS=1)
+    process = subprocess.Popen(
+        [sys.executable, CODE / "train_m3.py"],
+        env=environment(config),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    latest = tmp_path / "latest_weights_m3.pth"
+    while not latest.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    saved = state(tmp_path, "m3")
+    result = run_script(CODE / "train_m3.py", config=config)
+    assert result.returncode == 0, result.stderr
+    assert f"latest_weights_m3.pth, epoch {saved['epoch']}, step {saved['step']}" in result.stdout
+    assert_same(state(tmp_path, "m3"), state(folder, "m3"))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    result = run_script(CODE / "train_m3.py", config=m3_config(tmp_path, M3_LEARNING_RATE=1e30))
+    assert result.returncode == 2
+    told = r"error: the loss is not finite \((nan|inf)\) in epoch \d, step \d; its pieces: .*/\w+\.(abc|mtf), .*"
+    assert re.fullmatch(told, result.stderr.splitlines()[-1]), result.stderr
+
+
 def test_a_run_of_one_step_an_epoch_can_be_stopped(tmp_path):
     config = m3_config(tmp_path, M3_BATCH_SIZE=12, M3_NUM_EPOCH=100_000)
     command = [sys.executable, CODE / "train_m3.py"]
