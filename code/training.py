@@ -5,13 +5,10 @@ is drawn from (seed, epoch, piece), and dropout from (seed, epoch, step, rank). 
 changes nothing, and no random state has to be saved for a run to continue exactly.
 """
 
-import datetime
 import importlib.util
-import json
 import math
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +27,7 @@ from checkpoints import load_checkpoint, load_weights, save_checkpoint
 from files import InputError
 from loading import Batches, close_loader, to_device
 from processes import OneProcessError, Processes, precision
+from run_log import RunLog, commit
 
 INTERRUPTED = 130  # exit status of a run that was told to stop, saved and can continue
 
@@ -84,6 +82,7 @@ class Training:
                 f"{settings.name.upper()}_WANDB_LOG is True, but wandb is not installed: `pip install wandb`, or set it"
                 f" to False in {config.source()}"
             )
+        self.log = RunLog(processes, settings.name, settings.logs_path, settings.wandb_log, settings.weights_path.stem)
         self.device = processes.device
         self.dtype = precision(self.device, config.PRECISION)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -186,7 +185,9 @@ class Training:
         step: "Callable[[Training, dict], Step]",
         evaluate: "Callable[[Training, DataLoader], float]",
     ) -> int:
-        self._describe(train_loader, eval_loader)
+        facts = self._facts(train_loader, eval_loader)
+        self.processes.require_same("the pieces they find", facts["pieces"])
+        self.log.begin(facts)
         self._catch_signals()
         if self.epoch == 1 and self.step == 0 and self.started_from == str(self.settings.weights_path):
             self.min_eval_loss = self._evaluate(
@@ -214,11 +215,11 @@ class Training:
                 self.best_epoch, self.min_eval_loss = self.epoch, eval_loss
                 if self.processes.rank == 0:
                     save_checkpoint(self.settings.weights_path, self.published_state(self.epoch))
-            self._log(record)
+            self.log.epoch(record)
             self.epoch, self.step, self.total, self.weight = self.epoch + 1, 0, 0.0, 0.0
             self.save_latest()
         summary = f"Best Eval Epoch : {self.best_epoch}\nMin Eval Loss : {self.min_eval_loss}\n"
-        self._write_log(summary)
+        self.log.write(summary)
         self.processes.say(f"{summary}bad pieces: {len(self.bad_pieces)}\nweights: {self.settings.weights_path}")
         return 0
 
@@ -311,74 +312,31 @@ class Training:
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
 
-    # --- telling ------------------------------------------------------------------------------------------------------
     def _tell_bad_pieces(self) -> int:
         """Names the bad pieces that any rank met since the last time. Returns the number of all so far."""
         new = set().union(*self.processes.gather(sorted(self.problems))) - self.bad_pieces
         for problem in sorted(new):
-            self.processes.say(f"bad piece, another one in its place: {problem}")
-            self._write_log(f"bad piece: {problem}\n")
+            self.log.bad_piece(problem)
         self.bad_pieces |= new
         self.problems.clear()
         return len(self.bad_pieces)
 
-    def _describe(self, train_loader: DataLoader, eval_loader: DataLoader) -> None:
+    def _facts(self, train_loader: DataLoader, eval_loader: DataLoader) -> dict:
+        """What the log begins with, beside the constants of config.py."""
         settings, world_size = self.settings, self.processes.world_size
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        others = ("_", "WANDB_KEY", "CLAMP2_" if settings.name == "m3" else "M3_")
-        constants = {k: v for k, v in vars(config).items() if k.isupper() and not k.startswith(others)}
-        parameters = sum(p.numel() for p in self.model.parameters())
-        self._run_facts = {
+        train_count, eval_count = len(train_loader.dataset), len(eval_loader.dataset)  # type: ignore[arg-type]
+        return {
             "commit": commit(),
             "device": f"{world_size} x {device}",
             "precision": str(self.dtype).removeprefix("torch."),
-            "parameters": parameters,
-            "pieces": f"{len(train_loader.dataset)} for training, {len(eval_loader.dataset)} for evaluation",  # type: ignore[arg-type]
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "pieces": f"{train_count} for training, {eval_count} for evaluation",
             "batch": f"{settings.batch_size} x {world_size} = {settings.batch_size * world_size}",
             "learning rate": f"{settings.learning_rate} after {config.WARMUP_STEPS} warm-up steps",
             "seed": self.seed,
             "starts from": self.started_from,
         }
-        width = max(map(len, [*constants, *self._run_facts]))
-        lines = [f"{settings.name}, {datetime.datetime.now():%Y-%m-%d %H:%M:%S}"]
-        lines += [f"  {name:{width}} {value}" for name, value in [*constants.items(), *self._run_facts.items()]]
-        self.processes.say("\n".join(lines))
-        self._write_log("\n".join(lines) + "\n\n")
-        self._wandb = None
-        if settings.wandb_log and self.processes.rank == 0:
-            import wandb  # only where it is asked for
-
-            if not config.WANDB_KEY.startswith("<"):
-                wandb.login(key=config.WANDB_KEY)
-            self._wandb = wandb.init(project=settings.name, name=settings.weights_path.stem, config=constants)
-
-    def _log(self, record: dict) -> None:
-        """The published lines of an epoch, then the same and more as one JSON line."""
-        self._write_log(
-            f"Epoch {record['epoch']}\ntrain_loss: {record['train_loss']}\neval_loss: {record['eval_loss']}\n"
-            f"time: {time.asctime()}\n{json.dumps(record)}\n\n"
-        )
-        self.processes.say(
-            f"epoch {record['epoch']}: train_loss {record['train_loss']:.4f}, eval_loss {record['eval_loss']:.4f},"
-            f" {record['seconds']} s" + (f", {record['bad_pieces']} bad pieces" if record["bad_pieces"] else "")
-        )
-        if self._wandb:
-            self._wandb.log(record, step=record["epoch"])
-
-    def _write_log(self, text: str) -> None:
-        if self.processes.rank == 0:
-            self.settings.logs_path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.settings.logs_path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
-
-
-def commit() -> str:
-    """The git commit of this code, or "unknown"."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def require_set(name: str, value: str) -> None:
