@@ -13,6 +13,8 @@ MAX_BARS = 1_000_000  # a few letters may stand for millions of rests
 _NUMBER = re.compile(r"\s*(\d+(?:[,-]\d+)*)")  # of an ending
 _MUSIC_FIELDS = "IKLMPQUm"  # these change the music that follows; others, as w:, tell of it
 _GRACE_NOTES = re.compile(r"\{[^{}]*\}")
+_OPEN_GRACE = re.compile(r'\{([^{}|%"]*[A-Ga-g][^{}|%"]*?)(?=\s*\|?\s*(?:%.*)?$)')  # xml2abc may end a line there
+_GRACE_BEFORE = re.compile(r'^([^{}|%"]*[A-Ga-g][^{}|%"]*\})')  # and go on so in the next one
 # One element of a line of music. What is quoted or bracketed is one element: a | inside is no barline. Each pattern
 # excludes its own opening sign, so that a sign left open swallows nothing. An atom is the begin of a slur or tuplet, a
 # decoration, or grace notes.
@@ -20,7 +22,7 @@ _ELEMENT = re.compile(
     r"""
      (?P<plain>[^]["!+{}|:\\$%(]+)  # notes, rests, lengths, slurs, spaces, ...
     |(?P<quoted>"[^"]*")
-    |(?P<atom>\((?:\d+:[\d:]*)?|![^!\s]*!|\+[^+\s|]{2,}\+|\{(?:(?!\[V:)[^{}])*\}|\+)
+    |(?P<atom>\((?:\d+:[\d:]*)?|![^!\s]*!|\+[^+\s|]{2,}\+|\{(?:(?!\[V:)[^{}])*\})
     |\[(?P<field>[A-Za-z]):(?P<value>[^][]*)\]
     |(?P<sign>(?:\[?\|\]?|:+\|\]?|::)(?:\|\]?|:)*)(?:\s*\[?(?P<volta>\d+(?:[,-]\d+)*))?
     |(?P<chord>\[(?![|\d])(?:"[^"]*"|![^!\s]*!|[^]["!|])*\])
@@ -162,6 +164,7 @@ class Reader:
     def __init__(self, header: list[str]):
         self.voices: dict[str, Voice] = {}
         self.strays = 0
+        self._grace_is_open = 0  # at the end of the last line
         self.defined = {voice_id(line[2:]): line[2:] for line in reversed(header) if line.startswith("V:")}
         fields = {line[:2]: line[2:] for line in header}
         self.meter, self.is_compound = read_meter(fields.get("M:", "4/4"))
@@ -200,6 +203,9 @@ class Reader:
         if "{" in line:
             # xml2abc puts a barline (with spaces, as always) into grace notes behind the last note of a bar.
             line = _GRACE_NOTES.sub(lambda grace: re.sub(r"\s+\|\s*|\|\s+", "} | {", grace[0]), line)
+        if self._grace_is_open:
+            line = _GRACE_BEFORE.sub(r"{\1", line)
+        line, self._grace_is_open = _OPEN_GRACE.subn(r"{\1}", line)
         for element in _ELEMENT.finditer(line.replace('\\"', "")):
             kind, text = element.lastgroup, element[0]
             if kind == "plain":

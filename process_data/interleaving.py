@@ -81,6 +81,8 @@ def _parse(text: str) -> tuple[list[str], dict[str, Voice], list[str]]:
     header += [f"V:{value}" for name, value in reader.defined.items() if name not in in_header]
     if not reader.defined:
         header.append("V:1 treble")
+    else:  # what stands before the first V: line of the music is of a voice that no line defines
+        header += [f"V:{name}" for name in reader.voices if name not in reader.defined]
     warnings = [f"voice {name} has no music" for name in reader.defined if name not in reader.voices]
     if reader.strays:
         warnings.append(f"{reader.strays} quotation marks, brackets or the like without a partner left out")

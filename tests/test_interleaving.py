@@ -166,6 +166,12 @@ def test_signs_without_partner_are_left_out_and_said():
     assert warnings == ["4 quotation marks, brackets or the like without a partner left out"]
 
 
+def test_grace_notes_that_xml2abc_writes_over_the_end_of_a_line():
+    """At the end of a system or of the piece it writes the barline into them, and the next line begins with their rest."""
+    ((text, warnings),) = interleave("X:1\nL:1/4\nM:2/4\nK:C\nc d{ef | %1\ng} a b | c2{d | %3\n")
+    assert text.splitlines()[-3:] == ["[V:1]c d{ef}|", "[V:1]{g} a b|", "[V:1]c2{d}|"] and not warnings
+
+
 def test_barline_that_xml2abc_writes_into_grace_notes():
     header = HEADER + "V:1\nV:2\n"
     music = bars("V:1\nA8{Bc | B}d8 | e8 |]\nV:2\nc8 | d8 | e8 |]", header)
