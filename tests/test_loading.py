@@ -250,6 +250,46 @@ def test_the_loss_of_clamp2_s_evaluation_is_that_of_all_pairs(world_size, monkey
     assert abs(loss - float(sum(halves)) / 2) < 1e-6
 
 
+class Numbers(PieceDataset):
+    def __len__(self):
+        return 4
+
+    def load(self, index, rng):
+        return {"name": str(index)}
+
+
+def train(folder, eval_losses):
+    """A run in which the evaluations give these losses. Returns the weights file."""
+    settings = training.Settings("m3", 3, 1e-3, 2, True, True, False, folder / "weights.pth", folder / "logs.txt")
+    run = training.Training(settings, Processes(0, 0, 1), torch.nn.Linear(1, 1))
+    run._catch_signals = lambda: None
+
+    def step(run, batch):
+        loss = run.parallel(torch.ones(2, 1)).square().mean()
+        loss.backward()
+        return training.Step(loss, 1.0)
+
+    losses = iter(eval_losses)
+    loaders = [make_loader(Numbers(train, 0), 2, run.processes, lambda samples: {}) for train in (True, False)]
+    assert run.run(*loaders, step, lambda run, loader: next(losses)) == 0
+    return torch.load(folder / "weights.pth", weights_only=True)
+
+
+def test_the_weights_with_the_lowest_loss_are_kept(tmp_path):
+    best = train(tmp_path, [3.0, 1.0, 2.0])
+    assert (best["epoch"], best["best_epoch"], best["min_eval_loss"]) == (2, 2, 1.0)
+    latest = torch.load(tmp_path / "latest_weights.pth", weights_only=True)
+    assert (latest["epoch"], latest["best_epoch"], latest["min_eval_loss"]) == (4, 2, 1.0)
+    assert not torch.equal(best["model"]["weight"], latest["model"]["weight"])
+    assert "Best Eval Epoch : 2\nMin Eval Loss : 1.0\n" in (tmp_path / "logs.txt").read_text()
+    # a run that starts from a weights file evaluates it first, and replaces it only by something better
+    (tmp_path / "latest_weights.pth").unlink()
+    kept = train(tmp_path, [0.5, 0.9, 0.8, 0.7])
+    assert torch.equal(kept["model"]["weight"], best["model"]["weight"])
+    (tmp_path / "latest_weights.pth").unlink()
+    assert train(tmp_path, [0.5, 0.9, 0.8, 0.4])["min_eval_loss"] == 0.4
+
+
 # --- where CLaMP 2 starts, precision --------------------------------------------------------------------------------
 @pytest.mark.parametrize("load_m3", [True, False])
 def test_clamp2_starts_from_m3_and_the_text_model(tmp_path, monkeypatch, load_m3):
