@@ -32,7 +32,6 @@ from quickstart_steps import ROOT, Steps
 
 CODE, PROCESS = ROOT / "code", ROOT / "process_data"
 PARTS = ("train", "validation", "test")
-OTHER_KEYS = (-3, -2, -1, 1, 2, 3)  # of copies, in fifths from the piece's own
 PROCESSES = 2  # of a training, one thread each
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -51,11 +50,10 @@ class Plan:
     chorales: int = 40
     test: int = 300  # pieces that no training sees
     validation: int = 48  # pieces that tell each training which epoch was its best
-    copies: int = 1  # of each training piece, in other keys
     hidden: int = 128
     layers: int = 3  # of the patch encoder
     m3_epochs: int = 1
-    clamp2_epochs: int = 25
+    clamp2_epochs: int = 80
 
 
 def split(pieces: list[Piece], plan: Plan, seed: int) -> dict[str, list[Piece]]:
@@ -71,16 +69,14 @@ def split(pieces: list[Piece], plan: Plan, seed: int) -> dict[str, list[Piece]]:
     return {"train": [p for p in pieces if p.name not in held_out], "validation": validation, "test": test}
 
 
-def collect(folder: Path, plan: Plan) -> list[Path]:
-    """Copies the tunes and chorales that the plan asks for."""
-    sources = music.corpus_files(plan.tunes, plan.chorales)
+def collect(folder: Path, sources: list[Path]) -> None:
+    """Copies tunes and chorales of the corpus."""
     for source in sources:
         if source.suffix == ".abc":
             write(folder / "tunes" / f"{stem(source)}.abc", music.clean_abc(music.read_abc(source)))
         else:
             (folder / "chorales").mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / "chorales" / f"{stem(source)}.mxl")
-    return sources
 
 
 def stem(source: Path) -> str:
@@ -88,21 +84,16 @@ def stem(source: Path) -> str:
 
 
 def prepare(folder: Path, sources: list[Path], plan: Plan, seed: int) -> None:
-    """MusicXML of the pieces -> the same in three parts, with copies in other keys; MIDI; records; texts; labels."""
+    """MusicXML of the pieces -> the same in three parts, MIDI, records, texts, labels."""
     paths = [score_path(folder, source) for source in sources]
     with ProcessPoolExecutor(PROCESSES) as pool:
         pieces = list(pool.map(music.read_piece, sources, paths, chunksize=32))
         parts = split(pieces, plan, seed)
-        rng = random.Random(seed)
         path_of = {piece.name: path for piece, path in zip(pieces, paths, strict=True)}
-        jobs = []
-        for part, members in parts.items():
-            for piece in members:
-                keys = rng.sample(OTHER_KEYS, plan.copies) if part == "train" else []
-                jobs.append((folder, part, piece, path_of[piece.name], keys))
-        written = [pair for pairs in pool.map(write_piece, jobs, chunksize=16) for pair in pairs]
-    told = [text for part, _, record in written if part == "train" for text in texts.of_record(record)]
-    labels = [(version.name, version.dance) for _, version, _ in written if version.dance in music.DANCES]
+        jobs = [(folder, part, piece, path_of[piece.name]) for part in PARTS for piece in parts[part]]
+        records = list(pool.map(write_piece, jobs, chunksize=16))
+    told = [text for record in records[: len(parts["train"])] for text in texts.of_record(record)]
+    labels = [(piece.name, piece.dance) for piece in pieces if piece.dance in music.DANCES]
     for piece in parts["test"]:
         write(folder / "held_out" / "text" / f"{piece.name}.txt", texts.summary(piece, "English"))
     for asked, sentences in texts.prompts(pieces).items():
@@ -115,10 +106,7 @@ def prepare(folder: Path, sources: list[Path], plan: Plan, seed: int) -> None:
     from quickstart_model import make_text_model  # imports torch, which the worker processes need not have
 
     make_text_model(told, folder / "text-model", seed)
-    print(
-        ", ".join(f"{len(members)} pieces for {part}" for part, members in parts.items())
-        + (f"; those for train also in {plan.copies} other key(s)" if plan.copies else "")
-    )
+    print(", ".join(f"{len(members)} pieces for {part}" for part, members in parts.items()))
 
 
 def score_path(folder: Path, source: Path) -> Path:
@@ -128,33 +116,22 @@ def score_path(folder: Path, source: Path) -> Path:
     return folder / "tunes_xml" / f"{stem(source)}.musicxml"
 
 
-def write_piece(job: tuple[Path, str, Piece, Path, list[int]]) -> list[tuple[str, Piece, dict]]:
-    """Writes MusicXML, MIDI and record of a piece, and of its copies in other keys.
+def write_piece(job: tuple[Path, str, Piece, Path]) -> dict:
+    """Writes the MusicXML, the MIDI and the record of a piece. Returns the record.
 
     Args:
-        job: the folder, the part, the piece, its MusicXML, and the distances of the other keys, in fifths.
-    Returns:
-        (part, version, record) of each version.
+        job: the folder of the run, the part, the piece, its MusicXML.
     """
-    folder, part, piece, path, keys = job
+    folder, part, piece, path = job
     score = music.read_score(path)
-    written = []
-    shift = 0
-    for fifths in (0, *keys):
-        version = piece
-        if fifths:
-            music.transpose(score, fifths - shift)
-            shift = fifths
-            version = music.describe(score, f"{piece.name}_{fifths:+d}", piece.title, piece.dance)
-        name = f"{part}/{version.name}"
-        write(folder / "scores" / f"{name}.musicxml", tostring(score, encoding="unicode"))
-        midi = folder / "midi" / f"{name}.mid"
-        midi.parent.mkdir(parents=True, exist_ok=True)
-        music.midi_file(score, version.meter, music.CHOIR if version.dance == "chorale" else music.VIOLIN).save(midi)
-        record = texts.record(version, [f"interleaved/{name}.abc", f"mtf/{name}.mtf"], random.Random(name))
-        write(folder / "records" / f"{name}.json", json.dumps(record, ensure_ascii=False, indent=1))
-        written.append((part, version, record))
-    return written
+    name = f"{part}/{piece.name}"
+    write(folder / "scores" / f"{name}.musicxml", tostring(score, encoding="unicode"))
+    midi = folder / "midi" / f"{name}.mid"
+    midi.parent.mkdir(parents=True, exist_ok=True)
+    music.midi_file(score, piece.meter, music.CHOIR if piece.dance == "chorale" else music.VIOLIN).save(midi)
+    record = texts.record(piece, [f"interleaved/{name}.abc", f"mtf/{name}.mtf"], random.Random(name))
+    write(folder / "records" / f"{name}.json", json.dumps(record, ensure_ascii=False, indent=1))
+    return record
 
 
 def write(path: Path, text: str) -> None:
@@ -182,7 +159,7 @@ def constants_of(folder: Path, plan: Plan) -> dict:
         "TOKEN_NUM_LAYERS": 1,
         "M3_HIDDEN_SIZE": plan.hidden,
         "M3_NUM_EPOCH": plan.m3_epochs,
-        "M3_LEARNING_RATE": 1e-3,
+        "M3_LEARNING_RATE": 1e-4,
         "M3_BATCH_SIZE": 16 // PROCESSES,
         "M3_MASK_RATIO": 0.15,  # the decoder is what takes the time
         "CLAMP2_HIDDEN_SIZE": plan.hidden,
@@ -201,9 +178,8 @@ def constants_of(folder: Path, plan: Plan) -> dict:
 def convert(steps: Steps, plan: Plan, seed: int) -> None:
     """Corpus -> interleaved ABC, MTF and JSONL, in three parts."""
     folder = steps.folder
-    sources = steps.once("collect the music", lambda: collect(folder, plan)) or music.corpus_files(
-        plan.tunes, plan.chorales
-    )
+    sources = music.corpus_files(plan.tunes, plan.chorales)
+    steps.once("collect the music", lambda: collect(folder, sources))
     steps.python(PROCESS / "batch_abc2xml.py", folder / "tunes", folder / "tunes_xml")
     steps.once("describe and divide it", lambda: prepare(folder, sources, plan, seed))
     steps.python(PROCESS / "batch_xml2abc.py", folder / "scores", folder / "abc")
@@ -333,7 +309,7 @@ def pretrained(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = write_config(folder, constants_of_config(folder))
     steps = Steps(folder, {"CLAMP2_CONFIG": str(config)})
-    steps.once("collect the music", lambda: collect(folder / "library", Plan(tunes=200, chorales=20)) and None)
+    steps.once("collect the music", lambda: collect(folder / "library", music.corpus_files(200, 20)))
     ask(steps, folder / "library")
     print(f"\na page with the first query's hits engraved: {steps.short(folder / 'hits.html')}")
 

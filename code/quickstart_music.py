@@ -1,4 +1,4 @@
-"""The music of the quick start: what music21's corpus holds, what is known of each piece, MIDI, copies in other keys.
+"""The music of the quick start: what music21's corpus holds, what is known of each piece, its MIDI, its twins.
 
 Ryan's Mammoth Collection (Boston, 1883) has 1,059 fiddle tunes in ABC: title, dance, key and meter are given. A few of
 Bach's chorales (MusicXML, four voices) are there so that music in several voices is.
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from xml.etree.ElementTree import Element, SubElement, fromstring
+from xml.etree.ElementTree import Element, fromstring
 
 import mido
 
@@ -217,25 +217,6 @@ def midi_file(score: Element, meter: str, program: int) -> mido.MidiFile:
             now = tick
         midi.tracks.append(track)
     return midi
-
-
-def transpose(score: Element, fifths: int) -> None:
-    """Moves a score so many fifths up or down the line of fifths, in the octave that is nearest."""
-    semitones = (7 * fifths + 5) % 12 - 5  # -5 to 6
-    for signature in score.iter("fifths"):
-        signature.text = str(int(signature.text or 0) + fifths)
-    for note in score.iter("note"):
-        for accidental in note.findall("accidental"):
-            note.remove(accidental)  # it follows from the pitch and the key
-        pitch = note.find("pitch")
-        if pitch is None:
-            continue
-        number = midi_pitch(pitch) + semitones
-        place = LINE.index(pitch.findtext("step", "C")) + 7 * int(float(pitch.findtext("alter", "0"))) + fifths
-        step, alter = LINE[place % 7], place // 7
-        pitch.clear()
-        for tag, value in (("step", step), ("alter", alter), ("octave", (number - alter - SEMITONES[step]) // 12 - 1)):
-            SubElement(pitch, tag).text = str(value)
 
 
 def families(pieces: Iterable[Piece]) -> list[list[Piece]]:
