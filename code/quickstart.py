@@ -14,7 +14,6 @@ import argparse
 import csv
 import json
 import random
-import resource
 import shutil
 import sys
 import time
@@ -267,7 +266,7 @@ def main(argv: list[str] | None = None, plan: Plan | None = None, top: Path = RO
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="what is held out, and first weights of text")
     parser.add_argument("--pretrained", action="store_true", help="search with the published weights")
     args = parser.parse_args(argv)
-    began, used = time.monotonic(), cpu_seconds()
+    began = time.monotonic()
     try:
         if args.pretrained:
             pretrained(top / "pretrained")
@@ -279,14 +278,8 @@ def main(argv: list[str] | None = None, plan: Plan | None = None, top: Path = RO
     except KeyboardInterrupt:
         print("stopped; the same command goes on there", file=sys.stderr)
         return 130
-    print(f"\n{time.monotonic() - began:.0f} s in all, {cpu_seconds() - used:.0f} s of one core")
+    print(f"\n{time.monotonic() - began:.0f} s in all")
     return 0
-
-
-def cpu_seconds() -> float:
-    """That this process and those it started have used."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def whole(folder: Path, plan: Plan, seed: int) -> None:

@@ -57,7 +57,7 @@ class Steps:
         return result
 
     def note(self, step: str, began: float, cpu: float) -> None:
-        """Remembers that a step is done."""
+        """Remembers that a step is done. `cpu`: in seconds, without the conversions' workers, which are not ours."""
         self.done[step] = {"seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(cpu, 1)}
         with files.atomic_write(self.log, "w", encoding="utf-8") as file:
             json.dump(self.done, file, indent=1, ensure_ascii=False)

@@ -6,7 +6,7 @@ first notes.
 
 import random
 
-from quickstart_music import Piece
+from quickstart_music import DANCES, Piece
 
 LANGUAGES = ("English", "German", "French", "Spanish", "Italian", "Chinese (Simplified)")
 PITCHES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
@@ -146,7 +146,7 @@ def of_record(record: dict) -> list[str]:
 def said(piece: Piece) -> dict[str, str]:
     """Single facts, as sentences: {"dance": "A reel.", ...}"""
     sentences = {"meter": f"A dance in {piece.meter} time.", "key": f"A dance in {piece.key}."}
-    return ({"dance": f"A {piece.dance}."} if piece.dance else {}) | sentences
+    return ({"dance": f"A {piece.dance}."} if piece.dance in DANCES else {}) | sentences
 
 
 def prompts(pieces: list[Piece]) -> dict[str, dict[str, str]]:

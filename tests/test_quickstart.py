@@ -167,7 +167,12 @@ def test_records_tell_everything_in_six_languages():
 
 
 def test_every_class_has_a_prompt_and_its_file_tells_it():
-    pieces = [piece("a"), piece("b", dance="", meter="6/8"), piece("c", dance="jig", key="F# minor", meter="12/8")]
+    pieces = [
+        piece("a"),
+        piece("b", dance="", meter="6/8"),
+        piece("c", dance="jig", key="F# minor", meter="12/8"),
+        piece("d", dance="chorale"),
+    ]
     found = texts.prompts(pieces)
     assert {asked: set(classes) for asked, classes in found.items()} == {
         "dance": {"reel", "jig"},
