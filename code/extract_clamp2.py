@@ -16,14 +16,13 @@ import numpy as np
 
 import config
 import extraction
-import processes
 from texts import join_lines, load_text_config, load_tokenizer, read_text, tokenize
 from utils import CLaMP2Model
 
 SUFFIXES = (".abc", ".mtf", ".txt")
 
 
-def main(job: processes.Processes) -> int:
+def main(job: extraction.Processes) -> int:
     parser = extraction.arguments(__doc__, SUFFIXES)
     parser.add_argument(
         "--normalize",
@@ -53,4 +52,4 @@ def main(job: processes.Processes) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(processes.run(main, extraction.LONGEST_WAIT))
+    sys.exit(extraction.run(main))

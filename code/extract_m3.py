@@ -12,13 +12,12 @@ import sys
 
 import config
 import extraction
-import processes
 from utils import M3PatchEncoder
 
 SUFFIXES = (".abc", ".mtf")
 
 
-def main(job: processes.Processes) -> int:
+def main(job: extraction.Processes) -> int:
     args = extraction.arguments(__doc__, SUFFIXES).parse_args()
     weights = config.resolve(config.M3_WEIGHTS_PATH)
     return extraction.extract(
@@ -34,4 +33,4 @@ def main(job: processes.Processes) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(processes.run(main, extraction.LONGEST_WAIT))
+    sys.exit(extraction.run(main))

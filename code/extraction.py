@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import nn
 from tqdm import tqdm
 
 import config
+import processes
 from checkpoints import load_checkpoint, load_weights
 from embedding import embed
 from files import InputError, atomic_write, list_files, output_names, remove_leftovers
@@ -42,6 +44,16 @@ def arguments(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
     parser.add_argument("input_dir", type=Path, help=f"a folder of {', '.join(suffixes)} files, or one such file")
     parser.add_argument("output_dir", type=Path, help="where the features go; a second start continues there")
     return parser
+
+
+def run(main: Callable[[Processes], int]) -> int:
+    """Runs an extractor's main function in processes that accelerate joins; see `processes.run`."""
+
+    def join(device: torch.device) -> None:
+        # accelerate takes processes without a GPU for single ones, unless it is told that they compute on the CPU
+        PartialState(cpu=device.type == "cpu", timeout=LONGEST_WAIT)
+
+    return processes.run(main, join)
 
 
 def load(model: nn.Module, path: Path, prefix: str = "") -> nn.Module:

@@ -1,7 +1,6 @@
 """The processes of a training job, and the precision they compute in."""
 
 import contextlib
-import datetime
 import os
 import sys
 from collections.abc import Callable
@@ -35,15 +34,15 @@ class Processes:
     def device(self) -> torch.device:
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
-    def start(self, longest_wait: datetime.timedelta | None = None) -> None:
-        """Joins the other processes. `longest_wait`: of one of them for the others; None: as PyTorch has it."""
+    def start(self, join: "Callable[[torch.device], object]") -> None:
+        """Joins the other processes, if there are others; `join` makes the process group."""
         if self.device.type == "cuda":
             wanted, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
             if wanted > there:
                 raise InputError(f"{wanted} processes need as many GPUs, and there are {there}; lower --nproc_per_node")
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=longest_wait)
+            join(self.device)
 
     @staticmethod
     def stop() -> None:
@@ -98,7 +97,12 @@ class Processes:
         return tensor
 
 
-def run(main: Callable[[Processes], int], longest_wait: datetime.timedelta | None = None) -> int:
+def join_group(device: torch.device) -> None:
+    """As torch.distributed.launch and torchrun mean it."""
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def run(main: Callable[[Processes], int], join: Callable[[torch.device], object] = join_group) -> int:
     """Runs the main function of a trainer or an extractor between the start and the end of the process group.
 
     A user's mistake is told in one line, by rank 0 or the one process that met it, with exit status 2.
@@ -107,7 +111,7 @@ def run(main: Callable[[Processes], int], longest_wait: datetime.timedelta | Non
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's workers are the parallelism
     processes = Processes()
     try:
-        processes.start(longest_wait)
+        processes.start(join)
         return main(processes)
     except InputError as error:
         return tell_mistake(error, 0 if isinstance(error, OneProcessError) else processes.rank)
