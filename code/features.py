@@ -4,7 +4,6 @@ A feature file holds floats of shape [1, H] (pooled: one vector for the piece) o
 each of T patches or tokens), as `extract_clamp2.py` and `extract_m3.py` write them. N is the number of pieces.
 """
 
-import io
 import json
 import sys
 import tokenize
@@ -189,13 +188,6 @@ def _read_vectors(
 
 
 # --- for the command lines --------------------------------------------------------------------------------------------
-
-
-def print_any_name() -> None:
-    """From here on, a file name that is no UTF-8 is printed with escapes instead of ending the program."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def report(what: str, entries: list[str], limit: int = 20) -> None:

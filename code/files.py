@@ -3,7 +3,9 @@
 Shared by `code/` and `process_data/`; imports nothing but the standard library.
 """
 
+import argparse
 import contextlib
+import io
 import os
 import socket
 import sys
@@ -28,6 +30,35 @@ def tell_mistake(problem: object, rank: int = 0) -> int:
     else:
         time.sleep(10)  # a launcher ends every process once one has ended: the first must have told it by then
     return 2
+
+
+def print_any_name() -> None:
+    """From here on, a file name that is no UTF-8 is printed with escapes instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def run_command(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> int:
+    """Runs the function that the chosen sub-command set as `run`. Returns the exit status; a mistake is one line."""
+    args = parser.parse_args(argv)
+    print_any_name()
+    try:
+        return args.run(args)
+    except (InputError, OSError) as error:
+        return tell_mistake(error)
+    except KeyboardInterrupt:
+        return 130
+
+
+def read_utf8(path: Path) -> str:
+    """A text file's content, without a byte order mark. Raises InputError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
 
 
 def list_files(root: Path, suffixes: Iterable[str]) -> tuple[list[Path], list[Path]]:

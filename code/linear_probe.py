@@ -320,13 +320,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = get_args_parser().parse_args(argv)
-    features.print_any_name()
-    try:
-        return args.run(args)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return files.run_command(get_args_parser(), argv)
 
 
 if __name__ == "__main__":

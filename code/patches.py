@@ -13,7 +13,7 @@ import numpy as np
 from unidecode import unidecode
 
 from config import M3_MASK_RATIO, PATCH_LENGTH, PATCH_SIZE
-from files import InputError
+from files import InputError, read_utf8
 
 PAD, BOS, EOS, MASK = range(4)  # the special ids; every other id is an ASCII code
 VOCABULARY = 128
@@ -32,12 +32,7 @@ def read_music(path: Path) -> str:
     """
     if path.suffix.lower() not in (".abc", ".mtf"):
         raise InputError(f"{path}: neither an .abc nor an .mtf file; process_data/ makes them from MusicXML and MIDI")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+    text = read_utf8(path)
     try:
         return checked_music(text, path.suffix)
     except InputError as error:

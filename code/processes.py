@@ -12,8 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from features import print_any_name
-from files import InputError, tell_mistake
+from files import InputError, print_any_name, tell_mistake
 
 T = TypeVar("T")
 

@@ -15,19 +15,13 @@ from transformers import (
 )
 
 import config
-from files import InputError
+from files import InputError, read_utf8
 
 
 def read_text(path: Path) -> list[str]:
     """The lines of a text file, each once, in their order. Raises InputError if it is not UTF-8, or has no text in
     it."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    lines = text_lines(text)
+    lines = text_lines(read_utf8(path))
     if not lines:
         raise InputError(f"{path}: the file is empty")
     return lines
