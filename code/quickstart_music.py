@@ -89,7 +89,7 @@ def read_piece(source: Path, path: Path) -> Piece:
     score = read_score(path)
     if source.suffix == ".abc":
         header = dict(re.findall(r"^([TR]):[ \t]*(.*?)[ \t]*$", read_abc(source), re.MULTILINE)[::-1])
-        title, dance = header.get("T", source.stem), dance_name(header.get("R", ""), meter_of(score))
+        title, dance = header.get("T", source.stem).removeprefix("T:"), dance_name(header.get("R", ""), meter_of(score))
     else:
         title, dance = f"Chorale {source.stem.upper()}", "chorale"
     return describe(score, source.stem.replace(".", "_"), tidy_title(title), dance)
