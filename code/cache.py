@@ -25,6 +25,7 @@ from tqdm import tqdm
 import config
 import files
 import pieces
+import published
 from files import InputError
 from pieces import Piece
 
@@ -102,8 +103,7 @@ class FeatureCache:
 
     def _identity(self) -> list:
         """What changes when the weights do, without reading them."""
-        if not self.weights.is_file():
-            raise InputError(f"{self.weights}: no such weights; train them, or set their path in {config.source()}")
+        published.provide(self.weights)
         status = self.weights.stat()
         return [
             str(self.weights.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 import config
 import extraction
 import pieces
+import published
 from embedding import embed
 from files import InputError
 from patches import M3Patchilizer
@@ -33,17 +34,17 @@ from texts import join_lines, load_text_config, load_tokenizer, text_lines, toke
 from utils import CLaMP2Model
 
 
-def load_clamp2(weights: str | Path | None = None) -> CLaMP2Model:
+def load_clamp2(weights: str | Path | None = None, download: bool = False) -> CLaMP2Model:
     """The model, on the GPU if there is one. The sizes and the text model are those of config.py.
 
     Args:
         weights: a checkpoint; CLAMP2_WEIGHTS_PATH of config.py by default.
+        download: fetch the published weights if none are there.
     Raises InputError if the weights are not there or of another model.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     path = Path(weights) if weights else config.resolve(config.CLAMP2_WEIGHTS_PATH)
-    if not path.is_file():
-        raise InputError(f"{path}: there are no such weights; train them, or set their path in {config.source()}")
+    published.provide(path, download, "load_clamp2(download=True)")
     model = extraction.load(CLaMP2Model(load_text_config()), path)
     assert isinstance(model, CLaMP2Model)
     return model

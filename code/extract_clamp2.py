@@ -5,7 +5,8 @@
     accelerate launch --num_processes 4 code/extract_clamp2.py files features --normalize          on four GPUs
     torchrun --nproc_per_node=2 code/extract_clamp2.py files features --normalize      in two processes, on the CPU too
 
-The weights are those of CLAMP2_WEIGHTS_PATH in config.py. Files that are done are skipped: start again to continue.
+The weights are those of CLAMP2_WEIGHTS_PATH in config.py; --download fetches the published ones if none are there.
+Files that are done are skipped: start again to continue.
 Exit status: 0 all done, 1 some file failed (errors.jsonl in the output folder says why), 2 something to mend.
 """
 
@@ -31,7 +32,7 @@ def main(job: extraction.Processes) -> int:
         " without it, one for each patch or token: for classification",
     )
     args = parser.parse_args()
-    weights = config.resolve(config.CLAMP2_WEIGHTS_PATH)
+    weights = extraction.find_weights(job, config.CLAMP2_WEIGHTS_PATH, args.download)
     tokenizer = load_tokenizer()
 
     def read(path: Path) -> np.ndarray:

@@ -4,7 +4,8 @@
     accelerate launch --num_processes 4 code/extract_m3.py scores features        on four GPUs
     torchrun --nproc_per_node=2 code/extract_m3.py scores features     in two processes, on the CPU too
 
-The weights are those of M3_WEIGHTS_PATH in config.py. Files that are done are skipped: start again to continue.
+The weights are those of M3_WEIGHTS_PATH in config.py; --download fetches the published ones if none are there.
+Files that are done are skipped: start again to continue.
 Exit status: 0 all done, 1 some file failed (errors.jsonl in the output folder says why), 2 something to mend.
 """
 
@@ -19,7 +20,7 @@ SUFFIXES = (".abc", ".mtf")
 
 def main(job: extraction.Processes) -> int:
     args = extraction.arguments(__doc__, SUFFIXES).parse_args()
-    weights = config.resolve(config.M3_WEIGHTS_PATH)
+    weights = extraction.find_weights(job, config.M3_WEIGHTS_PATH, args.download)
     return extraction.extract(
         job,
         args.input_dir,

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import config
 import processes
+import published
 from checkpoints import load_checkpoint, load_weights
 from embedding import embed
 from files import InputError, atomic_write, list_files, output_names, remove_leftovers
@@ -43,6 +44,7 @@ def arguments(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input_dir", type=Path, help=f"a folder of {', '.join(suffixes)} files, or one such file")
     parser.add_argument("output_dir", type=Path, help="where the features go; a second start continues there")
+    parser.add_argument("--download", action="store_true", help="fetch the published weights if none are there")
     return parser
 
 
@@ -54,6 +56,13 @@ def run(main: Callable[[Processes], int]) -> int:
         PartialState(cpu=device.type == "cpu", timeout=LONGEST_WAIT)
 
     return processes.run(main, join)
+
+
+def find_weights(job: Processes, constant: str, download: bool) -> Path:
+    """The weights that a constant of config.py names; the published ones are fetched, once a machine, if wanted."""
+    path = config.resolve(constant)
+    job.together(lambda: published.provide(path, download) if job.local_rank == 0 else None)
+    return path
 
 
 def load(model: nn.Module, path: Path, prefix: str = "") -> nn.Module:
@@ -127,13 +136,10 @@ def prepare_target(target: Path, weights_path: Path, pooled: bool) -> None:
 
     Raises InputError if there are features in it already that were made with other weights or in another form.
     """
-    if not weights_path.is_file():
-        raise InputError(
-            f"{weights_path}: there are no such weights; train them, or set their path in {config.source()}"
-        )
     with open(weights_path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     made_with = {"weights": weights_path.name, "sha256": digest, "form": "--normalize" if pooled else "temporal"}
+    made_with |= published.origin(weights_path, digest)
     manifest = target / MANIFEST
     before = json.loads(manifest.read_text()) if manifest.exists() else made_with
     if any(before[fact] != made_with[fact] for fact in ("sha256", "form")):

@@ -13,6 +13,7 @@ examples:
   python semantic_search.py score music/real music/generated --frechet
   python semantic_search.py pack features/music packed/music
   python semantic_search.py search "a slow waltz" packed/music
+  python semantic_search.py search "a slow waltz" music/ --download      # fetches the published weights
 
 Folders hold music and texts (.abc .mtf .mid .midi .xml .musicxml .mxl .txt, in any mix, converted as process_data/
 does), or features of `extract_clamp2.py --normalize` (.npy), or packed ones. Music is embedded with the weights of
@@ -31,9 +32,11 @@ from pathlib import Path
 import numpy as np
 
 import cache
+import config
 import features
 import files
 import pieces
+import published
 import retrieval
 from features import INPUT_SUFFIXES, Features
 from files import InputError
@@ -120,7 +123,14 @@ def source_of(folder: Path, name: str) -> Path:
     return (folder.parent if folder.is_file() else folder) / name
 
 
+def fetch_weights(args: argparse.Namespace) -> None:
+    """The published weights, where they are asked for and not there. Raises InputError."""
+    if args.download:
+        published.provide(config.resolve(config.CLAMP2_WEIGHTS_PATH), download=True)
+
+
 def search(args: argparse.Namespace) -> int:
+    fetch_weights(args)
     query = read_query(args.query)
     references = reference_features(args.ref)
     check_width(args.query, query.feature, args.ref, references.matrix)
@@ -150,6 +160,7 @@ def print_hits(hits: list[dict]) -> None:
 
 
 def metrics(args: argparse.Namespace) -> int:
+    fetch_weights(args)
     queries, references, pairs = paired(args.query_dir, args.ref_dir)
     rows, partners = np.array(pairs).T  # [Q] each
     rank, score = retrieval.ranks(queries.matrix[rows], references.matrix, partners)
@@ -170,6 +181,7 @@ def metrics(args: argparse.Namespace) -> int:
 
 
 def score(args: argparse.Namespace) -> int:
+    fetch_weights(args)
     pairs = None
     result: dict = {}
     if args.pairwise:
@@ -272,18 +284,26 @@ def get_args_parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there, with every name left out")
         return sub
 
-    sub = command(search, "the pieces of REF that are most similar to QUERY")
+    def embeds(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument(
+            "--download",
+            action="store_true",
+            help="fetch the published weights to CLAMP2_WEIGHTS_PATH if none are there",
+        )
+        return sub
+
+    sub = embeds(command(search, "the pieces of REF that are most similar to QUERY"))
     sub.add_argument("query", metavar="QUERY", help="a sentence in quotes, or a file of music, text or features")
     sub.add_argument("ref", metavar="REF", type=Path, help="a folder of music and texts or of features, or one file")
     sub.add_argument("--top_k", type=positive, default=10, metavar="N", help="how many to show (default: 10)")
     sub.add_argument("--html", type=Path, metavar="FILE", help="write a page with the hits and their first bars there")
 
-    sub = command(metrics, "how high each query ranks its partner: the file of REF_DIR of the same path")
+    sub = embeds(command(metrics, "how high each query ranks its partner: the file of REF_DIR of the same path"))
     sub.add_argument("query_dir", metavar="QUERY_DIR", type=Path)
     sub.add_argument("ref_dir", metavar="REF_DIR", type=Path, help="every file in it is a candidate, paired or not")
     sub.add_argument("--ranks", type=Path, metavar="FILE", help="write one JSON line a query there")
 
-    sub = command(score, "the cosine of the mean features of two folders")
+    sub = embeds(command(score, "the cosine of the mean features of two folders"))
     sub.add_argument("ref_dir", metavar="REF_DIR", type=Path)
     sub.add_argument("test_dir", metavar="TEST_DIR", type=Path)
     sub.add_argument("--pairwise", action="store_true", help="instead, of each pair of files of the same path")

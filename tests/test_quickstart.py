@@ -1,12 +1,8 @@
 """The quick start: what it knows of music, what it says in words, what it holds out, and the whole of it on a few pieces."""
 
-import http.server
 import json
 import random
 import re
-import subprocess
-import sys
-import threading
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +14,7 @@ import symusic
 from transformers import AutoModel, AutoTokenizer
 
 import files
+import published
 import quickstart
 import quickstart_model
 import quickstart_music as music
@@ -25,7 +22,7 @@ import quickstart_pretrained
 import quickstart_report as report
 import quickstart_steps
 import quickstart_texts as texts
-from helpers import ROOT, run, run_script
+from helpers import ROOT, run_script
 from quickstart_music import Piece
 
 CORPUS = Path(music21.__file__).parent / "corpus"
@@ -237,60 +234,13 @@ def test_zero_shot_counts_the_nearest_prompt(tmp_path):
 
 # --- the published weights --------------------------------------------------------------------------------------------
 
-HUB_SCRIPT = """
-import sys; sys.path.insert(0, {code!r})
-import quickstart_pretrained
-try:
-    print(quickstart_pretrained.download("sander-wood/clamp2", "weights.pth").read_text())
-except Exception as error:
-    print(type(error).__name__, error)
-"""
 
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    def do_HEAD(self):
-        found = self.path == "/sander-wood/clamp2/resolve/main/weights.pth"
-        self.send_response(200 if found else 404)
-        self.send_header("ETag", '"abc"')
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("Content-Length", "7")
-        self.end_headers()
-
-    def do_GET(self):
-        self.do_HEAD()
-        self.wfile.write(b"weights")
-
-    def log_message(self, *_):
-        pass
-
-
-def test_weights_come_from_the_hub_that_is_named(tmp_path):
-    script = tmp_path / "download.py"
-    script.write_text(HUB_SCRIPT.format(code=str(ROOT / "code")))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_address[1]}"
-    settings = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hub"), "NO_PROXY": "127.0.0.1"}
-    assert run(script, HF_ENDPOINT=url, **settings).stdout.strip() == "weights"
-    script.write_text(script.read_text().replace('"weights.pth"', '"other.pth"'))
-    told = run(script, HF_ENDPOINT=url, **settings).stdout
-    server.shutdown()
-    server.server_close()
-    assert told.startswith("InputError other.pth of sander-wood/clamp2 cannot be had from " + url)
-    assert "name a mirror in HF_ENDPOINT" in told and told.count("\n") == 1
-
-
-def test_names_of_the_published_files_are_those_that_config_gives(monkeypatch):
+def test_the_published_weights_are_fetched_to_their_place(monkeypatch):
     asked = []
-    monkeypatch.setattr(quickstart_pretrained, "download", lambda *what: asked.append(what) or Path("/x") / what[1])
+    monkeypatch.setattr(published, "provide", lambda *what, **how: asked.append((what, how)))
     constants = quickstart_pretrained.constants_of_config(Path("/run"))
-    code = "import config; print(config.CLAMP2_WEIGHTS_PATH, config.TEXT_MODEL_NAME)"
-    weights, model = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT / "code", capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert ("sander-wood/clamp2", weights) in asked
-    assert (model, "config.json") in asked
-    assert constants["CLAMP2_WEIGHTS_PATH"] == f"/x/{weights}"
+    assert asked == [((ROOT / "code" / published.CLAMP2,), {"download": True})]
+    assert constants["CLAMP2_WEIGHTS_PATH"] == str(ROOT / "code" / published.CLAMP2)
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------

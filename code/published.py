@@ -1,0 +1,147 @@
+"""The published weights: fetched from the hub to the place where config.py looks for them. Imports no torch.
+
+The file is fetched beside its place, as `NAME.ETAG.part`, where a second start goes on (the hub's own cache keeps
+nothing of a download that was ended), and takes its name when its checksum is that of the hub. `NAME.json` beside it
+says which revision it is. HF_ENDPOINT names another hub.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import config
+from files import InputError, atomic_write
+
+REPOSITORY = "sander-wood/clamp2"
+M3 = "weights_m3_p_size_64_p_length_512_t_layers_3_p_layers_12_h_size_768_lr_0.0001_batch_16_mask_0.45.pth"
+CLAMP2 = (
+    "weights_clamp2_h_size_768_lr_5e-05_batch_128_scale_1_t_length_128_t_model_FacebookAI_xlm-roberta-base"
+    "_t_dropout_True_m3_True.pth"
+)
+
+
+@dataclass
+class Origin:
+    """Where a file is from, and how it is known again."""
+
+    repository: str
+    revision: str
+    sha256: str
+    bytes: int
+
+
+def provide(path: Path, download: bool = False, command: str = "") -> None:
+    """Sees to it that there are weights at `path`: fetches them, if they are published ones and it is wanted.
+
+    Args:
+        download: wanted; otherwise somebody at a terminal is asked.
+        command: what fetches them, for the error; by default this program's command line with --download.
+    Raises InputError if there are no weights then.
+    """
+    if path.is_file():
+        return
+    if path.name not in (M3, CLAMP2):
+        raise InputError(f"{path}: there are no such weights; train them, or set their path in {config.source()}")
+    if not (download or _agreed(path)):
+        command = command or shlex.join(["python", *sys.argv, "--download"])
+        raise InputError(
+            f"{path}: there are no such weights; `{command}` fetches the published ones from {REPOSITORY};"
+            f" or train them, or set their path in {config.source()}"
+        )
+    fetch(path)
+
+
+def _agreed(path: Path) -> bool:
+    """Whether somebody is there and says yes."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()) or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return False
+    size = _metadata(path.name).size / 1e9
+    question = f"Fetch the published ones from {REPOSITORY} ({size:.1f} GB)? [y/N] "
+    print(f"{path}: there are no such weights.\n{question}", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _metadata(name: str) -> Any:
+    """Revision (`commit_hash`), checksum (`etag`) and size of a file of the repository. Raises InputError."""
+    import httpx2
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+
+    if constants.HF_HUB_OFFLINE:
+        raise InputError(f"{name} of {REPOSITORY} is not here, and HF_HUB_OFFLINE forbids to fetch it")
+    try:
+        return get_hf_file_metadata(hf_hub_url(REPOSITORY, name))
+    except (OSError, httpx2.HTTPError) as error:
+        raise InputError(
+            f"{name} of {REPOSITORY} cannot be had from {constants.ENDPOINT} ({_reason(error)}); connect to the"
+            " network, or name a mirror in HF_ENDPOINT"
+        ) from error
+
+
+def fetch(path: Path) -> None:
+    """Fetches the published weights that are called as `path` is to `path`. Raises InputError if that fails."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import WeakFileLock
+
+    found = _metadata(path.name)
+    url = hf_hub_url(REPOSITORY, path.name, revision=found.commit_hash)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{found.etag[:12]}.part")
+    lock = path.with_name(path.name + ".lock")
+    with WeakFileLock(lock):  # of two that are started at once, one waits
+        if path.is_file():
+            return
+        _download(url, part, found.size)
+        with open(part, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if len(found.etag) == len(digest) and found.etag != digest:  # of files of any size, it is their SHA-256
+            part.unlink()
+            raise InputError(
+                f"{path.name} of {REPOSITORY} came damaged: its SHA-256 is {digest}, the hub's is {found.etag};"
+                " it was thrown away; start again"
+            )
+        origin = Origin(REPOSITORY, found.commit_hash, digest, part.stat().st_size)
+        with atomic_write(_note(path), "w") as note:
+            json.dump(asdict(origin), note)
+        os.replace(part, path)
+        lock.unlink(missing_ok=True)
+    print(f"{path}: {origin.repository}, revision {origin.revision}, SHA-256 {origin.sha256}")
+
+
+def _download(url: str, part: Path, size: int) -> None:
+    """Adds to `part` what it lacks of `size` bytes. A connection that breaks is taken up again some times."""
+    import httpx2
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    with open(part, "ab") as file:
+        if file.tell() > size:
+            file.seek(0)
+            file.truncate()
+        try:
+            http_get(url, file, resume_size=file.tell(), headers=build_hf_headers(), expected_size=size)
+        except (OSError, httpx2.HTTPError) as error:
+            raise InputError(
+                f"{url}: the download stopped at {file.tell():,} of {size:,} bytes ({_reason(error)});"
+                " the same command goes on there"
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def origin(path: Path, sha256: str) -> dict[str, str]:
+    """{"repository", "revision"} of weights that were fetched; {} for others, such as those trained in their place."""
+    if not _note(path).is_file():
+        return {}
+    known = Origin(**json.loads(_note(path).read_text()))
+    return {"repository": known.repository, "revision": known.revision} if known.sha256 == sha256 else {}
