@@ -144,7 +144,7 @@ def of_record(record: dict) -> list[str]:
 
 
 def said(piece: Piece) -> dict[str, str]:
-    """Single facts, as sentences, in the wording that tells most on the validation pieces: {"dance": "This is a reel."}"""
+    """Single facts as sentences: {"dance": "This is a reel."}. The wording is what tells most on validation pieces."""
     sentences = {"meter": f"This is in {piece.meter} time.", "key": f"This is in {piece.key}."}
     return ({"dance": f"This is a {piece.dance}."} if piece.dance in DANCES else {}) | sentences
 
