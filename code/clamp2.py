@@ -1,9 +1,9 @@
 """CLaMP 2 in three calls, for notebooks and for other programs (with `code/` on the path, `sys.path.append("code")`):
 
-    from clamp2 import embed_music, embed_texts, load_clamp2
+    from utils import embed_music, embed_texts, load_clamp2
 
-    model = load_clamp2()  # the weights of config.py
-    music = embed_music(model, ["reel.abc", "waltz.mid", "quartet.mxl"])  # [3, H] float32
+    model = load_clamp2(download=True)  # the weights of config.py; the published ones, if none are there
+    music = embed_music(model, ["reel.abc", "waltz.mid", "quartet.mxl"])  # [3, H] float32; or the text of ABC or MTF
     words = embed_texts(model, ["a fast Irish dance", "une valse triste"])  # [2, H]
 
     import retrieval
@@ -58,12 +58,14 @@ def embed_texts(model: CLaMP2Model, texts: Sequence[str]) -> np.ndarray:
     return _stack(model, [Piece(text, is_music=False) for text in texts])
 
 
-def embed_music(model: CLaMP2Model, paths: Sequence[str | Path]) -> np.ndarray:
+def embed_music(model: CLaMP2Model, music: Sequence[str | Path]) -> np.ndarray:
     """Files of ABC (standard or interleaved), MTF, MIDI or MusicXML, one piece each -> float32 [N, H].
 
-    `book.abc#2` is the second tune of a file. Raises InputError that names a file that cannot be used.
+    `book.abc#2` is the second tune of a file. A string of several lines is no path, but ABC or MTF itself.
+    Raises InputError that names what cannot be used.
     """
-    sources = [pieces.locate(path) for path in paths]
+    written = {number: _parse(text, number) for number, text in enumerate(music, 1) if "\n" in str(text)}
+    sources = [pieces.locate(path) for path in music if "\n" not in str(path)]
     for path, _ in sources:
         if pieces.kind(path) not in pieces.MUSIC:
             raise InputError(f"{path}: not a music file; .abc, .mtf, .mid, .midi, .xml, .musicxml and .mxl are")
@@ -76,7 +78,20 @@ def embed_music(model: CLaMP2Model, paths: Sequence[str | Path]) -> np.ndarray:
         if not piece:
             raise InputError(f"{path}: {piece.error}")
         chosen.append(piece)
+    for number in sorted(written):
+        chosen.insert(number - 1, written[number])
     return _stack(model, chosen)
+
+
+def _parse(text: str | Path, number: int) -> Piece:
+    """The one piece that a text holds. Raises InputError."""
+    kind = ".mtf" if str(text).startswith("ticks_per_beat") else ".abc"
+    found = pieces.read(str(text).encode("utf-8", "surrogateescape"), kind)
+    if len(found) > 1 or not found[0]:
+        raise InputError(
+            f"music text {number}: " + (found[0].error or f"holds {len(found)} tunes; pass them one by one")
+        )
+    return found[0]
 
 
 def embed_pieces(model: CLaMP2Model, found: Iterable[Piece]) -> Iterator[np.ndarray]:

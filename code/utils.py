@@ -26,6 +26,7 @@ from config import (
     TOKEN_NUM_LAYERS,
 )
 from files import InputError
+from hub_model import HubModel
 from packing import Packing, first_position, packable, run_packed, use_packed_attention
 from patches import BOS, EOS, PAD, VOCABULARY, M3Patchilizer, mask_patches, read_music, remove_instrument_info
 
@@ -180,7 +181,7 @@ class M3Output(NamedTuple):
     characters: Tensor  # how many there are
 
 
-class M3Model(nn.Module):
+class M3Model(nn.Module, HubModel):
     """M3, the multimodal music model: encodes corrupted patches and restores the selected ones (paper, section 3.2)."""
 
     def __init__(
@@ -206,7 +207,7 @@ class M3Model(nn.Module):
         return M3Output(total / characters, characters)
 
 
-class CLaMP2Model(nn.Module):
+class CLaMP2Model(nn.Module, HubModel):
     """Text and music in one space (paper, section 3.3): a text model and the M3 encoder, each with a projection.
 
     Args:

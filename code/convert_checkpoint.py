@@ -1,0 +1,112 @@
+"""A checkpoint of M3 or CLaMP 2 in the form of the model hub, and back.
+
+    python code/convert_checkpoint.py code/weights_m3_....pth m3-hub        -> model.safetensors, config.json, README.md
+    python code/convert_checkpoint.py code/weights_clamp2_....pth clamp2-hub         the same, and the text's tokenizer
+    python code/convert_checkpoint.py clamp2-hub weights.pth                -> a checkpoint for the scripts
+    hf upload me/clamp2 clamp2-hub                                          the folder as a repository of the hub
+
+The sizes and the text model are those of config.py. The folder is loaded with `M3Model.from_pretrained("m3-hub")` or
+`CLaMP2Model.from_pretrained("clamp2-hub")`, without the network. Weights, epochs and losses come back as they were; the
+state of the optimizer, which only a training needs, is not in the folder.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+import files
+from checkpoints import load_checkpoint, load_weights, save_checkpoint
+from files import InputError
+from texts import load_text_config, load_tokenizer
+from utils import CLaMP2Model, M3Model
+
+FACTS = ("epoch", "best_epoch", "min_eval_loss")  # of a checkpoint, beside its weights
+
+
+def to_hub(path: Path, folder: Path) -> None:
+    """Writes a checkpoint as a folder of the hub's form, whole or not at all. Raises InputError."""
+    if folder.exists():
+        raise InputError(f"{folder}: is there already; name a new folder")
+    checkpoint = load_checkpoint(path)
+    weights = checkpoint["model"]
+    is_clamp2 = any(name.startswith("text_model.") for name in weights)
+    model = CLaMP2Model(load_text_config()) if is_clamp2 else M3Model()
+    load_weights(model, weights, path)
+    require_equal(weights, model.state_dict(), path)
+    facts = {name: finite(checkpoint[name]) for name in FACTS if name in checkpoint}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        settings: dict = dict(model._hub_mixin_config or {})  # type: ignore[arg-type]
+        model.save_pretrained(temporary, config=settings | {"checkpoint": facts}, model_card_kwargs=facts)
+        if is_clamp2:
+            load_tokenizer().save_pretrained(temporary)
+        temporary.chmod(0o777 & ~_umask())
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"{folder}: {type(model).__name__}, {len(weights)} entries, {', '.join(sorted(os.listdir(folder)))}")
+
+
+def from_hub(folder: Path, path: Path) -> None:
+    """Writes a folder of the hub's form as a checkpoint. Raises InputError."""
+    settings = folder / "config.json"
+    if not settings.is_file() or not (folder / "model.safetensors").is_file():
+        raise InputError(f"{folder}: not a folder that this script has made (config.json and model.safetensors)")
+    if path.exists():
+        raise InputError(f"{path}: is there already; name a new file")
+    try:
+        known = json.loads(settings.read_text(encoding="utf-8"))
+        model = (CLaMP2Model if "text_config" in known else M3Model).from_pretrained(folder)
+    except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
+        raise InputError(f"{folder}: damaged, or of another model ({str(error).splitlines()[0]})") from error
+    facts = {name: math.inf if value is None else value for name, value in known.get("checkpoint", {}).items()}
+    save_checkpoint(path, {"model": model.state_dict(), **facts})
+    print(f"{path}: {type(model).__name__}, {len(model.state_dict())} entries")
+
+
+def finite(value: float) -> float | None:
+    """JSON knows no infinity: it is null there, the loss of a checkpoint that was never evaluated."""
+    return value if math.isfinite(value) else None
+
+
+def require_equal(weights: dict[str, Tensor], loaded: dict[str, Tensor], path: Path) -> None:
+    """Raises InputError unless every entry is in the model as it was in the file."""
+    for name, value in weights.items():
+        if value.dtype != loaded[name].dtype or not torch.equal(value, loaded[name]):
+            raise InputError(
+                f"{path}: {name} is not kept exactly ({value.dtype}; the model holds {loaded[name].dtype}, and an entry"
+                " that is another one's twin must equal it)"
+            )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def convert(args: argparse.Namespace) -> int:
+    (from_hub if args.source.is_dir() else to_hub)(args.source, args.target)
+    return 0
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="WEIGHTS.pth|FOLDER", type=Path, help="a checkpoint, or a folder made of one")
+    parser.add_argument("target", metavar="FOLDER|WEIGHTS.pth", type=Path, help="what is made of it; must not be there")
+    parser.set_defaults(run=convert)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(files.run_command(get_args_parser()))

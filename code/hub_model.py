@@ -1,0 +1,75 @@
+"""What the two models have of the hub's client: `save_pretrained`, `from_pretrained`, `push_to_hub`; and a card."""
+
+import json
+from typing import Any
+
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from transformers import AutoConfig, PreTrainedConfig
+
+
+class HubModel(PyTorchModelHubMixin):
+    """`config.json` holds the arguments that a model was made with, `model.safetensors` its weights."""
+
+    @classmethod
+    def _encode_arg(cls, argument: Any) -> Any:
+        """For `config.json`: the configuration of a text model whole, but for the folder that it is from."""
+        if not isinstance(argument, PreTrainedConfig):
+            return super()._encode_arg(argument)
+        values = json.loads(argument.to_json_string(use_diff=False))
+        values.pop("_name_or_path", None)
+        return values
+
+    @classmethod
+    def _decode_arg(cls, expected_type: Any, value: Any) -> Any:
+        if expected_type is not PreTrainedConfig:
+            return super()._decode_arg(expected_type, value)
+        return AutoConfig.for_model(**value)
+
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> Any:
+        """Strict, other than the client's own: weights that do not fit are an error."""
+        return super()._from_pretrained(strict=strict, **options)
+
+    def generate_model_card(self, **facts: object) -> ModelCard:
+        """What the model is, its sizes, and whatever else is known, such as the epoch of a checkpoint."""
+        kind = type(self).__name__
+        arguments: dict[str, Any] = dict(self._hub_mixin_config or {})  # type: ignore[arg-type]
+        text_config = arguments.pop("text_config", None)
+        facts = {"parameters": sum(p.numel() for p in self.parameters()), **arguments, **facts}  # type: ignore[attr-defined]
+        if text_config:
+            facts["text model"] = "{model_type}, {num_hidden_layers} layers of width {hidden_size}".format(
+                **text_config
+            )
+        table = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in facts.items())
+        return ModelCard(_CARD.format(kind=kind, about=_ABOUT[kind], table=table))
+
+
+_ABOUT = {
+    "M3Model": "M3 encodes interleaved ABC notation and MTF (MIDI as text), a patch of 64 characters at a time",
+    "CLaMP2Model": "CLaMP 2 embeds texts in any of 101 languages, ABC notation and MIDI (as MTF) in one space",
+}
+_CARD = """---
+library_name: clamp2
+pipeline_tag: feature-extraction
+tags:
+- music
+- clamp2
+---
+# {kind}
+
+{about} ([arXiv 2410.13267](https://arxiv.org/abs/2410.13267)).
+
+| | |
+|---|---|
+{table}
+
+With `code/` of CLaMP 2 on the path:
+
+```python
+from utils import {kind}
+
+model = {kind}.from_pretrained("FOLDER OR REPOSITORY")
+```
+
+`python code/convert_checkpoint.py FOLDER WEIGHTS.pth` makes of it a checkpoint for the scripts.
+"""
