@@ -13,8 +13,6 @@ MAX_BARS = 1_000_000  # a few letters may stand for millions of rests
 _NUMBER = re.compile(r"\s*(\d+(?:[,-]\d+)*)")  # of an ending
 _MUSIC_FIELDS = "IKLMPQUm"  # these change the music that follows; others, as w:, tell of it
 _GRACE_NOTES = re.compile(r"\{[^{}]*\}")
-_OPEN_GRACE = re.compile(r'\{([^{}|%"]*[A-Ga-g][^{}|%"]*?)(?=\s*\|?\s*(?:%.*)?$)')  # xml2abc may end a line there
-_GRACE_BEFORE = re.compile(r'^([^{}|%"]*[A-Ga-g][^{}|%"]*\})')  # and go on so in the next one
 # One element of a line of music. What is quoted or bracketed is one element: a | inside is no barline. Each pattern
 # excludes its own opening sign, so that a sign left open swallows nothing. An atom is the begin of a slur or tuplet, a
 # decoration, or grace notes.
@@ -23,9 +21,9 @@ _ELEMENT = re.compile(
      (?P<plain>[^]["!+{}|:\\$%(]+)  # notes, rests, lengths, slurs, spaces, ...
     |(?P<quoted>"[^"]*")
     |(?P<atom>\((?:\d+:[\d:]*)?|![^!\s]*!|\+[^+\s|]{2,}\+|\{(?:(?!\[V:)[^{}])*\})
-    |\[(?P<field>[A-Za-z]):(?P<value>[^][]*)\]
+    |\[(?P<field>[A-Za-z]):(?P<value>[^][{}]*)\]
     |(?P<sign>(?:\[?\|\]?|:+\|\]?|::)(?:\|\]?|:)*)(?:\s*\[?(?P<volta>\d+(?:[,-]\d+)*))?
-    |(?P<chord>\[(?![|\d])(?:"[^"]*"|![^!\s]*!|[^]["!|])*\])
+    |(?P<chord>\[(?![|\d])(?:"[^"]*"|![^!\s]*!|[^]["!|{}])*\])
     |\[(?P<variant>\d+(?:[,-]\d+)*)
     |(?P<continued>\\\s*(?:%.*)?$)
     |(?P<comment>%.*)
@@ -81,7 +79,7 @@ class Voice:
 
     def add_plain(self, text: str) -> None:
         """Notes, rests, spaces, anything that is one character at a time."""
-        if (number := _NUMBER.match(text)) and self.bars and not "".join(self._text).strip():
+        if (number := _NUMBER.match(text)) and self.bars and not any(map(str.strip, self._text)):
             self.add_volta(number[1])  # behind a line that ends with |\
             text = text[number.end() :]
         if "Z" in text or "X" in text:
@@ -97,8 +95,6 @@ class Voice:
         return one_bar
 
     def add_quoted(self, text: str) -> None:
-        if "|" in text or "::" in text:
-            return  # a patch would end there
         is_chord_symbol = not re.match('"[\\^_<>@"]', text)  # but an annotation
         self.add(text, is_mark=is_chord_symbol, is_content=is_chord_symbol)
 
@@ -106,7 +102,7 @@ class Voice:
         """[1 belongs to the barline before it, if there is nothing between that sounds."""
         if self.bars and not self._has_content and not self.bars[-1].volta:
             self.bars[-1].volta = number
-        elif self.opening_sign and not "".join(self._text).strip():
+        elif self.opening_sign and not any(map(str.strip, self._text)):
             self.add(number)
         else:
             self.add(f"[{number}")
@@ -116,7 +112,7 @@ class Voice:
             self.meter, self.is_compound = read_meter(value)
         elif letter == "L":
             self.unit = read_unit(value) or self.unit
-        self.add(f"[{letter}:{re.sub('[][]', '', value)}]", is_mark=True)
+        self.add(f"[{letter}:{re.sub('[][{}]', '', value)}]", is_mark=True)
 
     def end_bar(self, sign: str, volta: str = "") -> None:
         if self._has_content:
@@ -152,6 +148,25 @@ class Voice:
             self.bars[-1].has_marks |= self._has_marks
 
 
+def _close_grace(line: str) -> tuple[str, bool]:
+    """A line that ends within grace notes, as xml2abc may end one, with them closed; and whether it was one."""
+    before, brace, behind = line.rpartition("{")
+    notes = behind.partition("%")[0].rstrip().removesuffix("|").rstrip()
+    if not brace or not _is_grace(notes):
+        return line, False
+    return f"{before}{{{notes}}}{behind[len(notes) :]}", True
+
+
+def _is_grace(text: str) -> bool:
+    return re.search(r'[{}|%"]', text) is None and re.search("[A-Ga-g]", text) is not None
+
+
+def _is_left_out(element: re.Match) -> bool:
+    """What has no partner, $ (a line break of the printed score), and quoted text in which a patch would end."""
+    is_cut = element.lastgroup == "quoted" and ("|" in element[0] or "::" in element[0])
+    return element.lastgroup == "stray" or is_cut
+
+
 class Reader:
     """Reads the body of a tune, line by line.
 
@@ -164,7 +179,7 @@ class Reader:
     def __init__(self, header: list[str]):
         self.voices: dict[str, Voice] = {}
         self.strays = 0
-        self._grace_is_open = 0  # at the end of the last line
+        self._grace_is_open = False  # at the end of the last line
         self.defined = {voice_id(line[2:]): line[2:] for line in reversed(header) if line.startswith("V:")}
         fields = {line[:2]: line[2:] for line in header}
         self.meter, self.is_compound = read_meter(fields.get("M:", "4/4"))
@@ -202,11 +217,11 @@ class Reader:
         is_continued = False
         if "{" in line:
             # xml2abc puts a barline (with spaces, as always) into grace notes behind the last note of a bar.
-            line = _GRACE_NOTES.sub(lambda grace: re.sub(r"\s+\|\s*|\|\s+", "} | {", grace[0]), line)
-        if self._grace_is_open:
-            line = _GRACE_BEFORE.sub(r"{\1", line)
-        line, self._grace_is_open = _OPEN_GRACE.subn(r"{\1}", line)
-        for element in _ELEMENT.finditer(line.replace('\\"', "")):
+            line = _GRACE_NOTES.sub(lambda grace: re.sub(r"(?<!\s)\s+\|\s*|\|\s+", "} | {", grace[0]), line)
+        if self._grace_is_open and _is_grace(line.partition("}")[0]):
+            line = "{" + line
+        line, self._grace_is_open = _close_grace(line)
+        for element in self._elements(line.replace('\\"', "")):
             kind, text = element.lastgroup, element[0]
             if kind == "plain":
                 self.voice().add_plain(text)
@@ -226,10 +241,18 @@ class Reader:
                 self.voice().add_field(element["field"], element["value"])
             elif kind == "continued":
                 is_continued = True
-            elif kind == "stray" and text != "$":  # $ is a line break of the printed score
-                self.strays += 1
         if self.name in self.voices and not is_continued:
             self.voices[self.name].add(" ")
+
+    def _elements(self, line: str) -> list[re.Match]:
+        """The elements of a line, less those that are left out. What is left is read anew, since its parts meet."""
+        while True:
+            elements = list(_ELEMENT.finditer(line))
+            kept = [element for element in elements if not _is_left_out(element)]
+            if len(kept) == len(elements):
+                return elements
+            self.strays += sum(element.lastgroup == "stray" and element[0] != "$" for element in elements)
+            line = "".join(element[0] for element in kept)
 
 
 @lru_cache(10_000)

@@ -290,11 +290,12 @@ def _run_job(convert: Convert, args: argparse.Namespace, job: jobs.Job) -> tuple
     """One file, in a worker process: (error or None, warnings)."""
     signal.setitimer(signal.ITIMER_REAL, 2 * args.timeout + 30)  # kills a worker that hangs after the main process died
     try:
+        files.require_piece(job.source)
         converted = convert(job.source, args)
         if not converted.outputs:
             raise Refused("nothing in it to convert")
         job.write(converted.outputs)
-    except Refused as error:
+    except (Refused, files.InputError) as error:
         return str(error), []
     except MemoryError:
         return f"needs more than {MEMORY / 2**30:g} GB of memory", []

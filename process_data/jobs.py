@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ class Job:
         return self.stem.with_name(f"{self.stem.name}.{number}{self.output.suffix}")
 
     def is_finished(self) -> bool:
-        return self.output.exists() or (self.stem is not None and self.numbered(1).exists())
+        # os.path's `exists` also takes a name that is too long for any file: writing it will say so.
+        return os.path.exists(self.output) or (self.stem is not None and os.path.exists(self.numbered(1)))
 
     def write(self, outputs: list[bytes]) -> None:
         """Writes all outputs; `name.1` comes last, so that its presence means that all are there."""
@@ -38,7 +40,7 @@ class Job:
             self._write(path, content)
 
     def remove_outputs(self) -> None:
-        self.output.unlink(missing_ok=True)
+        _remove(self.output)
         self._remove_numbered()
 
     @staticmethod
@@ -50,12 +52,17 @@ class Job:
         """Removes what an earlier run left that found several things in the file; `name.1` goes first."""
         if self.stem is None:
             return
-        self.numbered(1).unlink(missing_ok=True)
+        _remove(self.numbered(1))
         last = 1
-        while self.numbered(last + 1).exists():
+        while os.path.exists(self.numbered(last + 1)):
             last += 1
         for number in range(last, 1, -1):
             self.numbered(number).unlink()
+
+
+def _remove(path: Path) -> None:
+    if os.path.lexists(path):  # not so if the name is too long
+        path.unlink(missing_ok=True)
 
 
 class Batch:

@@ -136,6 +136,7 @@ def merge(records: Iterable[tuple[str, Callable[[], dict]]], target: Path) -> in
     """
     kept, report = 0, []
     kinds: Counter[str] = Counter()
+    files.remove_leftovers(target.parent, below=False)
     with files.atomic_write(target) as merged:
         for name, read in tqdm(records, unit="record", mininterval=0.5 if sys.stderr.isatty() else 30):
             try:
@@ -171,9 +172,13 @@ def check_target(target: Path) -> None:
         raise files.InputError(f"{target}: the merged file must be called something.jsonl")
 
 
-def _read(path: Path) -> dict:
+def read(path: Path) -> dict:
+    """The record of a .json file. Raises Unfit."""
     try:
+        files.require_piece(path)
         return parse(path.read_bytes())
+    except files.InputError as error:
+        raise Unfit("no record", str(error)) from None
     except OSError as error:
         raise Unfit("no record", f"{path}: {error.strerror}") from None
 
@@ -210,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
         check_target(args.target)
         found, others = files.list_files(args.folder, (".json",))
         folder = args.folder if args.folder.is_dir() else args.folder.parent
-        status = merge([(path.as_posix(), functools.partial(_read, folder / path)) for path in found], args.target)
+        status = merge([(path.as_posix(), functools.partial(read, folder / path)) for path in found], args.target)
     except (OSError, files.InputError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:

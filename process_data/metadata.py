@@ -47,10 +47,7 @@ class Lines:
 
 def read(job: jobs.Job) -> dict:
     """The record of a job. Raises Unfit."""
-    try:
-        return merge_jsonl.parse(job.text if isinstance(job, Line) else job.source.read_bytes())
-    except OSError as error:
-        raise Unfit("the file cannot be read", str(error.strerror)) from None
+    return merge_jsonl.parse(job.text) if isinstance(job, Line) else merge_jsonl.read(job.source)
 
 
 def read_output(job: jobs.Job, record: dict) -> dict | None:
