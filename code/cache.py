@@ -159,7 +159,10 @@ def features_of(sources: Iterable[Path | str]) -> Iterator[tuple[Path | str, Ent
     missing: list[Path | str] = []
     for source in sources:
         try:
-            content = source.encode("utf-8", "surrogateescape") if isinstance(source, str) else source.read_bytes()
+            content = _content(source)
+        except InputError as error:
+            yield source, _failed(str(error))
+            continue
         except OSError as error:
             yield source, _failed(error.strerror or str(error))
             continue
@@ -171,6 +174,13 @@ def features_of(sources: Iterable[Path | str]) -> Iterator[tuple[Path | str, Ent
     if missing:
         files.remove_leftovers(cache.folder)
         yield from tqdm(_make(missing, cache), "features", len(missing), unit="file", delay=1, disable=None)
+
+
+def _content(source: Path | str) -> bytes:
+    if isinstance(source, str):
+        return source.encode("utf-8", "surrogateescape")
+    files.require_piece(source)
+    return source.read_bytes()
 
 
 def _kind(source: Path | str) -> str:

@@ -6,6 +6,7 @@ A feature file is float32, [1, T, H], or [1, CLAMP2_HIDDEN_SIZE] with --normaliz
 
 import argparse
 import datetime
+import errno
 import hashlib
 import json
 import sys
@@ -119,8 +120,15 @@ def extract(
     with bar:
         if model:
             for feature in embed(model, contents(), pooled, config.EXTRACT_BATCH_TOKENS, dtype):
-                with atomic_write(target / names[readable.popleft()]) as file:
-                    np.save(file, feature[None])
+                file = readable.popleft()
+                try:
+                    with atomic_write(target / names[file]) as output:
+                        np.save(output, feature[None])
+                except OSError as error:
+                    if error.errno != errno.ENAMETOOLONG:
+                        raise
+                    problem = f"{base / file}: the name of its feature file, {names[file]}, is too long"
+                    failures.append({"file": file.as_posix(), "error": problem})
                 bar.update()
     done, skipped = job.gather(len(todo) - len(failures)), job.gather(len(share) - len(todo))
     failures = sorted(chain.from_iterable(job.gather(failures)), key=lambda failure: failure["file"])
@@ -155,7 +163,10 @@ def prepare_target(target: Path, weights_path: Path, pooled: bool) -> None:
 
 def is_finished(source: Path, feature: Path) -> bool:
     """Whether the feature is there, and not older than its file."""
-    return feature.exists() and feature.stat().st_mtime >= source.stat().st_mtime
+    try:
+        return feature.stat().st_mtime >= source.stat().st_mtime
+    except OSError:  # one of them is not there, or the name of the feature is too long: reading and writing will say so
+        return False
 
 
 def report(target: Path, failures: list[dict]) -> None:

@@ -5,9 +5,11 @@ Shared by `code/` and `process_data/`; imports nothing but the standard library.
 
 import argparse
 import contextlib
+import glob
 import io
 import os
 import socket
+import stat
 import sys
 import time
 import uuid
@@ -16,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+MAX_BYTES = 128 * 2**20  # of an input file: a million messages of MIDI take 20 MB
 _TEMPORARY = f".tmp-{socket.gethostname()[:64]}-"  # then the process id, then something random
 
 
@@ -54,11 +57,26 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None = None) 
 def read_utf8(path: Path) -> str:
     """A text file's content, without a byte order mark. Raises InputError."""
     try:
+        require_piece(path)
         return path.read_text(encoding="utf-8-sig")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
+
+
+def require_piece(path: Path) -> None:
+    """Raises InputError for what no piece can be: a pipe or a device, whose reading may never end, or far too much.
+
+    Raises OSError if there is no such file.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError("not a regular file")
+    if status.st_size > MAX_BYTES:
+        raise InputError(f"over {MAX_BYTES // 2**20} MiB, which no piece has")
 
 
 def list_files(root: Path, suffixes: Iterable[str]) -> tuple[list[Path], list[Path]]:
@@ -125,13 +143,18 @@ def atomic_write(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:  # a full disk, say
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(root: Path) -> None:
-    """Removes the temporary files below `root` whose process, on this machine, was killed."""
-    for file in root.rglob(_TEMPORARY + "*"):
+def remove_leftovers(root: Path, below: bool = True) -> None:
+    """Removes the temporary files in `root`, and below it, whose process, on this machine, was killed."""
+    pattern = glob.escape(_TEMPORARY) + "*"
+    for file in root.rglob(pattern) if below else root.glob(pattern):
         pid = file.name.removeprefix(_TEMPORARY).partition("-")[0]
         if pid.isdigit() and not _is_running(int(pid)):
             file.unlink(missing_ok=True)

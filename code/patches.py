@@ -22,6 +22,7 @@ MTF_START = "ticks_per_beat "  # the first line of a text in MIDI Text Format be
 _BARLINE = re.compile(r"(\|:|::|:\||\[\||\|\||\|\]|\|)")  # the longest first
 _FIELD = re.compile(r"[A-Za-z]:|%%")  # begins a line of its own patch: `K:G`, `%%score 1 2`
 _NOTE = re.compile(r"[A-Ga-gxzXZ]")  # a note or a rest
+_VOICE_NAME = re.compile(r'(?<!\s)\s+s?nm="[^"]*"')  # from the first space on: a million spaces take no time
 _SPECIAL_IDS = dict.fromkeys(range(4))
 
 
@@ -65,7 +66,7 @@ def remove_instrument_info(text: str) -> str:
     """Takes the instruments out of a piece: the names of voices (ABC), the programs of channels (MTF, all become 0)."""
     if text.startswith(MTF_START):
         return re.sub(r"^(program_change \S+ \S+) \S+$", r"\1 0", text, flags=re.MULTILINE)
-    return re.sub(r"^V:.*$", lambda line: re.sub(r'\s+s?nm="[^"]*"', "", line[0]), text, flags=re.MULTILINE)
+    return re.sub(r"^V:.*$", lambda line: _VOICE_NAME.sub("", line[0]), text, flags=re.MULTILINE)
 
 
 class M3Patchilizer:

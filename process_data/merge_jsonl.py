@@ -178,7 +178,7 @@ def read(path: Path) -> dict:
         files.require_piece(path)
         return parse(path.read_bytes())
     except files.InputError as error:
-        raise Unfit("no record", str(error)) from None
+        raise Unfit("no record", f"{path}: {error}") from None
     except OSError as error:
         raise Unfit("no record", f"{path}: {error.strerror}") from None
 
