@@ -34,7 +34,7 @@ M3_LEARNING_RATE = 1e-4
 M3_BATCH_SIZE = 16  # pieces per process (GPU) and step
 M3_MASK_RATIO = 0.45  # share of a piece's patches that the decoder must restore
 M3_DETERMINISTIC = True  # seed 0 and deterministic cuDNN; False: a seed drawn at the start, named in the log
-M3_WANDB_LOG = False
+M3_WANDB_LOG = False  # True: wandb, whatever LOGGER says
 M3_LOAD_CKPT = True  # continue from latest_*, or else start from M3_WEIGHTS_PATH, where they exist
 
 # --- CLaMP 2 (paper, section 3.3) -----------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ MAX_TEXT_LENGTH = 128  # tokens of a text
 TEXT_DROPOUT = True  # train on random metadata lines and summaries; False: on the English summary
 CLAMP2_DETERMINISTIC = True
 CLAMP2_LOAD_M3 = True  # start the music encoder from M3_WEIGHTS_PATH
-CLAMP2_WANDB_LOG = False
+CLAMP2_WANDB_LOG = False  # as M3_WANDB_LOG
 CLAMP2_LOAD_CKPT = True  # continue from latest_*, or else start from CLAMP2_WEIGHTS_PATH, where they exist
 
 # --- both -----------------------------------------------------------------------------------------------------------
@@ -59,7 +59,10 @@ MAX_GRAD_NORM = 0.0  # gradients are scaled down to this norm; 0: they are not, 
 SAVE_EVERY_STEPS = 0  # save latest_* every so many steps too; 0: after every epoch only
 EXTRACT_PRECISION = "float32"  # of extraction; "bfloat16" is several times faster, cosine to float32 above 0.999
 EXTRACT_BATCH_TOKENS = 4096  # patches or text tokens in one forward pass of extraction: more needs more memory
-WANDB_KEY = "<YOUR_WANDB_KEY>"
+LOGGER = (
+    "none"  # where a training's curves go beside its log: "tensorboard" or "wandb" (each a pip install), or nowhere
+)
+WANDB_KEY = "<YOUR_WANDB_KEY>"  # not needed after `wandb login`, nor with WANDB_MODE=offline in the environment
 FEATURE_CACHE = "~/.cache/clamp2"  # where search keeps the features of what it has read; may be removed at any time
 
 _FOLDER = Path(__file__).resolve().parent
@@ -116,6 +119,8 @@ def _check_values(names: dict) -> None:
         _stop(source(), f"M3_HIDDEN_SIZE = {M3_HIDDEN_SIZE} is not a multiple of 64, the size of an attention head")
     if not 0 < M3_MASK_RATIO <= 1:
         _stop(source(), f"M3_MASK_RATIO = {M3_MASK_RATIO} is not a share above 0 and up to 1")
+    if LOGGER not in ("none", "tensorboard", "wandb"):
+        _stop(source(), f"LOGGER = {LOGGER!r} is not one of none, tensorboard, wandb")
     if not 0 <= EVAL_SPLIT < 1:
         _stop(source(), f"EVAL_SPLIT = {EVAL_SPLIT} is not a share from 0 to below 1")
 

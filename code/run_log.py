@@ -1,12 +1,19 @@
-"""What a training tells: its settings, its losses and its bad pieces, on the terminal, in the log file and to wandb."""
+"""What a training tells: its settings, its losses and its bad pieces, on the terminal and in the log file; its curves
+to TensorBoard or wandb, which are packages that only those need who ask for them."""
 
 import datetime
+import importlib.util
 import json
+import resource
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 import config
+from files import InputError
 from processes import Processes
 
 
@@ -15,15 +22,23 @@ class RunLog:
 
     Args:
         name: "m3" or "clamp2".
+        logger: "none", "tensorboard" or "wandb".
         run_name: what the run is called at wandb.
     """
 
-    def __init__(self, job: Processes, name: str, path: Path, wandb_log: bool, run_name: str):
-        self.job, self.name, self.path, self.wandb_log, self.run_name = job, name, path, wandb_log, run_name
-        self._wandb = None
+    def __init__(self, job: Processes, name: str, path: Path, logger: str, run_name: str):
+        self.job, self.name, self.path, self.logger, self.run_name = job, name, path, logger, run_name
+        self._plot: Callable[[dict, int], None] | None = None  # numbers by name, and the step they belong to
+        self._close: Callable[[], None] = lambda: None
+        self._clock = 0.0  # at the last step
 
-    def begin(self, facts: dict) -> None:
-        """One block: the constants of config.py, and `facts`."""
+    @property
+    def folder(self) -> Path:
+        """Where TensorBoard's files go: beside the log file."""
+        return self.path.with_suffix(".tensorboard")
+
+    def begin(self, facts: dict, steps_done: int) -> None:
+        """One block: the constants of config.py, and `facts`. A run that continues does so after `steps_done`."""
         others = ("_", "WANDB_KEY", "CLAMP2_" if self.name == "m3" else "M3_")
         constants = {k: v for k, v in vars(config).items() if k.isupper() and not k.startswith(others)}
         width = max(map(len, [*constants, *facts]))
@@ -31,15 +46,53 @@ class RunLog:
         lines += [f"  {name:{width}} {value}" for name, value in [*constants.items(), *facts.items()]]
         self.job.say("\n".join(lines))
         self.write("\n".join(lines) + "\n\n")
-        if self.wandb_log and self.job.rank == 0:
-            import wandb  # only where it is asked for
+        if self.logger == "tensorboard" and self.job.rank == 0:
+            self._begin_tensorboard(steps_done)
+        elif self.logger == "wandb" and self.job.rank == 0:
+            self._begin_wandb(constants)
 
-            if not config.WANDB_KEY.startswith("<"):
-                wandb.login(key=config.WANDB_KEY)
-            self._wandb = wandb.init(project=self.name, name=self.run_name, config=constants)
+    def _begin_tensorboard(self, steps_done: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
 
-    def epoch(self, record: dict) -> None:
-        """The published lines of an epoch, then the same and more as one JSON line."""
+        writer = SummaryWriter(str(self.folder), purge_step=steps_done + 1)  # what was plotted beyond it comes again
+
+        def plot(values: dict, step: int) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        self._plot, self._close = plot, writer.close
+        self.job.say(f"curves: tensorboard --logdir {self.folder}")
+
+    def _begin_wandb(self, constants: dict) -> None:
+        import wandb
+
+        if not config.WANDB_KEY.startswith("<"):
+            wandb.login(key=config.WANDB_KEY)
+        run = wandb.init(project=self.name, name=self.run_name, config=constants)
+        self._plot, self._close = lambda values, step: run.log(values, step=step), run.finish
+
+    def start_clock(self) -> None:
+        self._clock = time.monotonic()
+
+    def step(self, step: int, pieces: int, values: dict) -> None:
+        """A step, counted over all epochs, with its `pieces` of all ranks; adds how fast it was, and the memory."""
+        if not self._plot:
+            return
+        now = time.monotonic()
+        if torch.cuda.is_available():
+            memory = torch.cuda.max_memory_allocated()
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        speed = {"pieces_per_second": pieces / (now - self._clock), "memory_gib": memory / 2**30}
+        self._plot({**values, **speed}, step)
+        self._clock = now
+
+    def close(self) -> None:
+        """Nothing of what was plotted is lost."""
+        self._close()
+
+    def epoch(self, record: dict, step: int) -> None:
+        """The published lines of an epoch, then the same and more as one JSON line. `step`: of all epochs so far."""
         self.write(
             f"Epoch {record['epoch']}\ntrain_loss: {record['train_loss']}\neval_loss: {record['eval_loss']}\n"
             f"time: {time.asctime()}\n{json.dumps(record)}\n\n"
@@ -48,8 +101,8 @@ class RunLog:
             f"epoch {record['epoch']}: train_loss {record['train_loss']:.4f}, eval_loss {record['eval_loss']:.4f},"
             f" {record['seconds']} s" + (f", {record['bad_pieces']} bad pieces" if record["bad_pieces"] else "")
         )
-        if self._wandb:
-            self._wandb.log(record, step=record["epoch"])
+        if self._plot:
+            self._plot({k: v for k, v in record.items() if k != "learning_rate"}, step)  # a curve of the steps
 
     def bad_piece(self, problem: str) -> None:
         self.job.say(f"bad piece, another one in its place: {problem}")
@@ -61,6 +114,17 @@ class RunLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
+
+
+def choose_logger(name: str, wandb_log: bool) -> str:
+    """LOGGER, or "wandb" if the older NAME_WANDB_LOG is True. Raises InputError if the package for it is missing."""
+    logger = "wandb" if wandb_log else config.LOGGER
+    if logger == "none" or importlib.util.find_spec(logger):
+        return logger
+    setting, off = (f"{name.upper()}_WANDB_LOG is True", "False") if wandb_log else (f"LOGGER is {logger!r}", "'none'")
+    raise InputError(
+        f"{setting}, but {logger} is not installed: `pip install {logger}`, or set it to {off} in {config.source()}"
+    )
 
 
 def commit() -> str:

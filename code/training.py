@@ -5,7 +5,6 @@ is drawn from (seed, epoch, piece), and dropout from (seed, epoch, step, rank). 
 changes nothing, and no random state has to be saved for a run to continue exactly.
 """
 
-import importlib.util
 import math
 import random
 import signal
@@ -27,7 +26,7 @@ from checkpoints import load_checkpoint, load_weights, save_checkpoint
 from files import InputError
 from loading import Batches, close_loader, to_device
 from processes import OneProcessError, Processes, precision
-from run_log import RunLog, commit
+from run_log import RunLog, choose_logger, commit
 
 INTERRUPTED = 130  # exit status of a run that was told to stop, saved and can continue
 
@@ -66,6 +65,18 @@ class Step:
     weight: Tensor | float
 
 
+@dataclass
+class _Done:
+    """A step that is done, but whose loss is not read yet."""
+
+    step: int  # of the epoch
+    step_of_run: int
+    sums: Tensor  # over all ranks: of the loss, of its weight, of those told to stop, of the pieces
+    names: list[str]  # of this rank's pieces
+    learning_rate: float
+    gradient_norm: Tensor | None
+
+
 class Training:
     """A run of one of the two models. The trainer says how a step and an evaluation are done:
 
@@ -77,12 +88,8 @@ class Training:
 
     def __init__(self, settings: Settings, processes: Processes, model: nn.Module):
         self.settings, self.processes = settings, processes
-        if settings.wandb_log and not importlib.util.find_spec("wandb"):
-            raise InputError(
-                f"{settings.name.upper()}_WANDB_LOG is True, but wandb is not installed: `pip install wandb`, or set it"
-                f" to False in {config.source()}"
-            )
-        self.log = RunLog(processes, settings.name, settings.logs_path, settings.wandb_log, settings.weights_path.stem)
+        logger = choose_logger(settings.name, settings.wandb_log)
+        self.log = RunLog(processes, settings.name, settings.logs_path, logger, settings.weights_path.stem)
         self.device = processes.device
         self.dtype = precision(self.device, config.PRECISION)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -177,6 +184,7 @@ class Training:
         finally:
             close_loader(train_loader)
             close_loader(eval_loader)
+            self.log.close()
 
     def _run(
         self,
@@ -187,7 +195,8 @@ class Training:
     ) -> int:
         facts = self._facts(train_loader, eval_loader)
         self.processes.require_same("the pieces they find", facts["pieces"])
-        self.log.begin(facts)
+        steps = len(train_loader.batch_sampler)  # type: ignore[arg-type]
+        self.log.begin(facts, (self.epoch - 1) * steps + self.step)
         self._catch_signals()
         if self.epoch == 1 and self.step == 0 and self.started_from == str(self.settings.weights_path):
             self.min_eval_loss = self._evaluate(
@@ -215,7 +224,7 @@ class Training:
                 self.best_epoch, self.min_eval_loss = self.epoch, eval_loss
                 if self.processes.rank == 0:
                     save_checkpoint(self.settings.weights_path, self.published_state(self.epoch))
-            self.log.epoch(record)
+            self.log.epoch(record, self.epoch * steps)
             self.epoch, self.step, self.total, self.weight = self.epoch + 1, 0, 0.0, 0.0
             self.save_latest()
         summary = f"Best Eval Epoch : {self.best_epoch}\nMin Eval Loss : {self.min_eval_loss}\n"
@@ -236,7 +245,8 @@ class Training:
             disable=self.processes.rank != 0,
         )
         # The loss of a step is read one step later, when it is there, so that the GPU never waits for it.
-        behind: tuple[int, Tensor, list[str]] | None = None
+        behind: _Done | None = None
+        self.log.start_clock()
         with bar:
             for batch in loader:
                 if "fatal" in batch:
@@ -244,45 +254,56 @@ class Training:
                 self.problems.update(batch["problems"])
                 torch.manual_seed(self._step_seed())
                 told = step(self, to_device(batch, self.device))
-                self._update()
+                rate, norm = self.lr_sched.get_last_lr()[0], self._update()
                 self.step += 1
-                sums = torch.tensor([0.0, 0.0, float(self._stop)], dtype=torch.float64, device=self.device)
+                counts = [0.0, 0.0, float(self._stop), len(batch["names"])]
+                sums = torch.tensor(counts, dtype=torch.float64, device=self.device)
                 sums[0], sums[1] = told.total.detach(), told.weight
                 self.processes.sum(sums)
-                if behind and self._account(*behind):
-                    self._account(self.step, sums, batch["names"])
+                done = _Done(self.step, (self.epoch - 1) * len(batches) + self.step, sums, batch["names"], rate, norm)
+                if behind and self._account(behind):
+                    self._account(done)
                     return False
-                behind = (self.step, sums, batch["names"])
+                behind = done
                 bar.update()
                 if self.weight:
                     bar.set_postfix(loss=f"{self.total / self.weight:.4f}", refresh=False)
                 if config.SAVE_EVERY_STEPS and self.step % config.SAVE_EVERY_STEPS == 0 and self.step < len(batches):
-                    if self._account(*behind):
+                    if self._account(behind):
                         return False
                     behind = None
                     self.save_latest()
-        return not (behind and self._account(*behind))
+        return not (behind and self._account(behind))
 
-    def _account(self, step: int, sums: Tensor, names: list[str]) -> bool:
+    def _account(self, done: "_Done") -> bool:
         """Adds a step to the epoch's loss. True: some process was told to stop."""
-        total, weight, stop = sums.tolist()
+        total, weight, stop, count = done.sums.tolist()
         if not math.isfinite(total):
-            pieces = [name for rank_names in self.processes.gather(names) for name in rank_names]
+            pieces = ", ".join(name for names in self.processes.gather(done.names) for name in names)
             raise InputError(
-                f"the loss is not finite ({total}) in epoch {self.epoch}, step {step}; its pieces: {', '.join(pieces)}"
+                f"the loss is not finite ({total}) in epoch {self.epoch}, step {done.step}; its pieces: {pieces}"
             )
+        values = {"loss": total / weight, "learning_rate": done.learning_rate}
+        if done.gradient_norm is not None:
+            values["gradient_norm"] = float(done.gradient_norm)
+        self.log.step(done.step_of_run, int(count), values)
         self.total += total
         self.weight += weight
         return stop > 0
 
-    def _update(self) -> None:
-        if config.MAX_GRAD_NORM:
+    def _update(self) -> Tensor | None:
+        """A step of the optimizer. Returns the norm of the gradient before it is clipped, where that is asked for."""
+        norm = None
+        if config.MAX_GRAD_NORM or self.log.logger != "none":
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.MAX_GRAD_NORM)
+            norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+            if config.MAX_GRAD_NORM:
+                nn.utils.clip_grads_with_norm_(self.model.parameters(), config.MAX_GRAD_NORM, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.lr_sched.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def _step_seed(self) -> int:
         return random.Random(f"{self.seed} {self.epoch} {self.step} {self.processes.rank}").getrandbits(63)

@@ -75,6 +75,7 @@ def test_a_derived_name_can_be_set(tmp_path):
         ("M3_HIDDEN_SIZE = 100\n", "M3_HIDDEN_SIZE = 100 is not a multiple of 64"),
         ("M3_MASK_RATIO = 45.0\n", "M3_MASK_RATIO = 45.0 is not a share above 0"),
         ("EVAL_SPLIT = 1\n", "EVAL_SPLIT = 1.0 is not a share from 0"),
+        ("LOGGER = 'stdout'\n", "LOGGER = 'stdout' is not one of none, tensorboard, wandb"),
         ("M3_BATCH_SIZE = = 3\n", "line 1: not Python"),
         ("_FOLDER = 'x'\n", "config.py has no _FOLDER"),
     ],

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import processes
+import training
 from files import InputError
 from helpers import CODE, KIT, KIT_MODEL, KIT_SIZES, ROOT, environment, free_port, run, run_script, write_config
 
@@ -226,23 +227,61 @@ def test_losses_go_to_wandb_where_it_is_asked_for(tmp_path):
     (tmp_path / "wandb.py").write_text(
         "import json, sys\n"
         "def login(key): print('login', key)\n"
-        "class Run:\n    def log(self, record, step): print('logged', step, json.dumps(record))\n"
+        "class Run:\n    def log(self, record, step): print('logged', step, json.dumps(record))\n    def finish(self): print('finished')\n"
         "def init(project, name, config):\n    print('init', project, name, json.dumps(config))\n    return Run()\n"
     )
     config = m3_config(tmp_path, M3_WANDB_LOG=True, M3_NUM_EPOCH=1, WANDB_KEY="secret")
     result = run(CODE / "train_m3.py", config=config, PYTHONPATH=str(tmp_path))
     assert result.returncode == 0, result.stderr
-    assert "login secret\ninit m3 weights_m3 {" in result.stdout and 'logged 1 {"epoch": 1, ' in result.stdout
+    assert "login secret\ninit m3 weights_m3 {" in result.stdout and 'logged 3 {"epoch": 1, ' in result.stdout
+    assert result.stdout.count('logged 1 {"loss": ') == result.stdout.count("finished") == 1
     assert "secret" not in result.stdout.replace("login secret", "") + (tmp_path / "logs_m3.txt").read_text()
+
+
+def test_curves_in_tensorboard_of_a_run_that_was_continued(undisturbed, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    kind, without, _ = undisturbed
+    for count in (2, 3):
+        config = CONFIGS[kind](tmp_path, LOGGER="tensorboard", **{f"{kind.upper()}_NUM_EPOCH": count})
+        result = run_script(CODE / f"train_{kind}.py", config=config)
+        assert result.returncode == 0 and f"--logdir {tmp_path}" in result.stdout, result.stderr
+    told = EventAccumulator(str(tmp_path / f"logs_{kind}.tensorboard"))
+    told.Reload()
+    steps = 3
+    curves = {name: {e.step: e.value for e in told.Scalars(name)} for name in told.Tags()["scalars"]}
+    for name in ("loss", "gradient_norm", "pieces_per_second", "memory_gib"):
+        assert list(curves[name]) == list(range(1, 3 * steps + 1)) and min(curves[name].values()) > 0, name
+    assert [curves["learning_rate"][step] for step in range(1, 6)] == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4, 1e-3])
+    assert list(curves["train_loss"]) == list(curves["eval_loss"]) == [steps, 2 * steps, 3 * steps]
+    for record in epochs(tmp_path, kind):
+        assert curves["eval_loss"][record["epoch"] * steps] == pytest.approx(record["eval_loss"])
+        if kind == "clamp2":  # all its batches are of one size
+            losses = [curves["loss"][(record["epoch"] - 1) * steps + step] for step in range(1, steps + 1)]
+            assert sum(losses) / steps == pytest.approx(record["train_loss"], rel=1e-5)
+    # to be looked at changes nothing
+    assert_same(state(tmp_path, kind)["model"], state(without, kind)["model"])
+
+
+def test_the_gradient_norm_is_that_of_all_parameters(tmp_path):
+    """Against what it is by hand: each row's three weights and its bias have the gradient 3, or 4."""
+    job = processes.Processes(0, 0, 1)
+    model = torch.nn.Linear(3, 2)
+    settings = training.Settings("m3", 1, 1.0, 1, True, False, False, tmp_path / "w.pth", tmp_path / "l.txt")
+    run = training.Training(settings, job, model)
+    run.log.logger = "tensorboard"
+    (model(torch.ones(1, 3)) * torch.tensor([3.0, 4.0])).sum().backward()
+    assert float(run._update()) == pytest.approx((3 * 9 + 3 * 16 + 9 + 16) ** 0.5)
 
 
 @pytest.mark.parametrize("launcher", [LAUNCH, TORCHRUN], ids=["launch", "torchrun"])
 @pytest.mark.parametrize("kind", ["m3", "clamp2"])
 def test_two_processes_through_the_launchers(tmp_path, kind, launcher):
-    changes = {f"{kind.upper()}_NUM_EPOCH": 2, f"{kind.upper()}_BATCH_SIZE": 2}
+    changes = {f"{kind.upper()}_NUM_EPOCH": 2, f"{kind.upper()}_BATCH_SIZE": 2, "LOGGER": "tensorboard"}
     result = run(*launcher, CODE / f"train_{kind}.py", config=CONFIGS[kind](tmp_path, **changes))
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("2 x 2 = 4") == 1  # rank 0 alone prints
+    assert len(list((tmp_path / f"logs_{kind}.tensorboard").iterdir())) == 1  # and plots
     told = epochs(tmp_path, kind)
     assert len(told) == 2 and told[1]["train_loss"] < told[0]["train_loss"]
 
@@ -373,3 +412,6 @@ def test_wandb_is_asked_for_but_not_there(tmp_path):
     result = run_script(CODE / "train_m3.py", config=m3_config(tmp_path, M3_WANDB_LOG=True))
     assert result.returncode == 2
     assert re.fullmatch(r"error: M3_WANDB_LOG is True, but wandb is not installed.*\n", result.stderr)
+    result = run_script(CODE / "train_m3.py", config=m3_config(tmp_path, LOGGER="wandb"))
+    assert result.returncode == 2
+    assert re.fullmatch(r"error: LOGGER is 'wandb', but wandb is not installed: `pip install wandb`.*\n", result.stderr)
