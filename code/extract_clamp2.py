@@ -1,9 +1,22 @@
-"""Features of text (.txt) and music (.abc interleaved, .mtf) files by CLaMP 2, as .npy.
+r"""Features of text (.txt) and music (.abc interleaved, .mtf) files by CLaMP 2, as .npy.
 
     python code/extract_clamp2.py files features                       [1, T, H] for T patches or text tokens
     python code/extract_clamp2.py files features --normalize           [1, CLAMP2_HIDDEN_SIZE], for semantic search
     accelerate launch --num_processes 4 code/extract_clamp2.py files features --normalize          on four GPUs
     torchrun --nproc_per_node=2 code/extract_clamp2.py files features --normalize      in two processes, on the CPU too
+
+On two machines, this on the first, with `--machine_rank 1` on the other (`accelerate config` asks for the same once):
+
+    accelerate launch --multi_gpu --num_machines 2 --machine_rank 0 --main_process_ip HOST --main_process_port 29500 \
+        --num_processes 16 code/extract_clamp2.py files features --normalize
+
+On a SLURM cluster, a task for each subfolder of files/, with `sbatch`:
+
+    #!/bin/bash
+    #SBATCH --array=0-9 --gpus=1 --cpus-per-task=8
+    folders=(files/*/)
+    folder=${folders[$SLURM_ARRAY_TASK_ID]}
+    python code/extract_clamp2.py "$folder" "features/$(basename "$folder")" --normalize
 
 The weights are those of CLAMP2_WEIGHTS_PATH in config.py; --download fetches the published ones if none are there.
 Files that are done are skipped: start again to continue.

@@ -1,8 +1,21 @@
-"""Features of interleaved ABC (.abc) and MTF (.mtf) files by M3: [1, T, H] for T patches, as .npy.
+r"""Features of interleaved ABC (.abc) and MTF (.mtf) files by M3: [1, T, H] for T patches, as .npy.
 
     python code/extract_m3.py scores features
     accelerate launch --num_processes 4 code/extract_m3.py scores features        on four GPUs
     torchrun --nproc_per_node=2 code/extract_m3.py scores features     in two processes, on the CPU too
+
+On two machines, this on the first, with `--machine_rank 1` on the other (`accelerate config` asks for the same once):
+
+    accelerate launch --multi_gpu --num_machines 2 --machine_rank 0 --main_process_ip HOST --main_process_port 29500 \
+        --num_processes 16 code/extract_m3.py scores features
+
+On a SLURM cluster, a task for each subfolder of scores/, with `sbatch`:
+
+    #!/bin/bash
+    #SBATCH --array=0-9 --gpus=1 --cpus-per-task=8
+    folders=(scores/*/)
+    folder=${folders[$SLURM_ARRAY_TASK_ID]}
+    python code/extract_m3.py "$folder" "features/$(basename "$folder")"
 
 The weights are those of M3_WEIGHTS_PATH in config.py; --download fetches the published ones if none are there.
 Files that are done are skipped: start again to continue.

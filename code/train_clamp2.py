@@ -1,4 +1,4 @@
-"""Trains CLaMP 2: texts and music of the same piece are drawn together, those of different pieces apart.
+r"""Trains CLaMP 2: texts and music of the same piece are drawn together, those of different pieces apart.
 
 Set TRAIN_JSONL in config.py first (process_data/gpt4_summarize.py makes it). Then, from any folder:
 
@@ -6,7 +6,15 @@ Set TRAIN_JSONL in config.py first (process_data/gpt4_summarize.py makes it). Th
     python -m torch.distributed.launch --nproc_per_node=8 --use_env code/train_clamp2.py         eight GPUs of a machine
     torchrun --nproc_per_node=8 code/train_clamp2.py                                             the same
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 code/train_clamp2.py
-                                                                                                 on each of two machines
+                                                                     on each of two machines; HOST is the name of one
+
+On a SLURM cluster, this with `sbatch` (SIGTERM makes it save and end two minutes before its time is over):
+
+    #!/bin/bash
+    #SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=32 --time=24:00:00 --signal=TERM@120
+    host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node=8 --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" \
+        --rdzv-endpoint="$host:29500" code/train_clamp2.py
 
 The music encoder starts from M3_WEIGHTS_PATH where CLAMP2_LOAD_M3 is True. The weights with the lowest evaluation
 loss go to CLAMP2_WEIGHTS_PATH, the losses to CLAMP2_LOGS_PATH, and the complete state to latest_* beside the weights:

@@ -1,4 +1,4 @@
-"""Trains M3 on interleaved ABC and MTF: corrupted patches are encoded, and the decoder restores their characters.
+r"""Trains M3 on interleaved ABC and MTF: corrupted patches are encoded, and the decoder restores their characters.
 
 Set TRAIN_FOLDERS in config.py first (process_data/ makes the files). Then, from any folder:
 
@@ -6,7 +6,15 @@ Set TRAIN_FOLDERS in config.py first (process_data/ makes the files). Then, from
     python -m torch.distributed.launch --nproc_per_node=8 --use_env code/train_m3.py             eight GPUs of a machine
     torchrun --nproc_per_node=8 code/train_m3.py                                                 the same
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 code/train_m3.py
-                                                                                                 on each of two machines
+                                                                     on each of two machines; HOST is the name of one
+
+On a SLURM cluster, this with `sbatch` (SIGTERM makes it save and end two minutes before its time is over):
+
+    #!/bin/bash
+    #SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=32 --time=24:00:00 --signal=TERM@120
+    host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node=8 --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" \
+        --rdzv-endpoint="$host:29500" code/train_m3.py
 
 The weights with the lowest evaluation loss go to M3_WEIGHTS_PATH, the losses to M3_LOGS_PATH, and the complete state to
 latest_* beside the weights: the same command continues a run that was stopped.
