@@ -47,10 +47,15 @@ def to_hub(path: Path, folder: Path) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         settings: dict = dict(model._hub_mixin_config or {})  # type: ignore[arg-type]
-        model.save_pretrained(temporary, config=settings | {"checkpoint": facts}, model_card_kwargs=facts)
+        model.save_pretrained(
+            temporary, config=settings | {"checkpoint": facts}, model_card_kwargs={"made from": path.name, **facts}
+        )
         if is_clamp2:
             load_tokenizer().save_pretrained(temporary)
-        temporary.chmod(0o777 & ~_umask())
+        mask = _umask()  # others may read what they may read of other files
+        temporary.chmod(0o777 & ~mask)
+        for file in temporary.iterdir():
+            file.chmod(0o666 & ~mask)
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

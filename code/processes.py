@@ -118,6 +118,8 @@ def run(main: Callable[[Processes], int], join: Callable[[torch.device], object]
         if not error.filename:
             raise
         return tell_mistake(f"{error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        return 130
     finally:
         processes.stop()
 

@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ class Hub:
     files: dict[str, bytes] = field(default_factory=dict)  # "owner/name/path" -> content
     url: str = ""
     cuts: list[int] = field(default_factory=list)  # after how many bytes the next answers break off
+    stall: int = 0  # after how many bytes answers wait until this is 0 again
     damage: bool = False  # answers have a wrong byte
     claimed: int = 0  # how many bytes more than there are a HEAD tells
     asked: list[tuple[str, int]] = field(default_factory=list)  # path and first byte of each GET of a file
@@ -44,7 +46,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         cut = self.hub.cuts.pop(0) if self.hub.cuts and "/resolve/" in self.path else len(content)
-        self.wfile.write(content[:cut])
+        stall = self.hub.stall if "/resolve/" in self.path else 0
+        self.wfile.write(content[: min(cut, stall)])
+        while stall and self.hub.stall:
+            time.sleep(0.05)
+        self.wfile.write(content[min(cut, stall) : cut])
         if cut < len(content):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)

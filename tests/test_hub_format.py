@@ -87,13 +87,20 @@ def test_what_is_in_the_folders(converted):
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= {
         p.name for p in (converted / "clamp2").iterdir()
     }
+    reference = converted / "away.py"  # written in the plain way
+    assert {path.stat().st_mode for path in (converted / "m3").iterdir()} == {reference.stat().st_mode}
     checkpoint = torch.load(WEIGHTS["clamp2"], weights_only=True)
     settings = json.loads((converted / "clamp2" / "config.json").read_text())
     assert (settings["music_hidden_size"], settings["hidden_size"], settings["patch_num_layers"]) == (64, 48, 2)
     assert settings["text_config"]["model_type"] == "xlm-roberta" and str(converted) not in json.dumps(settings)
     card = (converted / "clamp2" / "README.md").read_text()
     count = sum(value.numel() for value in checkpoint["model"].values())
-    for row in (f"| parameters | {count} |", "| patch num layers | 2 |", f"| epoch | {checkpoint['epoch']} |"):
+    for row in (
+        f"| parameters | {count} |",
+        "| patch num layers | 2 |",
+        "| made from | weights_clamp2_kit.pth |",
+        f"| epoch | {checkpoint['epoch']} |",
+    ):
         assert row in card
     assert card.startswith("---\nlibrary_name: clamp2\n") and "CLaMP2Model.from_pretrained(" in card
 

@@ -96,11 +96,16 @@ def test_a_cut_connection_is_taken_up_again(provide, hub, tmp_path):
     assert starts[0] == 0 < starts[1] <= 1_000_000 and starts[1] <= starts[2] <= 1_500_000
 
 
-def test_a_download_that_was_ended_goes_on_at_the_next_start(provide, hub, tmp_path):
-    etag = hashlib.sha256(HELD[published.M3]).hexdigest()
-    (tmp_path / f"{published.M3}.{etag[:12]}.part").write_bytes(HELD[published.M3][:2_000_000])
+def test_a_download_that_was_killed_goes_on_at_the_next_start(provide, hub, tmp_path):
+    hub.stall = 2_000_000
+    with pytest.raises(subprocess.TimeoutExpired):  # after which it is killed
+        provide(timeout=4)
+    [part] = tmp_path.glob("*.part")
+    there = part.stat().st_size
+    assert 1_000_000 < there <= 2_000_000
+    hub.stall = 0
     assert provide().returncode == 0
-    assert hub.asked == [(M3_FILE, 2_000_000)]
+    assert hub.asked == [(M3_FILE, 0), (M3_FILE, there)]
     assert_fetched(tmp_path)
 
 
