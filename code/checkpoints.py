@@ -51,6 +51,10 @@ def _first(names: list[str]) -> str:
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Writes a checkpoint whole or not at all: the previous one survives a failure."""
-    with atomic_write(path) as file:
-        torch.save(checkpoint, file)
+    """Writes a checkpoint whole or not at all: the previous one survives a failure. Raises InputError, OSError."""
+    try:
+        with atomic_write(path) as file:
+            torch.save(checkpoint, file)
+    except RuntimeError as error:  # torch's own, in place of the OSError of a full disk
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path}: cannot be written ({reason}); is the disk full? What was there is kept") from None

@@ -144,8 +144,8 @@ def atomic_write(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None:  # a full disk, say
-            error.filename = str(path)
+        if error.filename is None:  # a full disk, say; numpy tells of it without an error number
+            error.filename, error.strerror = str(path), error.strerror or str(error)
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from transformers import get_constant_schedule_with_warmup
 
 import config
 from checkpoints import load_checkpoint, load_weights, save_checkpoint
-from files import InputError
+from files import InputError, remove_leftovers
 from loading import Batches, close_loader, to_device
 from processes import OneProcessError, Processes, precision
 from run_log import RunLog, choose_logger, commit
@@ -115,6 +115,8 @@ class Training:
     def _load(self) -> None:
         """Continues from the checkpoint, if there is one."""
         settings = self.settings
+        if self.processes.rank == 0:
+            remove_leftovers(settings.weights_path.parent, below=False)
         self.processes.require_same("the checkpoint they find", str(settings.checkpoint))
         if settings.checkpoint == settings.latest_path:
             state = load_checkpoint(settings.latest_path)

@@ -80,7 +80,7 @@ def _any_kind(suffix: str) -> dict[str, tuple[bytes, str]]:
             EITHER if suffix == ".xml" else BAD if suffix == ".mid" else EITHER,
         ),
         "a_picture": (b"\x89PNG\r\n\x1a\n" + NOISE, EITHER),
-        "a_web_page": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", EITHER if suffix == ".txt" else BAD),
+        "a_web_page": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", EITHER if suffix in (".abc", ".txt") else BAD),
     }
 
 
@@ -133,7 +133,7 @@ def _mid() -> dict[str, tuple[bytes, str]]:
         "header_length": (b"MThd" + struct.pack(">LHHH", 0xFFFFFFFF, 0, 1, 96) + track(note + end)[14:], EITHER),
         "time_for_ever": (track(b"\xff\xff\xff\xff\xff\xff\xff\xff\x7f" + note + end), EITHER),
         "meta_of_a_gigabyte": (track(b"\0\xff\x01\x84\x80\x80\x80\0" + note + end), EITHER),
-        "no_track": (b"MThd" + struct.pack(">LHHH", 6, 0, 0, 0), BAD),
+        "no_track": (b"MThd" + struct.pack(">LHHH", 6, 0, 0, 0), EITHER),
         "is_riff": (b"RIFF" + struct.pack("<L", 200) + b"RMIDdata" + PLAIN[".mid"], EITHER),
     }
 

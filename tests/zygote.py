@@ -1,12 +1,16 @@
 """Runs scripts as `python script` would, without importing torch and transformers anew for each: a process that has them forks.
 
-Reads one JSON object a line, {argv, cwd, env, stdout, stderr}; answers each with the exit status. Started by helpers.py.
+Reads one JSON object a line, {argv, cwd, env, stdout, stderr, kill_after}; answers each with the exit status. With
+`kill_after` (seconds), the script is killed then, with all that it has started. Started by helpers.py.
 """
 
+import contextlib
 import json
 import os
 import runpy
+import signal
 import sys
+import time
 import traceback
 
 
@@ -39,6 +43,9 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         child = os.fork()
+        if job["kill_after"] is not None:
+            with contextlib.suppress(PermissionError, ProcessLookupError):
+                os.setpgid(child, child)  # in the child, and in the parent: whoever comes first
         if child == 0:
             for number, name in ((1, "stdout"), (2, "stderr")):
                 os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -50,8 +57,20 @@ def main() -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        print(wait(child, job["kill_after"]), flush=True)
+
+
+def wait(child: int, kill_after: float | None) -> int:
+    """The exit status of a process, which is killed with its group after `kill_after` seconds."""
+    if kill_after is not None:
+        deadline = time.monotonic() + kill_after
+        while time.monotonic() < deadline:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.001)
+        os.killpg(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 if __name__ == "__main__":

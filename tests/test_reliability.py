@@ -1,0 +1,402 @@
+"""Long runs survive: kills at random moments, full disks, lost processes, bad and hostile files. Through the real scripts.
+
+CLAMP2_KILLS=20 python -m pytest -s tests/test_reliability.py -k kill        every tool killed twenty times
+CLAMP2_ALL=1 python -m pytest tests/test_reliability.py                      the files that take a model minutes, too
+"""
+
+import json
+import os
+import pickle
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import chat_server
+import corpus
+import jobs
+import linear_probe
+from checkpoints import load_checkpoint, save_checkpoint
+from corpus import BAD, GOOD
+from features import read as read_feature
+from files import InputError, list_files, output_names, remove_leftovers
+from helpers import CODE, KIT, KIT_MODEL, KIT_SIZES, ROOT, environment, free_port, run_script, write_config
+from patches import remove_instrument_info
+from test_training import TORCHRUN, assert_same, clamp2_config, epochs, m3_config, state
+
+serve = chat_server.serve  # a fixture
+SCRIPTS = ROOT / "process_data"
+KILLS = int(os.environ.get("CLAMP2_KILLS", "0"))
+SLOW = () if "CLAMP2_ALL" in os.environ else ("million_", "one_word_of_1_mb.txt", "line_of_5_mb.txt")  # for a model
+
+
+def run(script, *arguments, config=None, kill_after=None):
+    result = run_script(script, *arguments, config=config, kill_after=kill_after, OPENAI_API_KEY="a key")
+    assert "Traceback" not in result.stdout + result.stderr, result.stderr
+    return result
+
+
+def json_lines(path: Path, key: str = "error") -> dict[str, str]:
+    lines = path.read_text("utf-8").split("\n") if path.exists() else []
+    return {entry["file"]: entry[key] for entry in map(json.loads, filter(None, lines)) if key in entry}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """The contents of all files; temporary ones stand out by their names."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- bad files ------------------------------------------------------------------------------------------------------
+def assert_accounted_for(verdicts: dict[str, str], done: set[str], failed: dict[str, str]) -> None:
+    """Every file is done, or named with a reason; the good ones are done, and the bad ones are not."""
+    assert done | failed.keys() == verdicts.keys() and not done & failed.keys()
+    assert all(reason.strip() for reason in failed.values())
+    assert {name for name, verdict in verdicts.items() if verdict == GOOD} <= done
+    assert {name for name, verdict in verdicts.items() if verdict == BAD} <= failed.keys()
+    assert len(failed) > 10
+
+
+def test_the_corpus_is_large_enough():
+    assert sum(len(corpus.corpus(suffix)) for suffix in (".abc", ".mtf", ".mid", ".xml", ".json", ".txt")) > 200
+
+
+@pytest.mark.parametrize(
+    ("script", "suffix", "target"),
+    [
+        ("batch_interleaved_abc", ".abc", ".abc"),
+        ("batch_midi2mtf", ".mid", ".mtf"),
+        ("batch_mtf2midi", ".mtf", ".mid"),
+        ("batch_xml2abc", ".xml", ".abc"),
+        ("batch_abc2xml", ".abc", ".musicxml"),
+    ],
+)
+def test_bad_files_cost_a_conversion_themselves_alone(tmp_path, script, suffix, target):
+    source, out = tmp_path / "in", tmp_path / "out"
+    verdicts = corpus.write(source, suffix)
+    result = run(SCRIPTS / f"{script}.py", source, out, "--workers", 2, "--timeout", 3)
+    assert result.returncode == 1, result.stderr
+    failed = json_lines(out / "errors.jsonl")
+    suffixes = (".xml", ".musicxml", ".mxl") if suffix == ".xml" else (suffix,)
+    batch = jobs.Batch(source, out, suffixes, target, (1, 1), script in ("batch_interleaved_abc", "batch_abc2xml"))
+    assert_accounted_for(verdicts, {job.name for job in batch if job.is_finished()}, failed)
+    assert f"{len(verdicts) - len(failed)} done, 0 skipped (finished before), {len(failed)} failed" in result.stdout
+    assert not [name for name in tree(out) if ".tmp" in name]
+    assert not list(tmp_path.rglob("outside.xml")) and not list(Path("/tmp").glob("outside.xml"))
+    assert not list(tmp_path.rglob("pwned")) and not Path("/pwned").exists()
+    assert b"root:" not in b"".join(tree(out).values())
+
+
+def test_bad_records_are_left_out_and_named(tmp_path):
+    verdicts = corpus.write(tmp_path / "in", ".json")
+    (tmp_path / "good.abc").write_text("K:C\nA|\n")
+    result = run(SCRIPTS / "merge_jsonl.py", tmp_path / "in", tmp_path / "all.jsonl")
+    assert result.returncode == 1, result.stderr
+    failed = json_lines(tmp_path / "all.left_out.jsonl")
+    assert_accounted_for(verdicts, verdicts.keys() - failed.keys(), failed)
+    records = [json.loads(line) for line in (tmp_path / "all.jsonl").read_bytes().splitlines()]
+    assert len(records) == len(verdicts) - len(failed)
+    assert {path for record in records for path in record["filepaths"]} == {"good.abc"}
+
+    result = run(SCRIPTS / "gpt4_summarize.py", tmp_path / "in", tmp_path / "out", "--dry_run")
+    assert result.returncode == 1, result.stderr
+    named = {
+        name for name in verdicts if f"--- {name.encode(errors='backslashreplace').decode()}: cannot" in result.stdout
+    }
+    asked = {name for name in verdicts if f"--- {name.encode(errors='backslashreplace').decode()}\n" in result.stdout}
+    assert named and {name for name, verdict in verdicts.items() if verdict == BAD} - asked
+    assert {name for name, verdict in verdicts.items() if verdict == GOOD} <= asked
+
+
+def music_and_texts(folder: Path, suffixes: tuple[str, ...], slow: tuple[str, ...] = SLOW) -> dict[str, str]:
+    verdicts = {}
+    for suffix in suffixes:
+        for name, verdict in corpus.write(folder / suffix[1:], suffix).items():
+            if name.startswith(slow):
+                (folder / suffix[1:] / name).unlink()
+            else:
+                verdicts[f"{suffix[1:]}/{name}"] = verdict
+    return verdicts
+
+
+@pytest.mark.parametrize(("script", "suffixes"), [("extract_m3", (".abc", ".mtf")), ("extract_clamp2", (".txt",))])
+def test_bad_files_cost_an_extraction_themselves_alone(tmp_path, script, suffixes):
+    source, out = tmp_path / "in", tmp_path / "out"
+    verdicts = music_and_texts(source, suffixes)
+    long = corpus.LONG_NAME + "n" * 4
+    for name in (f"{long}{suffixes[0]}", f"{long}{suffixes[0].upper()}"):  # their outputs need a longer name
+        (source / name).write_bytes(corpus.PLAIN[suffixes[0]])
+        verdicts[name] = BAD
+    result = run(CODE / f"{script}.py", source, out, config=write_config(tmp_path / "kit.py", **KIT_MODEL))
+    assert result.returncode == 1, result.stderr
+    failed = json_lines(out / "errors.jsonl")
+    names = output_names(list_files(source, suffixes)[0], ".npy")
+    done = {path.as_posix() for path, name in names.items() if os.path.exists(out / name)}
+    assert_accounted_for(verdicts, done, failed)
+    for path in done:
+        read_feature(out / names[Path(path)])
+    assert "is too long" in failed[f"{long}{suffixes[0]}"]
+
+
+def test_bad_files_cost_a_search_themselves_alone(tmp_path):
+    verdicts = music_and_texts(tmp_path / "in", (".mid", ".txt"))
+    config = write_config(tmp_path / "kit.py", **KIT_MODEL, FEATURE_CACHE=str(tmp_path / "cache"))
+    told = tmp_path / "told.json"
+    search = ("search", "A slow waltz.", tmp_path / "in", "--top_k", 1000, "--json", told)
+    result = run(CODE / "semantic_search.py", *search, config=config)
+    assert result.returncode == 1, result.stderr
+    answer = json.loads(told.read_text("utf-8"))
+    root = f"{tmp_path}/in/"
+    failed = dict(line.removeprefix(root).split(": ", 1) for line in answer["skipped"][str(tmp_path / "in")])
+    assert_accounted_for(verdicts, {hit["name"] for hit in answer["hits"]}, failed)
+
+
+def test_bad_pieces_do_not_stop_a_training(tmp_path):
+    verdicts = music_and_texts(tmp_path / "in", (".abc", ".mtf"), ())
+    folder = str(tmp_path / "in")
+    changes = {"TRAIN_FOLDERS": [folder], "EVAL_FOLDERS": [folder], "M3_NUM_EPOCH": 1, "M3_BATCH_SIZE": 10}
+    result = run(CODE / "train_m3.py", config=m3_config(tmp_path, **changes))
+    assert result.returncode == 0, result.stderr
+    bad = re.findall(rf"^bad piece: {re.escape(folder)}/((?:.|\n)*?): ", (tmp_path / "logs_m3.txt").read_text(), re.M)
+    assert len(bad) > 20 and not {name for name, verdict in verdicts.items() if verdict == GOOD} & set(bad)
+    assert {name for name, verdict in verdicts.items() if verdict == BAD} <= set(bad)
+
+
+def test_names_of_voices_are_found_in_time_that_grows_with_the_text():
+    start = time.process_time()
+    assert remove_instrument_info('V:1 nm="a"' + " " * 10**6 + "\nA|") == "V:1" + " " * 10**6 + "\nA|"
+    assert time.process_time() - start < 2
+
+
+# --- kills ----------------------------------------------------------------------------------------------------------
+class Tool:
+    """A script and what it is run on: `fresh` gives it a new output folder, `outputs` is what comes of it."""
+
+    def __init__(self, folder: Path, server):
+        self.folder, self.out = folder, folder / "out"
+
+    def fresh(self) -> None:
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir()
+
+    def run(self, kill_after: float | None = None):
+        raise NotImplementedError
+
+    def outputs(self) -> dict:
+        """Final names -> contents."""
+        return {name: content for name, content in tree(self.out).items() if ".tmp-" not in name}
+
+    def is_log(self, name: str) -> bool:
+        return name.endswith(("errors.jsonl", "warnings.jsonl"))
+
+
+def copies(folder: Path, sources: list[Path], count: int) -> Path:
+    for source in sources:
+        for number in range(count):
+            path = folder / str(number) / source.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, path)
+    return folder
+
+
+def conversion(script: str, kind: str, *names: str):
+    class Conversion(Tool):
+        def __init__(self, folder, server):
+            super().__init__(folder, server)
+            copies(folder / "in", [KIT / kind / name for name in names], 12)
+            (folder / "in" / f"bad{Path(names[0]).suffix}").write_bytes(b"no music")
+
+        def run(self, kill_after=None):
+            return run(SCRIPTS / f"{script}.py", self.folder / "in", self.out, "--workers", 2, kill_after=kill_after)
+
+    return Conversion
+
+
+class Scores(conversion("batch_xml2abc", "abc")):
+    def __init__(self, folder, server):
+        Tool.__init__(self, folder, server)
+        for number in range(30):
+            path = folder / "in" / f"{number}.xml"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(corpus.XML.replace(b"Voice", b"Voice %d" % number))
+
+
+def extraction(script: str, *options: str):
+    class Extraction(Tool):
+        def __init__(self, folder, server):
+            super().__init__(folder, server)
+            copies(folder / "in", [KIT / "interleaved" / "tiny.abc", KIT / "mtf" / "plain.mtf"], 40)
+            (folder / "in" / "bad.abc").write_bytes(b"no music")
+            self.config = write_config(folder / "kit.py", **KIT_MODEL, EXTRACT_BATCH_TOKENS=64)
+
+        def run(self, kill_after=None):
+            source = self.folder / "in"
+            return run(CODE / f"{script}.py", source, self.out, *options, config=self.config, kill_after=kill_after)
+
+    return Extraction
+
+
+class Merge(Tool):
+    def __init__(self, folder, server):
+        super().__init__(folder, server)
+        (folder / "in").mkdir()
+        for number in range(3000):
+            record = corpus.RECORD | {"title": f"Tune {number}"}
+            (folder / "in" / f"{number:04d}.json").write_text(json.dumps(record))
+
+    def fresh(self):
+        super().fresh()
+        (self.out / "good.abc").write_text("K:C\nA|\n")
+
+    def run(self, kill_after=None):
+        return run(SCRIPTS / "merge_jsonl.py", self.folder / "in", self.out / "all.jsonl", kill_after=kill_after)
+
+
+class Summaries(Tool):
+    def __init__(self, folder, server):
+        super().__init__(folder, server)
+        (folder / "languages.txt").write_text("\n".join(chat_server.IN_OTHER))
+        self.server = server
+        chat_server.write_records(folder / "in", *({"title": f"Tune {number}"} for number in range(60)))
+
+    def run(self, kill_after=None):
+        words = chat_server.arguments(self.folder, self.server, "--concurrency", 4)
+        return run(SCRIPTS / "gpt4_summarize.py", *words, kill_after=kill_after)
+
+
+def training_of(kind: str, make_config):
+    class Trainer(Tool):
+        def __init__(self, folder, server):
+            super().__init__(folder, server)
+            (folder / "out").mkdir()
+            self.config = make_config(folder / "out", SAVE_EVERY_STEPS=1)
+            self.config.rename(folder / "config.py")
+            self.config = folder / "config.py"
+            self.data = {path: path.read_bytes() for path in (folder / "out").glob("*.jsonl")}
+
+        def fresh(self):
+            super().fresh()
+            for path, content in self.data.items():
+                path.write_bytes(content)
+            for name in ("interleaved", "mtf"):
+                (self.out / name).symlink_to(KIT / name)
+
+        def run(self, kill_after=None):
+            return run(CODE / f"train_{kind}.py", config=self.config, kill_after=kill_after)
+
+        def outputs(self):
+            return {path.name: load_checkpoint(path) for path in self.out.glob("*.pth")}
+
+        def is_log(self, name):
+            return True  # the state of another moment
+
+    return Trainer
+
+
+TOOLS = {
+    "midi2mtf": conversion("batch_midi2mtf", "midi", "plain.mid", "two_tracks.mid"),
+    "mtf2midi": conversion("batch_mtf2midi", "mtf", "plain.mtf"),
+    "interleaved": conversion("batch_interleaved_abc", "abc", "tiny.abc", "duo.abc"),
+    "abc2xml": conversion("batch_abc2xml", "abc", "tiny.abc"),
+    "xml2abc": Scores,
+    "merge_jsonl": Merge,
+    "summaries": Summaries,
+    "extract_m3": extraction("extract_m3"),
+    "extract_clamp2": extraction("extract_clamp2", "--normalize"),
+    "train_m3": training_of("m3", m3_config),
+    "train_clamp2": training_of("clamp2", clamp2_config),
+}
+QUICK = ("interleaved", "merge_jsonl", "extract_clamp2", "train_m3")  # of each kind one, without CLAMP2_KILLS
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", TOOLS if KILLS else QUICK)
+def test_killed_at_random_moments_and_started_again(tmp_path, serve, name):
+    """The end is that of an undisturbed run, nothing is half written, and nothing finished is done again."""
+    tool = TOOLS[name](tmp_path, serve() if name == "summaries" else None)
+    tool.fresh()
+    began = time.monotonic()
+    ended = tool.run()
+    duration = time.monotonic() - began
+    wanted = tool.outputs()
+    assert ended.returncode == int("errors.jsonl" in wanted), ended.stderr
+    assert wanted
+    rng = random.Random(name)
+    kills, runs = 0, 0
+    while kills < (KILLS or 2):
+        tool.fresh()
+        runs += 1
+        result = None
+        while kills < (KILLS or 2) and not (result and result.returncode >= 0):
+            result = tool.run(kill_after=rng.uniform(0, duration))
+            kills += result.returncode == -9
+            for file, content in tool.outputs().items():
+                assert tool.is_log(file) or content == wanted[file], file
+        kept = {path: path.stat().st_ino for path in tool.out.rglob("*") if path.is_file()}
+        assert tool.run().returncode == ended.returncode
+        assert_same(tool.outputs(), wanted)
+        assert not list(tool.out.rglob(".tmp-*"))
+        again = {path.name for path, inode in kept.items() if path.exists() and path.stat().st_ino != inode}
+        rewritten = {"all.jsonl", ".extraction.json"}  # these are made anew in each run
+        assert all(tool.is_log(file) or file in rewritten for file in again), again
+    print(f"{name}: killed {kills} times in {runs} runs of {duration:.1f} s")
+
+
+# --- full disks -----------------------------------------------------------------------------------------------------
+LIMITED = """import resource, runpy, sys
+limit, sys.argv = int(sys.argv[1]), sys.argv[2:]
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # as a full disk: what goes beyond is not written
+sys.path[0] = sys.argv[0].rpartition("/")[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
+    limited = tmp_path / "limited.py"
+    limited.write_text(LIMITED)
+    assert run(CODE / "train_m3.py", config=m3_config(tmp_path, M3_NUM_EPOCH=1)).returncode == 0
+    before = tree(tmp_path)
+    config = m3_config(tmp_path, M3_NUM_EPOCH=3, NUM_WORKERS=0)
+    result = run(limited, 100_000, CODE / "train_m3.py", config=config)
+    assert result.returncode == 2
+    assert re.fullmatch(r"error: .*weights_m3\.pth: cannot be written \(.*\); is the disk full\?.*", result.stderr.splitlines()[-1]), result.stderr
+    after = tree(tmp_path)
+    weights = [name for name in before if name.endswith(".pth")]
+    assert len(weights) == 2 and all(before[name] == after[name] for name in weights)
+    assert not [name for name in after if ".tmp-" in name]
+    assert run(CODE / "train_m3.py", config=config).returncode == 0
+    assert state(tmp_path, "m3")["epoch"] == 4
+
+
+def test_a_full_disk_ends_an_extraction_in_one_line(tmp_path):
+    limited = tmp_path / "limited.py"
+    limited.write_text(LIMITED)
+    config = write_config(tmp_path / "kit.py", **KIT_MODEL)
+    result = run(limited, 2000, CODE / "extract_m3.py", KIT / "interleaved", tmp_path / "out", config=config)
+    assert result.returncode == 2
+    assert re.fullmatch(r"error: .*\.npy: \d+ requested and \d+ written", result.stderr.splitlines()[-1]), result.stderr
+    assert not list((tmp_path / "out").rglob("*.npy")) and not list((tmp_path / "out").rglob(".tmp-*"))
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    import files
+
+    left = tmp_path / f"{files._TEMPORARY}{process.pid}-0"
+    ours = tmp_path / f"{files._TEMPORARY}{os.getpid()}-0"
+    below = tmp_path / "below" / left.name
+    below.parent.mkdir()
+    for path in (left, ours, below):
+        path.touch()
+    remove_leftovers(tmp_path, below=False)
+    assert not left.exists() and ours.exists() and below.exists()
+    remove_leftovers(tmp_path)
+    assert not below.exists() and ours.exists()
