@@ -50,7 +50,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(content[: min(cut, stall)])
         while stall and self.hub.stall:
             time.sleep(0.05)
-        self.wfile.write(content[min(cut, stall) : cut])
+        try:
+            self.wfile.write(content[min(cut, stall) : cut])
+        except ConnectionError:  # who asked was killed
+            self.close_connection = True
+            return
         if cut < len(content):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
