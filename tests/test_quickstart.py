@@ -155,9 +155,7 @@ def test_keys_in_other_languages(key, language, name):
 def test_records_tell_everything_in_six_languages():
     told = texts.record(piece("x", key="E minor", dance="jig", meter="6/8"), ["a.abc", "b.mtf"], random.Random(0))
     assert [other["language"] for other in told["summary_nen"]] == list(texts.LANGUAGES[1:])
-    *english, fact = told["summary_en"]
-    assert fact in ("This is a jig.", "This is in 6/8 time.", "This is in E minor.")
-    summaries = [*english, *(other["summary"] for other in told["summary_nen"])]
+    summaries = [*told["summary_en"], *(other["summary"] for other in told["summary_nen"])]
     for text in summaries:
         assert all(fact in text for fact in ("6/8", "16", "D4", "B5", "G B D G")), text
     keys = ("E minor", "e-Moll", "mi mineur", "mi menor", "mi minore", "E小调")
