@@ -20,6 +20,8 @@ def load_checkpoint(path: Path) -> dict:
         raise InputError(f"{path}: there are no such weights") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's words advise to load it all the same
+            reason = "it is damaged, or holds more than tensors and plain values, which could run code"
         raise InputError(f"{path}: not a checkpoint that can be loaded safely ({reason})") from None
     if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("model"), dict)):
         raise InputError(f"{path}: not a checkpoint; it has no entry `model`")

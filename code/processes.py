@@ -98,7 +98,16 @@ class Processes:
 
 def join_group(device: torch.device) -> None:
     """As torch.distributed.launch and torchrun mean it."""
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        dist.init_process_group(backend)
+        return
+    # torchrun keeps its store over a restart (--max-restarts), and in it the addresses of the processes that ended.
+    # On several nodes, whose counts of restarts may differ, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes a new store.
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"restart {restarts}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def run(main: Callable[[Processes], int], join: Callable[[torch.device], object] = join_group) -> int:
