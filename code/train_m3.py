@@ -22,7 +22,6 @@ Exit status: 0 done, 2 something to mend (one line says what), 130 told to stop,
 """
 
 import argparse
-import os
 import random
 import sys
 from pathlib import Path
@@ -35,7 +34,7 @@ import config
 import processes
 import training
 from files import InputError, list_files
-from loading import REMOVE_INSTRUMENTS, PieceDataset, make_loader, pad
+from loading import REMOVE_INSTRUMENTS, Paths, PieceDataset, make_loader, pad
 from patches import M3Patchilizer, mask_patches, read_music, remove_instrument_info
 from processes import autocast
 from utils import M3Model, split_data
@@ -46,14 +45,14 @@ class M3Dataset(PieceDataset):
 
     def __init__(self, files: list[str], train: bool, seed: int):
         super().__init__(train, seed)
-        self.files = np.array([os.fsencode(file) for file in files])  # one block of memory, which forked workers share
+        self.files = Paths(files)
         self.patchilizer = M3Patchilizer()
 
     def __len__(self) -> int:
         return len(self.files)
 
     def load(self, index: int, rng: random.Random) -> dict:
-        path = Path(os.fsdecode(self.files[index]))
+        path = self.files[index]
         text = read_music(path)
         if self.train and rng.random() < REMOVE_INSTRUMENTS:
             text = remove_instrument_info(text)

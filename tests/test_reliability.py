@@ -30,6 +30,7 @@ from corpus import BAD, GOOD
 from features import read as read_feature
 from files import InputError, list_files, output_names, remove_leftovers
 from helpers import CODE, KIT, KIT_MODEL, ROOT, environment, free_port, run_script, write_config
+from loading import Paths
 from patches import remove_instrument_info
 from test_training import TORCHRUN, assert_same, clamp2_config, epochs, m3_config, state
 
@@ -178,6 +179,13 @@ def test_names_of_voices_are_found_in_time_that_grows_with_the_text():
     start = time.process_time()
     assert remove_instrument_info('V:1 nm="a"' + " " * 10**6 + "\nA|") == "V:1" + " " * 10**6 + "\nA|"
     assert time.process_time() - start < 2
+
+
+def test_one_long_path_does_not_make_all_others_long():
+    names = ["/a/" + "n" * 4000, *(f"/a/\udcff{number}.abc" for number in range(1000)), "/z"]
+    paths = Paths(names)
+    assert [str(paths[index]) for index in range(len(paths))] == names
+    assert len(pickle.dumps(paths)) < 40_000
 
 
 # --- kills ----------------------------------------------------------------------------------------------------------
