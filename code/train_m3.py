@@ -24,7 +24,6 @@ Exit status: 0 done, 2 something to mend (one line says what), 130 told to stop,
 import argparse
 import random
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch

@@ -80,7 +80,10 @@ def _any_kind(suffix: str) -> dict[str, tuple[bytes, str]]:
             EITHER if suffix == ".xml" else BAD if suffix == ".mid" else EITHER,
         ),
         "a_picture": (b"\x89PNG\r\n\x1a\n" + NOISE, EITHER),
-        "a_web_page": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", EITHER if suffix in (".abc", ".txt") else BAD),
+        "a_web_page": (
+            b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
+            EITHER if suffix in (".abc", ".txt") else BAD,
+        ),
     }
 
 
