@@ -1,7 +1,7 @@
 """Long runs survive: kills at random moments, full disks, lost processes, bad and hostile files. Through the real scripts.
 
 CLAMP2_KILLS=20 python -m pytest -s tests/test_reliability.py -k kill        every tool killed twenty times
-CLAMP2_ALL=1 python -m pytest tests/test_reliability.py                      the files that take a model minutes, too
+CLAMP2_ALL=1 python -m pytest tests/test_reliability.py                      also what takes minutes
 """
 
 import io
@@ -494,6 +494,7 @@ def test_another_number_of_processes_says_so(tmp_path):
     assert state(tmp_path, "m3")["epoch"] == 2
 
 
+@pytest.mark.skipif("CLAMP2_ALL" not in os.environ, reason="three processes start for 20 s; CLAMP2_ALL=1 runs it")
 def test_shards_that_are_unequal_empty_or_bad(tmp_path):
     """Three processes: one has a good file, one a bad file, one none."""
     (tmp_path / "in").mkdir()
