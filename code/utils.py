@@ -154,6 +154,7 @@ class M3TokenDecoder(nn.Module):
                 bos_token_id=BOS,
                 eos_token_id=EOS,
                 pad_token_id=PAD,
+                activation_function="gelu_pytorch_tanh",  # GPT-2's own "gelu_new", in one kernel
             )
         )
         use_packed_attention(self.base)

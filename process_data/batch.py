@@ -290,7 +290,8 @@ def _run_job(convert: Convert, args: argparse.Namespace, job: jobs.Job) -> tuple
     """One file, in a worker process: (error or None, warnings)."""
     signal.setitimer(signal.ITIMER_REAL, 2 * args.timeout + 30)  # kills a worker that hangs after the main process died
     try:
-        files.require_piece(job.source)
+        if os.path.lexists(job.source):  # `book.abc#2`, a tune of a file, is the converter's to find
+            files.require_piece(job.source)
         converted = convert(job.source, args)
         if not converted.outputs:
             raise Refused("nothing in it to convert")

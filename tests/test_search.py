@@ -325,7 +325,9 @@ def test_mistakes_are_told_in_one_line(mistakes, config, mistake):
 def test_weights_that_are_not_there(mistakes, tmp_path):
     config = write_config(tmp_path / "kit.py", **KIT_MODEL | {"CLAMP2_WEIGHTS_PATH": "/no/such.pth"})
     result = run_script(SEARCH, "search", "a jig", mistakes / "good", config=config)
-    assert result.returncode == 2 and result.stderr.startswith("error: /no/such.pth: there are no such weights"), result.stderr
+    assert result.returncode == 2 and result.stderr.startswith("error: /no/such.pth: there are no such weights"), (
+        result.stderr
+    )
 
 
 def test_metrics_between_folders_of_music(config, tmp_path):
