@@ -531,7 +531,7 @@ def test_no_file_runs_code(tmp_path):
         lambda: torch.save({"model": Evil(proof), "classes": ["a"]}, evil),
         lambda: torch.save({"model": {"a": torch.ones(1)}, "optimizer": Evil(proof)}, evil),
         lambda: torch.save({"model": {}, "x": Evil(proof)}, evil, _use_new_zipfile_serialization=False),
-        lambda: evil.write_bytes(pickle.dumps(Evil(proof))),
+        lambda: evil.write_bytes(pickle.dumps(Evil(proof), protocol=2)),
     ):
         write()
         for load in (load_checkpoint, linear_probe.load):
