@@ -120,17 +120,24 @@ def run(main: Callable[[Processes], int], join: Callable[[torch.device], object]
     processes = Processes()
     try:
         processes.start(join)
-        return main(processes)
+        status = main(processes)
     except InputError as error:
-        return tell_mistake(error, 0 if isinstance(error, OneProcessError) else processes.rank)
+        status = tell_mistake(error, 0 if isinstance(error, OneProcessError) else processes.rank)
     except OSError as error:
         if not error.filename:
             raise
-        return tell_mistake(f"{error.filename}: {error.strerror}")
+        status = tell_mistake(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
-        return 130
+        status = 130
     finally:
         processes.stop()
+    if processes.world_size > 1:
+        # All is written. In Python's own end, a thread of the process group that still holds an object of Python has
+        # aborted a process now and then ("terminate called without an active exception"), and so failed the job.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def precision(device: torch.device, wanted: str) -> torch.dtype:
