@@ -380,7 +380,7 @@ def main() -> None:
     else:
         device = torch.device(args.device)
         rate = matrix_rate(device, precision(device, args.precision))
-        name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor()}, {torch.get_num_threads()} threads"  # fmt: skip
+        name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"  # fmt: skip
         if not args.memory_of:
             print(
                 f"{name}; torch {torch.__version__}, transformers {transformers.__version__}, {args.precision}; "
