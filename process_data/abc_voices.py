@@ -18,7 +18,7 @@ _GRACE_NOTES = re.compile(r"\{[^{}]*\}")
 # decoration, or grace notes.
 _ELEMENT = re.compile(
     r"""
-     (?P<plain>[^]["!+{}|:\\$%(]+)  # notes, rests, lengths, slurs, spaces, ...
+     (?P<plain>[^]["!+{}|:\\$%(]+)  # notes, rests, lengths, spaces, ...
     |(?P<quoted>"[^"]*")
     |(?P<atom>\((?:\d+:[\d:]*)?|![^!\s]*!|\+[^+\s|]{2,}\+|\{(?:(?!\[V:)[^{}])*\})
     |\[(?P<field>[A-Za-z]):(?P<value>[^][{}]*)\]

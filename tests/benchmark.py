@@ -44,7 +44,7 @@ from patches import M3Patchilizer, mask_patches, read_music
 from processes import autocast, precision
 
 WORKS = ("m3_step", "clamp2_step", "extract_clamp2_abc", "extract_clamp2", "extract_m3")
-LENGTH, SIZE, TEXT = 512, 64, 128  # patches of a segment, characters of a patch, tokens of a text
+LENGTH, TEXT = 512, 128  # patches of a segment, tokens of a text
 
 
 # --- the straightforward form -----------------------------------------------------------------------------------------
