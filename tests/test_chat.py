@@ -115,17 +115,15 @@ def test_slow_answers_are_waited_for_side_by_side(place, serve):
 
     server = serve(behave)
     write_records(place / "in", *({"title": f"Tune {number}"} for number in range(12)))
-    begin = time.monotonic()
     assert run(place, server, "--concurrency", 4) == 0
     assert server.most_active == 4
-    assert 0.9 <= time.monotonic() - begin < 3  # one after another: 3.6
     assert len(server.requests) == 12
 
 
-@pytest.mark.parametrize("said", [{"retry_after": "1"}, {"retry_after_ms": "1000"}, {"retry_after": "date"}])
+@pytest.mark.parametrize("said", [{"retry_after": "2"}, {"retry_after_ms": "2000"}, {"retry_after": "date"}])
 def test_nobody_asks_before_the_time_the_server_says(place, serve, said):
     if said.get("retry_after") == "date":
-        said = {"retry_after": formatdate(time.time() + 2, usegmt=True)}  # in whole seconds: 1 to 2 from now
+        said = {"retry_after": formatdate(time.time() + 3, usegmt=True)}  # in whole seconds: 2 to 3 from now
     busy = []
 
     def behave(title, count, request):
@@ -140,7 +138,7 @@ def test_nobody_asks_before_the_time_the_server_says(place, serve, said):
     assert run(place, server, "--concurrency", 2) == 0
     after = [request["time"] - busy[0] for request in server.requests[1:]]
     # What comes before was on its way when the answer was read, which takes a busy machine a while.
-    assert not [wait for wait in after if 0.4 < wait < 0.9] and sum(wait > 0.9 for wait in after) >= 3
+    assert not [wait for wait in after if 1.0 < wait < 1.9] and sum(wait > 1.9 for wait in after) >= 3
     assert len(server.requests) == 7 and len(read_tree(place / "out")) == 6
 
 

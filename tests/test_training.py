@@ -146,21 +146,33 @@ def test_stopped_after_an_epoch_and_continued(undisturbed, tmp_path):
     assert_same(state(tmp_path, kind), state(folder, kind))
 
 
-def test_told_to_stop_inside_an_epoch_and_continued(tmp_path, undisturbed):
+TOLD_TO_STOP_IN_STEP = """
+import itertools, os, runpy, signal, sys
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+steps = itertools.count(1)
+
+
+def stop(*_):
+    if next(steps) == {step}:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+register_optimizer_step_post_hook(stop)
+sys.path.insert(0, {code!r})
+runpy.run_path("{code}/train_{kind}.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_told_to_stop_inside_an_epoch_and_continued(tmp_path, undisturbed, step):
+    """The signal comes in the first step of the first or second epoch, of three steps each."""
     kind, folder, _ = undisturbed
     config = CONFIGS[kind](tmp_path)
-    command = [sys.executable, CODE / f"train_{kind}.py"]
-    process = subprocess.Popen(
-        command, env=environment(config), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        if "starts from" in line:  # the last line before the first step
-            break
-    time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    assert "stopped in epoch" in output
+    result = run("-c", TOLD_TO_STOP_IN_STEP.format(step=step, code=str(CODE), kind=kind), config=config)
+    assert result.returncode == 130, result.stderr
+    # the loss of a step, and with it who was told to stop, is read one step late
+    assert f"stopped in epoch {step // 3 + 1} after step 2" in result.stdout
     result = run_script(CODE / f"train_{kind}.py", config=config)
     assert result.returncode == 0, result.stderr
     assert_same(state(tmp_path, kind), state(folder, kind))
