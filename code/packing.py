@@ -7,12 +7,15 @@ sequence, in buckets of similar length; PyTorch's fused kernel (`scaled_dot_prod
 Symbols: B sequences, T positions, N = sum of the lengths, H hidden size, A heads, D = H / A.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+
+from dropout import dropout as drop_out
 
 
 class Packing:
@@ -30,19 +33,25 @@ class Packing:
         self.sequences, self.positions = self.mask.nonzero(as_tuple=True)  # [N] each: the row and the column of a token
         starts = self.lengths.cumsum(0) - self.lengths  # [B]
         widths: dict[int, list[int]] = {}
-        for sequence, length in enumerate(self.lengths.tolist()):
+        lengths = self.lengths.tolist()
+        for sequence, length in enumerate(lengths):
             if length:
                 widths.setdefault(_bucket_width(length), []).append(sequence)
-        self.buckets: list[tuple[Tensor, Tensor | None]] = []  # tokens [b, width]; which are real, None: all
-        order = []
+        # The places of all buckets, one after another: [M], M >= N. A place holds a token, or fills its bucket up.
+        self.buckets: list[tuple[int, int, Tensor | None]] = []  # b, width; which places [b, width] are real, None: all
+        tokens, reals = [self.positions[:0]], [self.mask[0, :0]]
         for width, members in sorted(widths.items()):
             rows = torch.tensor(members, device=self.device)
             columns = torch.arange(width, device=self.device)
             real = columns < self.lengths[rows, None]  # [b, width]
-            tokens = (starts[rows, None] + columns).where(real, starts[rows, None])  # [b, width]
-            order.append(tokens[real])
-            self.buckets.append((tokens, None if bool(real.all()) else real))
-        self.order = torch.cat(order).argsort() if order else self.positions  # from bucket order back to [N]
+            tokens.append((starts[rows, None] + columns).where(real, starts[rows, None]).flatten())
+            reals.append(real.flatten())
+            is_full = all(lengths[row] == width for row in members)
+            self.buckets.append((len(members), width, None if is_full else real))
+        self.tokens = torch.cat(tokens)  # [M]: the token that stands at a place
+        real_places = torch.cat(reals).nonzero()[:, 0]  # [N]
+        self.places = torch.empty_like(real_places)  # [N]: the place where a token stands
+        self.places[self.tokens[real_places]] = real_places
 
     def pack(self, padded: Tensor) -> Tensor:
         """[B, T, ...] -> [N, ...]"""
@@ -84,15 +93,65 @@ def packed_attention(
     stands at its end, so that a causal kernel needs no mask for it.
     """
     causal = bool(getattr(module, "is_causal", False))
-    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [N, A, D]
+    heads = query.shape[1]
+    sizes = [count * width for count, width, _ in packing.buckets]
+    query, key, value = (
+        _ToPlaces.apply(x[0].transpose(0, 1).flatten(1), packing) for x in (query, key, value)
+    )  # [M, H]
     outputs = []
-    for tokens, real in packing.buckets:
-        q, k, v = (x[tokens].transpose(1, 2) for x in (query, key, value))  # [b, A, width, D]
+    for (count, width, real), *parts in zip(
+        packing.buckets, *(x.split(sizes) for x in (query, key, value)), strict=True
+    ):
+        q, k, v = (x.view(count, width, heads, -1).transpose(1, 2) for x in parts)  # [b, A, width, D]
         mask = None if causal or real is None else real[:, None, None, :]  # [b, 1, 1, width]
-        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scaling)
-        out = out.transpose(1, 2)  # [b, width, A, D]
-        outputs.append(out.flatten(0, 1) if real is None else out[real])
-    return torch.cat(outputs)[packing.order][None], None
+        if dropout and q.device.type == "cpu":
+            out = attention_with_dropout(q, k, v, mask, dropout, causal, scaling)
+        else:
+            out = scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scaling
+            )
+        outputs.append(out.transpose(1, 2).reshape(count * width, -1))
+    packed = _FromPlaces.apply(torch.cat(outputs), packing)  # [N, H]
+    return packed.view(1, len(packed), heads, -1), None
+
+
+def attention_with_dropout(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float, causal: bool, scale: float | None
+) -> Tensor:
+    """What scaled_dot_product_attention computes, for the CPU, where it has no fused kernel with dropout."""
+    scores = query @ key.transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return drop_out(scores.softmax(-1), p) @ value
+
+
+class _ToPlaces(torch.autograd.Function):
+    """[N, H] -> [M, H]. Attention gives what only fills up a bucket no gradient, so that each token has one place's."""
+
+    @staticmethod
+    def forward(ctx, packed: Tensor, packing: Packing) -> Tensor:
+        ctx.packing = packing
+        return packed.index_select(0, packing.tokens)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.index_select(0, ctx.packing.places), None
+
+
+class _FromPlaces(torch.autograd.Function):
+    """[M, H] -> [N, H]"""
+
+    @staticmethod
+    def forward(ctx, placed: Tensor, packing: Packing) -> Tensor:
+        ctx.packing = packing
+        return placed.index_select(0, packing.places)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        zeros = gradient.new_zeros((len(ctx.packing.tokens), gradient.shape[1]))
+        return zeros.index_copy_(0, ctx.packing.places, gradient), None
 
 
 def packable(config: PreTrainedConfig) -> bool:

@@ -1,6 +1,7 @@
 """The processes of a training job, and the precision they compute in."""
 
 import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Callable
@@ -119,6 +120,8 @@ def run(main: Callable[[Processes], int], join: Callable[[torch.device], object]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's workers are the parallelism
     processes = Processes()
     try:
+        if processes.device.type == "cpu":
+            keep_freed_memory()
         processes.start(join)
         status = main(processes)
     except InputError as error:
@@ -138,6 +141,19 @@ def run(main: Callable[[Processes], int], join: Callable[[torch.device], object]
         sys.stderr.flush()
         os._exit(status)
     return status
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep what tensors on the CPU free, for the next ones.
+
+    By default glibc gives large blocks back to the system at once, and a third or more of a training step goes by with
+    the kernel handing out zeroed pages again. PyTorch keeps a GPU's memory itself.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):  # only glibc has it, and knows these numbers
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of <malloc.h>
+        library.mallopt(trim_threshold, -1)  # never give the heap's end back
+        library.mallopt(mmap_max, 0)  # no block outside the heap
 
 
 def precision(device: torch.device, wanted: str) -> torch.dtype:

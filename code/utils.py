@@ -25,6 +25,7 @@ from config import (
     PATCH_SIZE,
     TOKEN_NUM_LAYERS,
 )
+from dropout import use_cheap_dropout
 from files import InputError
 from hub_model import HubModel
 from packing import Packing, first_position, packable, run_packed, use_packed_attention
@@ -98,6 +99,7 @@ class M3PatchEncoder(nn.Module):
         freeze_unused(self.base)
         self.base.embeddings.word_embeddings.requires_grad_(False)  # the patch embedding stands in for it
         use_packed_attention(self.base)
+        use_cheap_dropout(self.base)
 
     def embed(self, patches: Tensor) -> Tensor:
         """[N, P] ids -> [N, H]: what the linear layer gives for the one-hot patches, as a sum of its columns.
@@ -105,7 +107,7 @@ class M3PatchEncoder(nn.Module):
         Where a patch's end is PAD, the columns of PAD are summed once for all patches of that length.
         """
         size = self.patch_size
-        columns = self.patch_embedding.weight.t()  # [P * V, H]; the column of id v at place p is row p * V + v
+        columns = self.patch_embedding.weight.t().contiguous()  # [P * V, H]: row p * V + v is of id v at place p
         lengths = size - (patches != PAD).flip(1).int().argmax(1)  # [N], of a patch without its last PADs
         lengths = lengths.where((patches != PAD).any(1), lengths.new_zeros(()))
         places = torch.arange(size, device=patches.device)
@@ -158,6 +160,7 @@ class M3TokenDecoder(nn.Module):
             )
         )
         use_packed_attention(self.base)
+        use_cheap_dropout(self.base)
 
     def forward(self, features: Tensor, target_patches: Tensor) -> tuple[Tensor, Tensor]:
         """Features [N, H] of patches [N, P] -> the summed cross-entropy of their characters, and their number.
@@ -227,6 +230,7 @@ class CLaMP2Model(nn.Module, HubModel):
         super().__init__()
         self.text_model = AutoModel.from_config(copy.deepcopy(text_config), dtype=torch.float32)
         freeze_unused(self.text_model)
+        use_cheap_dropout(self.text_model)
         if packable(self.text_model.config):
             use_packed_attention(self.text_model)
         self.text_proj = nn.Linear(self.text_model.config.hidden_size, hidden_size)

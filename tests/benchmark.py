@@ -7,25 +7,30 @@
 
 The straightforward form: one-hot patches through a linear layer in floats, music always padded to PATCH_LENGTH and text
 to MAX_TEXT_LENGTH, the decoder over all characters of a patch, eager attention, in extraction one segment at a time.
-Before anything is timed, both forms must give the same loss and gradients, or the same features (dropout off).
+Before anything is timed, both forms must give the same loss and gradients, or the same features (dropout off). Each
+form has a process of its own, and the two run in turns; the straightforward form always computes in float32.
 
 Pieces come from --abc (interleaved) and --mtf, half and half; by default the few of tests/kit. Texts are random tokens,
 10 to 90 each, the lengths of real metadata. "Matrix rate" is what one large matrix product reaches on this machine;
-"share" is how much of it the products of real patches, characters and tokens (no padding, attention not counted) use.
+"share" is how much of it the products of real patches, characters and tokens (no padding) use;
+"padded" is how many times as many products the straightforward form computes.
 """
 
 import argparse
 import json
+import multiprocessing
 import platform
 import random
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -37,14 +42,17 @@ from transformers import XLMRobertaConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "code")]
+import config
 import embedding
 import loading
+import train_clamp2
 import utils
 from patches import M3Patchilizer, mask_patches, read_music
-from processes import autocast, precision
+from processes import autocast, keep_freed_memory, precision
 
 WORKS = ("m3_step", "clamp2_step", "extract_clamp2_abc", "extract_clamp2", "extract_m3")
 LENGTH, TEXT = 512, 128  # patches of a segment, tokens of a text
+WARM_UP = {True: 3, False: 1}  # runs before the clock counts: the first ones, of steps, reserve memory
 
 
 # --- the straightforward form -----------------------------------------------------------------------------------------
@@ -108,6 +116,13 @@ def to_length(rows: list[np.ndarray], length: int, value: int = 0) -> tuple[Tens
     return array[:-1], mask[:-1]
 
 
+def products(lengths: Iterable[int], layers: int, is_decoder: bool = False) -> int:
+    """Floating-point operations of the matrix products of a transformer of hidden size 768 over sequences."""
+    attention = 2 if is_decoder else 4  # a character attends to those before it: half of all pairs
+    logits = 2 * 768 * utils.VOCABULARY if is_decoder else 0
+    return sum(layers * (24 * 768**2 * length + attention * 768 * length**2) + logits * length for length in lengths)
+
+
 def new_model(name: str) -> nn.Module:
     """At published sizes, with the same random weights each time."""
     torch.manual_seed(0)
@@ -120,120 +135,140 @@ def new_model(name: str) -> nn.Module:
 
 # --- the works ----------------------------------------------------------------------------------------------------
 class Work:
-    """Something to be timed in both forms on the same pieces.
+    """Something to be timed, in one of the two forms.
 
-    Attributes: `pieces`, `tokens` (real patches and text tokens) and `flops` (of real elements) of one run.
+    Attributes: `pieces`, `tokens` (real patches and text tokens), `flops` (of real elements) and `padded_flops` (of the
+    straightforward form) of one run.
     """
 
-    def __init__(self, name: str, music: list[np.ndarray], args: argparse.Namespace):
-        self.name, self.device = name, torch.device(args.device)
+    def __init__(self, name: str, music: list[np.ndarray], form: str, args: argparse.Namespace):
+        self.name, self.device, self.is_plain = name, torch.device(args.device), form == "plain"
         self.is_step = name.endswith("_step")
-        self.dtype = {"ours": precision(self.device, args.precision), "plain": torch.float32}
-        self.models = {form: new_model(name).to(self.device) for form in args.forms}
-        self.plain = Plain(self.models["plain"]) if "plain" in self.models else None
-        self.optimizers = {
-            form: torch.optim.AdamW(model.parameters(), lr=1e-6, fused=form == "ours" or None)
-            for form, model in self.models.items()
-            if self.is_step
-        }
-        rng = random.Random(0)
-        self.music, self.pieces = music, len(music)
-        hidden = 24 * 768**2 * 12  # flops of an encoder's products for one token: 12 layers of 12 H^2 weights
-        patches = sum(map(len, music))
-        if name == "m3_step":
-            music = [piece[:LENGTH] for piece in music]
-            patches = sum(map(len, music))
-            masked = [mask_patches(piece, np.random.default_rng(0)) for piece in music]
-            inputs, selected = [m[0] for m in masked], [m[1] for m in masked]
-            self.batches = {"ours": self._m3(loading.pad, music, inputs, selected),
-                            "plain": self._m3(lambda rows: to_length(rows, LENGTH), music, inputs, selected)}  # fmt: skip
-            characters = sum(
-                int((piece[chosen.astype(bool)] != 0).sum()) for piece, chosen in zip(music, selected, strict=True)
-            )
-            self.flops = 3 * (hidden * patches + (24 * 768**2 * 3 + 2 * 768 * 128) * characters)
-        elif name == "clamp2_step":
-            music = [piece[:LENGTH] for piece in music]
-            patches = sum(map(len, music))
-            texts = [np.array([0, *rng.choices(range(4, 250_000), k=rng.randint(8, 88)), 2]) for _ in music]
-            words = sum(map(len, texts))
-            self.batches = {
-                "ours": (*loading.pad(texts, 1), *loading.pad(music)),
-                "plain": (*to_length(texts, TEXT, 1), *to_length(music, LENGTH)),
-            }
-            self.flops, patches = 3 * hidden * (patches + words), patches + words
-        else:
-            self.flops = hidden * sum(  # segments overlap at the end of a piece
-                min(LENGTH, len(piece)) for piece in music for _ in embedding.segment_starts(len(piece), LENGTH)
-            )
-        self.tokens = patches
+        self.dtype = torch.float32 if self.is_plain else precision(self.device, args.precision)
+        self.model = new_model(name).to(self.device)
+        self.plain = Plain(self.model) if self.is_plain else None
         if self.is_step:
-            self.batches = {k: tuple(t.to(self.device) for t in v) for k, v in self.batches.items()}
-
-    @staticmethod
-    def _m3(pad: Callable, music: list, inputs: list, selected: list) -> tuple[Tensor, ...]:
-        (patches, masks), (targets, _), (chosen, _) = pad(inputs), pad(music), pad(selected)
-        return patches, masks, chosen, targets
-
-    def loss(self, form: str) -> Tensor:
-        batch, model = self.batches[form], self.models[form]
-        with autocast(self.device, self.dtype[form]):
-            if self.name == "m3_step":
-                return model(*batch).loss if form == "ours" else self.plain.m3_loss(*batch)
-            return utils.ClipLoss()(*model(*batch)) if form == "ours" else self.plain.clamp2_loss(*batch)
-
-    def features(self, form: str) -> list[np.ndarray]:
-        pooled = self.name != "extract_m3"
-        if form == "ours":
-            order = sorted(range(len(self.music)), key=lambda index: len(self.music[index]))  # as extraction does
-            found = embedding.embed(
-                self.models["ours"], [self.music[i] for i in order], pooled, dtype=self.dtype["ours"]
+            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=None if self.is_plain else True)
+            music = [piece[:LENGTH] for piece in music]
+        rng = random.Random(0)
+        self.music, self.pieces, self.tokens = music, len(music), sum(map(len, music))
+        batch, texts, characters, segments, selected_patches = (), [], [], [], 0
+        if name == "m3_step":
+            masked = [mask_patches(piece, np.random.default_rng(0)) for piece in music]
+            chosen = [piece[selected.astype(bool)] for piece, (_, selected) in zip(music, masked, strict=True)]
+            characters = [int(count) for rows in chosen for count in (rows != 0).sum(1)]
+            selected_patches = len(characters)
+            (patches, masks), (targets, _), (selected, _) = (
+                self._pad(rows) for rows in ([m[0] for m in masked], music, [m[1] for m in masked])
             )
-            by_index = dict(zip(order, found, strict=True))
-            return [by_index[index] for index in range(len(order))]
-        with torch.inference_mode():
-            return [self.plain.extract(piece, self.device, pooled) for piece in self.music]
+            batch = (patches, masks, selected, targets)
+        elif name == "clamp2_step":
+            texts = [np.array([0, *rng.choices(range(4, 250_000), k=rng.randint(8, 88)), 2]) for _ in music]
+            self.tokens += sum(map(len, texts))
+            batch = (*self._pad(texts, TEXT, 1), *self._pad(music))
+        for piece in music:  # segments overlap at the end of a piece
+            segments += [min(LENGTH, len(piece))] * len(embedding.segment_starts(len(piece), LENGTH))
+        one_hot = 2 * 768 * config.PATCH_SIZE * utils.VOCABULARY
+        self.flops = products(segments, 12) + products(map(len, texts), 12) + products(characters, 3, True)
+        self.padded_flops = (
+            products([LENGTH] * len(segments), 12)
+            + products([TEXT] * len(texts), 12)
+            + products([config.PATCH_SIZE] * selected_patches, 3, True)
+            + one_hot * LENGTH * len(segments)
+        )
+        if self.is_step:  # backward, twice as much
+            self.flops, self.padded_flops = 3 * self.flops, 3 * self.padded_flops
+        self.batch = tuple(tensor.to(self.device) for tensor in batch)
 
-    def check(self) -> str:
-        """Both forms give the same; says how nearly."""
-        for model in self.models.values():
-            model.eval()
+    def _pad(self, rows: list[np.ndarray], length: int = LENGTH, value: int = 0) -> tuple[Tensor, Tensor]:
+        return to_length(rows, length, value) if self.is_plain else loading.pad(rows, value)
+
+    def back_propagate(self) -> float:
+        """The loss, with its gradients in the parameters."""
+        if self.name == "clamp2_step" and not self.plain:  # the trainer's own, with its CLAMP2_MICRO_BATCH
+            scaler = torch.amp.GradScaler(self.device.type, enabled=False)
+            run = SimpleNamespace(
+                model=self.model, parallel=self.model, device=self.device, dtype=self.dtype, scaler=scaler
+            )
+            return train_clamp2.step(run, dict(zip(train_clamp2.INPUTS, self.batch, strict=True))).total  # type: ignore[arg-type]
+        with autocast(self.device, self.dtype):
+            if self.name == "m3_step":
+                loss = self.plain.m3_loss(*self.batch) if self.plain else self.model(*self.batch).loss
+            else:
+                loss = self.plain.clamp2_loss(*self.batch)
+        loss.backward()
+        return loss
+
+    def features(self) -> list[np.ndarray]:
+        pooled = self.name != "extract_m3"
+        if self.plain:
+            with torch.inference_mode():
+                return [self.plain.extract(piece, self.device, pooled) for piece in self.music]
+        return list(embedding.embed(self.model, self.music, pooled, dtype=self.dtype))
+
+    def results(self) -> dict[str, Tensor]:
+        """What both forms must give alike: loss and gradients, or features. Without dropout."""
+        self.model.eval()
         if not self.is_step:
-            pairs = list(zip(self.features("ours"), self.features("plain"), strict=True))
-            difference = max(float(np.abs(a - b).max()) for a, b in pairs)
-            cosine = min(float((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in pairs)
-            if self.dtype["ours"] == torch.float32 and difference > 1e-4:
-                sys.exit(f"{self.name}: the two forms differ by {difference}")
-            return f"features differ by at most {difference:.1e}, least cosine {cosine:.6f}"
-        losses = {form: self.loss(form) for form in self.models}
-        for form, loss in losses.items():
-            loss.backward()
-            losses[form] = loss.item()
-        ours, plain = (dict(self.models[form].named_parameters()) for form in ("ours", "plain"))
-        worst = 0.0
-        for key, value in ours.items():
-            if value.grad is not None and plain[key].grad is not None:
-                scale = plain[key].grad.abs().max().item() or 1.0
-                worst = max(worst, (value.grad - plain[key].grad).abs().max().item() / max(scale, 1e-5))
-        for model in self.models.values():
-            model.zero_grad(set_to_none=True)
-        difference = abs(losses["ours"] - losses["plain"])
-        if self.dtype["ours"] == torch.float32 and (difference > 1e-4 or worst > 1e-2):
-            sys.exit(f"{self.name}: losses differ by {difference}, gradients by {worst} of their largest entry")
-        return f"losses differ by {difference:.1e}, gradients by {worst:.1e} of the largest entry of their tensor"
+            return {str(i): torch.from_numpy(feature) for i, feature in enumerate(self.features())}
+        results = {"loss": self.back_propagate().detach()}
+        results |= {k: p.grad.cpu() for k, p in self.model.named_parameters() if p.grad is not None}
+        self.model.zero_grad(set_to_none=True)
+        return results
 
-    def run(self, form: str) -> float:
+    def run(self) -> float:
         """Once; returns the seconds it took."""
-        self.models[form].train(self.is_step)
+        self.model.train(self.is_step)
         synchronize(self.device)
         start = time.perf_counter()
         if self.is_step:
-            self.loss(form).backward()
-            self.optimizers[form].step()
-            self.optimizers[form].zero_grad(set_to_none=True)
+            self.back_propagate()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         else:
-            self.features(form)
+            self.features()
         synchronize(self.device)
         return time.perf_counter() - start
+
+    def peak_memory(self) -> float:
+        """GB at the most so far: on the GPU, allocated there; else of this process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 1e9
+        [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(peak) / 1e6
+
+
+def serve(connection: Connection, name: str, music: list[np.ndarray], form: str, args: argparse.Namespace, path: Path):
+    """A process for one form: writes its results to `path`, then runs when it is asked to, and tells seconds and GB."""
+    config.CLAMP2_MICRO_BATCH = args.micro_batch
+    if form == "ours" and args.device == "cpu":
+        keep_freed_memory()  # as every script does
+    work = Work(name, music, form, args)
+    torch.save(work.results(), path)
+    connection.send((work.pieces, work.tokens, work.flops, work.padded_flops))
+    while connection.recv():
+        connection.send((work.run(), work.peak_memory()))
+
+
+def compare(name: str, paths: dict[str, Path], exact: bool) -> str:
+    """Says how nearly both forms gave the same. Ends the program if they did not, where they compute `exact`ly alike."""
+    ours, plain = (torch.load(paths[form], mmap=True) for form in ("ours", "plain"))
+    if "loss" not in ours:
+        difference = max((ours[key].double() - plain[key]).abs().max().item() for key in ours)
+        cosine = min(
+            F.cosine_similarity(ours[k].double().flatten(), plain[k].double().flatten(), 0).item() for k in ours
+        )
+        if exact and difference > 1e-4:
+            sys.exit(f"{name}: the two forms' features differ by {difference}")
+        return f"features differ by at most {difference:.1e}, least cosine {cosine:.6f}"
+    difference = abs(ours.pop("loss") - plain.pop("loss")).item()
+    worst = 0.0
+    for key in ours.keys() & plain.keys():
+        scale = max(plain[key].abs().max().item(), 1e-5)
+        worst = max(worst, (ours[key] - plain[key]).abs().max().item() / scale)
+    if exact and (difference > 1e-4 or worst > 1e-2):
+        sys.exit(f"{name}: the two forms' losses differ by {difference}, gradients by {worst} of their largest entry")
+    return f"losses differ by {difference:.1e}, gradients by {worst:.1e} of the largest entry of their tensor"
 
 
 def synchronize(device: torch.device) -> None:
@@ -255,17 +290,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / min(times)
 
 
-# --- memory, reading, scaling -------------------------------------------------------------------------------------
-def peak_memory(args: argparse.Namespace, work: Work, form: str) -> float:
-    """GB at the most, in one run: on the GPU allocated there, else of a process of its own."""
-    if work.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        work.run(form)
-        return torch.cuda.max_memory_allocated() / 1e9
-    command = [sys.executable, __file__, *args.argv, "--work", work.name, "--memory_of", form]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
+# --- reading, scaling ---------------------------------------------------------------------------------------------
 def reading_time(paths: list[Path]) -> tuple[float, float]:
     """(milliseconds, kilobytes) of reading and patchilizing a piece, medians."""
     patchilizer = M3Patchilizer()
@@ -321,35 +346,48 @@ def load_pieces(args: argparse.Namespace, number: int, is_abc_only: bool) -> tup
 
 
 def measure(name: str, args: argparse.Namespace, rate: float) -> dict:
-    number = args.pieces or {"m3_step": 16, "clamp2_step": 16, "extract_clamp2_abc": 64}.get(name, 24)
-    music, paths = load_pieces(args, number, name.endswith("_abc"))
-    work = Work(name, music, args)
-    if args.memory_of:
-        work.run(args.memory_of)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
-        return {}
-    same = work.check()
+    """Both forms of one work in turns. Prints and returns its row."""
+    number = args.pieces or {"m3_step": 4, "clamp2_step": 8, "extract_clamp2_abc": 16}.get(name, 12)
+    music, files = load_pieces(args, number, name.endswith("_abc"))
+    context = multiprocessing.get_context("spawn")
+    connections, children = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {form: Path(folder, form) for form in ("ours", "plain")}
+        for form, path in paths.items():
+            connections[form], other = context.Pipe()
+            children.append(context.Process(target=serve, args=(other, name, music, form, args, path), daemon=True))
+            children[-1].start()
+            other.close()
+            facts = connections[form].recv()
+            if form == "ours":
+                pieces, tokens, flops, _ = facts
+            padded_flops = facts[3]
+        same = compare(name, paths, args.precision == "float32")
     times: dict[str, list[float]] = {"ours": [], "plain": []}
-    for form in times:
-        work.run(form)  # the first run also reserves memory and chooses kernels
-    for _ in tqdm(range(args.pairs), desc=name, leave=False):
-        for form, found in times.items():
-            found.append(work.run(form))
+    memory = {}
+    for turn in tqdm(range(-WARM_UP[name.endswith("_step")], args.pairs), desc=name, leave=False):
+        for form, connection in connections.items():
+            connection.send(True)
+            seconds, memory[form] = connection.recv()
+            if turn >= 0:
+                times[form].append(seconds)
+    for connection, child in zip(connections.values(), children, strict=True):
+        connection.send(False)
+        child.join()
     ours, plain = (statistics.median(found) for found in times.values())
     ratio = statistics.median(b / a for a, b in zip(times["ours"], times["plain"], strict=True))
-    memory = {form: peak_memory(args, work, form) for form in times} if not args.no_memory else {}
-    reading, size = reading_time(paths)
+    reading, size = reading_time(files)
     result = {
-        "work": name, "pieces": work.pieces, "mean_patches": float(np.mean([len(piece) for piece in music])), "same": same,
-        "seconds": ours, "plain_seconds": plain, "ratio": ratio, "pieces_per_s": work.pieces / ours,
-        "tokens_per_s": work.tokens / ours, "share_of_matrix_rate": work.flops / ours / rate, "memory_GB": memory,
-        "reading_ms": reading, "median_kB": size,
+        "work": name, "pieces": pieces, "mean_patches": float(np.mean([len(piece) for piece in music])), "same": same,
+        "seconds": ours, "plain_seconds": plain, "ratio": ratio, "padded": padded_flops / flops,
+        "pieces_per_s": pieces / ours, "tokens_per_s": tokens / ours, "share_of_matrix_rate": flops / ours / rate,
+        "memory_GB": memory, "reading_ms": reading, "median_kB": size,
     }  # fmt: skip
-    gigabytes = f"{memory['ours']:6.2f} {memory['plain']:6.2f}" if memory else "     -      -"
     print(
-        f"{name:19} {work.pieces:4d} {result['mean_patches']:6.0f}  {plain:8.2f} {ours:8.2f} {ratio:6.2f} "
-        f"{result['pieces_per_s']:9.2f} {result['tokens_per_s']:9.0f} {result['share_of_matrix_rate']:6.0%}  {gigabytes}  "
-        f"{same}; reading {reading:.2f} ms ({size:.0f} kB)"
+        f"{name:19} {pieces:4d} {result['mean_patches']:6.0f}  {plain:8.2f} {ours:8.2f} {ratio:6.2f} {result['padded']:6.2f} "
+        f"{result['pieces_per_s']:9.2f} {result['tokens_per_s']:9.0f} {result['share_of_matrix_rate']:6.0%} "
+        f"{memory['ours']:6.2f} {memory['plain']:6.2f}\n    {same}; reading a piece {reading:.2f} ms ({size:.1f} kB)",
+        flush=True,
     )
     return result
 
@@ -359,7 +397,7 @@ def main() -> None:
     parser.add_argument("--work", nargs="+", choices=WORKS, default=WORKS)
     parser.add_argument("--abc", type=Path, default=ROOT / "tests/kit/interleaved", help="folder of interleaved ABC")
     parser.add_argument("--mtf", type=Path, default=ROOT / "tests/kit/mtf", help="folder of MTF")
-    parser.add_argument("--pieces", type=int, default=0, help="pieces of a run (default: 16 in steps, 24 or 64 else)")
+    parser.add_argument("--pieces", type=int, default=0, help="pieces of a run")
     parser.add_argument("--pairs", type=int, default=5, help="both forms in turns, so often; medians are told")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -368,27 +406,21 @@ def main() -> None:
         choices=("float32", "bfloat16"),
         help="of ours; the other form stays in float32",
     )
-    parser.add_argument("--no_memory", action="store_true", help="do not measure memory")
+    parser.add_argument("--micro_batch", type=int, default=0, help="CLAMP2_MICRO_BATCH of the CLaMP 2 step")
     parser.add_argument("--scaling", action="store_true", help="only the table of 10^2 ... 10^5 pieces")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--memory_of", choices=("ours", "plain"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.argv = sys.argv[1:]
-    args.forms = [args.memory_of] if args.memory_of else ["ours", "plain"]
     if args.scaling:
         results: dict = {"scaling": scaling()}
     else:
         device = torch.device(args.device)
         rate = matrix_rate(device, precision(device, args.precision))
         name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"  # fmt: skip
-        if not args.memory_of:
-            print(
-                f"{name}; torch {torch.__version__}, transformers {transformers.__version__}, {args.precision}; "
-                f"matrix rate {rate / 1e9:.0f} GFLOP/s"
-            )
-            print(
-                "work                pieces patches   plain s   ours s  ratio  pieces/s  tokens/s  share  GB ours, plain"
-            )
+        print(
+            f"{name}; torch {torch.__version__}, transformers {transformers.__version__}, {args.precision}; "
+            f"matrix rate {rate / 1e9:.0f} GFLOP/s\n"
+            "work                pieces patches   plain s   ours s  ratio padded  pieces/s  tokens/s  share  GB ours, plain"
+        )
         results = {"machine": name, "torch": torch.__version__, "transformers": transformers.__version__,
                    "precision": args.precision, "matrix_rate": rate,
                    "works": [measure(work, args, rate) for work in args.work]}  # fmt: skip

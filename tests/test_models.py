@@ -1,5 +1,6 @@
 """The models against the golden values, and against the plain form of what they compute."""
 
+import math
 from copy import deepcopy
 from unittest import mock
 
@@ -9,6 +10,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
 
+import dropout
 import packing
 import utils
 from checkpoints import load_checkpoint, load_weights
@@ -356,6 +358,42 @@ def test_bert_config_is_the_published_one():
     config = utils.M3Model(**SIZES).encoder.base.config
     assert config.hidden_dropout_prob == BertConfig().hidden_dropout_prob == 0.1
     assert config.num_attention_heads == 1 and config.intermediate_size == 256
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_with_dropout_is_attention(causal):
+    """What dropout leaves over is what the fused kernel computes."""
+    q, k, v = torch.randn(3, 2, 4, 7, 8)
+    mask = None if causal else torch.arange(7) < torch.tensor([3, 7])[:, None, None, None]
+    with mock.patch.object(packing, "drop_out", lambda x, p: x):
+        ours = packing.attention_with_dropout(q, k, v, mask, 0.1, causal, None)
+    torch.testing.assert_close(ours, F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal))
+
+
+# --- dropout --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout(p, dtype):
+    torch.manual_seed(0)
+    x = torch.full((1001, 999), 3.0, dtype=dtype, requires_grad=True)
+    y = dropout.Dropout(p)(x)
+    kept = y != 0
+    torch.testing.assert_close(y[kept].float(), torch.full((int(kept.sum()),), 3 / (1 - p)), rtol=1e-2, atol=0)
+    for rate in (1 - kept.float().mean(), *(1 - kept.float().mean(side) for side in (0, 1))):
+        count = kept.numel() / rate.numel()
+        assert (abs(rate - p) < 5 * math.sqrt(p * (1 - p) / count)).all()  # five standard deviations
+    neighbours = (kept[:, 1:] == kept[:, :-1]).float().mean()
+    assert abs(neighbours - (p**2 + (1 - p) ** 2)) < 3e-3
+    y.sum().backward()
+    assert torch.equal(x.grad != 0, kept)
+    assert not torch.equal(dropout.Dropout(p)(x) != 0, kept)  # another draw
+    assert torch.equal(dropout.Dropout(p).eval()(x), x)
+
+
+def test_every_dropout_of_a_model_is_replaced(m3, clamp2):
+    for model in (m3, clamp2):
+        kinds = {type(module) for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+        assert kinds == {dropout.Dropout}
 
 
 # --- segments -------------------------------------------------------------------------------------------------------
