@@ -40,21 +40,30 @@ def embed(
     """
     open_items: deque[_Item] = deque()
     batch: list[tuple[_Item, np.ndarray]] = []
+    running: list[_Pass] = []  # the pass before, which a GPU computes while the next one is being put together
     size = 0
+
+    def run() -> None:
+        running.append(_Pass(model, batch, pooled, dtype))
+        if len(running) > 1:
+            running.pop(0).finish()
+
     for array in items:
         kind_changes = batch and batch[-1][1].ndim != array.ndim
         item = _Item(len(array), PATCH_LENGTH if array.ndim == 2 else MAX_TEXT_LENGTH)
         open_items.append(item)
         for start in item.starts:
             if kind_changes or size >= batch_tokens:
-                _run_segments(model, batch, pooled, dtype)
+                run()
                 batch, size, kind_changes = [], 0, False
             batch.append((item, array[start : start + item.limit]))
             size += len(batch[-1][1])
         while open_items and open_items[0].complete:
             yield open_items.popleft().merge(pooled)
     if batch:
-        _run_segments(model, batch, pooled, dtype)
+        run()
+    for last in running:
+        last.finish()
     for item in open_items:
         yield item.merge(pooled)
 
@@ -79,17 +88,28 @@ class _Item:
         return np.average(self.features, axis=0, weights=weights).astype(np.float32)
 
 
-@torch.inference_mode()
-def _run_segments(model: nn.Module, batch: list[tuple[_Item, np.ndarray]], pooled: bool, dtype: torch.dtype) -> None:
-    """One forward pass over segments of one kind; hands each its features."""
-    device = next(model.parameters()).device
-    lengths = [len(segment) for _, segment in batch]
-    tokens = torch.from_numpy(np.concatenate([segment for _, segment in batch])).to(device)  # [N, P] or [N]
-    masks = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # [B, T]
-    packing = Packing(masks.to(device))
-    with autocast(device, dtype):
-        features = model.features(packing, tokens, pooled)  # type: ignore[operator]
-    arrays = features.float().cpu().numpy()
-    parts = arrays if pooled else np.split(arrays, np.cumsum(lengths)[:-1])
-    for (item, _), part in zip(batch, parts, strict=True):
-        item.features.append(part)
+class _Pass:
+    """A forward pass over segments of one kind. `finish` waits for it, and hands each segment's item its features."""
+
+    @torch.inference_mode()
+    def __init__(self, model: nn.Module, batch: list[tuple[_Item, np.ndarray]], pooled: bool, dtype: torch.dtype):
+        self.items, self.pooled = [item for item, _ in batch], pooled
+        self.lengths = [len(segment) for _, segment in batch]
+        device = next(model.parameters()).device
+        tokens = torch.from_numpy(np.concatenate([segment for _, segment in batch]))  # [N, P] or [N]
+        if device.type == "cuda":
+            tokens = tokens.pin_memory().to(device, non_blocking=True)
+        masks = torch.arange(max(self.lengths)) < torch.tensor(self.lengths)[:, None]  # [B, T]
+        packing = Packing(masks, device)
+        with autocast(device, dtype):
+            features = model.features(packing, tokens, pooled)  # type: ignore[operator]
+        self.features = features.float().to("cpu", non_blocking=True)
+        self.done = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+    def finish(self) -> None:
+        if self.done:
+            self.done.synchronize()
+        array = self.features.numpy()
+        parts = array if self.pooled else np.split(array, np.cumsum(self.lengths)[:-1])
+        for item, part in zip(self.items, parts, strict=True):
+            item.features.append(part)

@@ -24,6 +24,7 @@ Exit status: 0 all done, 1 some file failed (errors.jsonl in the output folder s
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,13 @@ from utils import CLaMP2Model
 SUFFIXES = (".abc", ".mtf", ".txt")
 
 
+def read(path: Path, tokenizer) -> np.ndarray:
+    """A file as token ids or patches."""
+    if path.suffix.lower() == ".txt":
+        return tokenize(join_lines(read_text(path), tokenizer), tokenizer)
+    return extraction.read_patches(path)
+
+
 def main(job: extraction.Processes) -> int:
     parser = extraction.arguments(__doc__, SUFFIXES)
     parser.add_argument(
@@ -46,13 +54,6 @@ def main(job: extraction.Processes) -> int:
     )
     args = parser.parse_args()
     weights = extraction.find_weights(job, config.CLAMP2_WEIGHTS_PATH, args.download)
-    tokenizer = load_tokenizer()
-
-    def read(path: Path) -> np.ndarray:
-        if path.suffix.lower() == ".txt":
-            return tokenize(join_lines(read_text(path), tokenizer), tokenizer)
-        return extraction.read_patches(path)
-
     return extraction.extract(
         job,
         args.input_dir,
@@ -60,7 +61,7 @@ def main(job: extraction.Processes) -> int:
         SUFFIXES,
         weights,
         load_model=lambda: extraction.load(CLaMP2Model(load_text_config()), weights),
-        read=read,
+        read=partial(read, tokenizer=load_tokenizer()),
         pooled=args.normalize,
     )
 

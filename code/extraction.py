@@ -1,5 +1,5 @@
-"""What the two extractors share: sharing out the files of a folder, writing features whole or not at all, resuming,
-telling.
+"""What the two extractors share: sharing out the files of a folder, reading ahead, writing features whole or not at
+all, resuming, telling.
 
 A feature file is float32, [1, T, H], or [1, CLAMP2_HIDDEN_SIZE] with --normalize. OUT mirrors the folders of IN.
 """
@@ -11,7 +11,9 @@ import hashlib
 import json
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import config
@@ -27,11 +30,14 @@ import published
 from checkpoints import load_checkpoint, load_weights
 from embedding import embed
 from files import InputError, atomic_write, list_files, output_names, remove_leftovers
+from loading import Paths, close_loader, ignore_interrupts
 from patches import M3Patchilizer, read_music
 from processes import Processes, precision
 
 MANIFEST = ".extraction.json"  # in OUT: which weights its features were made with
 LONGEST_WAIT = datetime.timedelta(days=30)  # of a process that is done for the others
+READ_TOGETHER = 16  # files that a worker hands over at a time
+WRITERS = 4  # threads; what they wait for is the disk
 SHOWN_FAILURES = 20  # on the terminal; errors.jsonl has all
 
 
@@ -101,15 +107,18 @@ def extract(
     failures: list[dict] = []
 
     def contents() -> Iterator[np.ndarray]:
-        for file in todo:
-            try:
-                array = read(base / file)
-            except InputError as error:
-                failures.append({"file": file.as_posix(), "error": str(error)})
+        for file, content in zip(todo, reader, strict=True):
+            if isinstance(content, str):
+                failures.append({"file": file.as_posix(), "error": content})
                 bar.update()
-                continue
-            readable.append(file)
-            yield array
+            else:
+                readable.append(file)
+                yield content
+
+    def settle(file: Path, writing: "Future[str | None]") -> None:
+        if problem := writing.result():
+            failures.append({"file": file.as_posix(), "error": f"{base / file}: {problem}"})
+        bar.update()
 
     readable: deque[Path] = deque()
     model = job.together(lambda: load_model() if todo else None)
@@ -117,19 +126,16 @@ def extract(
     device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
     job.say(f"{len(files)} files, {job.world_size} x {device}, {str(dtype).removeprefix('torch.')}, {weights_path}")
     bar = tqdm(total=len(todo), desc="extraction", unit="file", disable=job.rank != 0)
-    with bar:
+    with bar, closing(read_ahead(base, todo, read)) as reader, ThreadPoolExecutor(WRITERS) as writers:
+        under_way: deque[tuple[Path, Future]] = deque()
         if model:
             for feature in embed(model, contents(), pooled, config.EXTRACT_BATCH_TOKENS, dtype):
                 file = readable.popleft()
-                try:
-                    with atomic_write(target / names[file]) as output:
-                        np.save(output, feature[None])
-                except OSError as error:
-                    if error.errno != errno.ENAMETOOLONG:
-                        raise
-                    problem = f"{base / file}: the name of its feature file, {names[file]}, is too long"
-                    failures.append({"file": file.as_posix(), "error": problem})
-                bar.update()
+                under_way.append((file, writers.submit(write, target / names[file], feature)))
+                while len(under_way) > 4 * WRITERS or (under_way and under_way[0][1].done()):
+                    settle(*under_way.popleft())
+        for file, writing in under_way:
+            settle(file, writing)
     done, skipped = job.gather(len(todo) - len(failures)), job.gather(len(share) - len(todo))
     failures = sorted(chain.from_iterable(job.gather(failures)), key=lambda failure: failure["file"])
     if job.rank == 0:
@@ -137,6 +143,56 @@ def extract(
         counts = f"{sum(done)} done, {sum(skipped)} skipped (they were there), {len(failures)} failed"
         print(counts + (f"; {len(others)} files of other types were left alone" if others else ""))
     return 1 if failures else 0
+
+
+class _Contents(Dataset):
+    """Files as what a model reads; a bad file as the message that says why."""
+
+    def __init__(self, base: Path, files: list[Path], read: Callable[[Path], np.ndarray]):
+        self.paths = Paths([str(base / file) for file in files])
+        self.read = read
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray | str:
+        try:
+            return self.read(self.paths[index])
+        except InputError as error:
+            return str(error)
+
+
+def read_ahead(
+    base: Path, files: list[Path], read: Callable[[Path], np.ndarray]
+) -> Generator[np.ndarray | str, None, None]:
+    """The contents of files in their order, read by NUM_WORKERS processes where there are many."""
+    workers = min(config.NUM_WORKERS, len(files) // (2 * READ_TOGETHER))
+    loader = DataLoader(
+        _Contents(base, files, read),
+        batch_size=READ_TOGETHER,
+        collate_fn=list,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=ignore_interrupts,
+    )
+    try:
+        for contents in loader:
+            yield from contents
+    finally:
+        close_loader(loader)
+
+
+def write(path: Path, feature: np.ndarray) -> str | None:
+    """Writes a feature file. Returns what is wrong with its name; raises OSError for what concerns all files."""
+    try:
+        with atomic_write(path) as output:
+            np.save(output, feature[None])
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return f"the name of its feature file, {path.name}, is too long"
+    return None
 
 
 def prepare_target(target: Path, weights_path: Path, pooled: bool) -> None:

@@ -121,12 +121,12 @@ def make_loader(
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=ignore_interrupts,
     )
 
 
-def _ignore_interrupts(_: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM may reach every process; the trainer decides when its workers end."""
+def ignore_interrupts(_: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM may reach every process; their parent decides when workers end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -23,35 +23,44 @@ class Packing:
 
     Args:
         masks: [B, T], true (non-zero) where there is a token.
+        device: where the tokens are; default: where the masks are. Masks on the CPU for tokens on a GPU spare waiting
+            for the GPU.
     """
 
-    def __init__(self, masks: Tensor):
+    def __init__(self, masks: Tensor, device: torch.device | None = None):
         self.shape = masks.shape
-        self.mask = masks.bool()
-        self.device = masks.device
-        self.lengths = self.mask.sum(dim=1)  # [B]
-        self.sequences, self.positions = self.mask.nonzero(as_tuple=True)  # [N] each: the row and the column of a token
-        starts = self.lengths.cumsum(0) - self.lengths  # [B]
+        mask = masks.bool()
+        lengths = mask.sum(dim=1)  # [B]
+        starts = lengths.cumsum(0) - lengths  # [B]
+        sequences, positions = mask.nonzero(as_tuple=True)
         widths: dict[int, list[int]] = {}
-        lengths = self.lengths.tolist()
-        for sequence, length in enumerate(lengths):
+        counts = lengths.tolist()
+        for sequence, length in enumerate(counts):
             if length:
                 widths.setdefault(_bucket_width(length), []).append(sequence)
-        # The places of all buckets, one after another: [M], M >= N. A place holds a token, or fills its bucket up.
-        self.buckets: list[tuple[int, int, Tensor | None]] = []  # b, width; which places [b, width] are real, None: all
-        tokens, reals = [self.positions[:0]], [self.mask[0, :0]]
+        tokens, reals = [positions[:0]], [mask[0, :0]]
         for width, members in sorted(widths.items()):
-            rows = torch.tensor(members, device=self.device)
-            columns = torch.arange(width, device=self.device)
-            real = columns < self.lengths[rows, None]  # [b, width]
+            rows = torch.tensor(members, device=masks.device)
+            columns = torch.arange(width, device=masks.device)
+            real = columns < lengths[rows, None]  # [b, width]
             tokens.append((starts[rows, None] + columns).where(real, starts[rows, None]).flatten())
             reals.append(real.flatten())
-            is_full = all(lengths[row] == width for row in members)
-            self.buckets.append((len(members), width, None if is_full else real))
-        self.tokens = torch.cat(tokens)  # [M]: the token that stands at a place
+        all_tokens = torch.cat(tokens)
         real_places = torch.cat(reals).nonzero()[:, 0]  # [N]
-        self.places = torch.empty_like(real_places)  # [N]: the place where a token stands
-        self.places[self.tokens[real_places]] = real_places
+        places = torch.empty_like(real_places)
+        places[all_tokens[real_places]] = real_places
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device or masks.device, non_blocking=True)
+
+        self.mask, self.lengths = move(mask), move(lengths)
+        self.sequences, self.positions = move(sequences), move(positions)  # [N]: the row and the column of a token
+        # The places of all buckets, one after another: [M], M >= N. A place holds a token, or fills its bucket up.
+        self.tokens, self.places = move(all_tokens), move(places)  # [M]: of a place; [N]: of a token
+        self.buckets: list[tuple[int, int, Tensor | None]] = []  # b, width; which places [b, width] are real, None: all
+        for (width, members), real in zip(sorted(widths.items()), reals[1:], strict=True):
+            is_full = all(counts[row] == width for row in members)
+            self.buckets.append((len(members), width, None if is_full else move(real.view(-1, width))))
 
     def pack(self, padded: Tensor) -> Tensor:
         """[B, T, ...] -> [N, ...]"""

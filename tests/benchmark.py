@@ -3,7 +3,7 @@
     python tests/benchmark.py                                  all works, published sizes, float32
     python tests/benchmark.py --work m3_step --precision bfloat16
     python tests/benchmark.py --abc interleaved/ --mtf mtf/ --json benchmark.json
-    python tests/benchmark.py --scaling                        10^2 ... 10^5 pieces: is time linear, memory flat?
+    python tests/benchmark.py --scaling        10^2 ... 10^5 pieces: is time linear, memory flat? One and two processes
 
 The straightforward form: one-hot patches through a linear layer in floats, music always padded to PATCH_LENGTH and text
 to MAX_TEXT_LENGTH, the decoder over all characters of a patch, eager attention, in extraction one segment at a time.
@@ -19,6 +19,7 @@ Pieces come from --abc (interleaved) and --mtf, half and half; by default the fe
 import argparse
 import json
 import multiprocessing
+import os
 import platform
 import random
 import re
@@ -302,8 +303,8 @@ def reading_time(paths: list[Path]) -> tuple[float, float]:
     return statistics.median(times), statistics.median(path.stat().st_size for path in paths) / 1e3
 
 
-def scaling() -> list[dict]:
-    """Listing, reading and patchilizing 10^2 ... 10^5 synthetic pieces through the loader's classes."""
+def many_pieces() -> list[dict]:
+    """Listing, reading and patchilizing 10^2 ... 10^5 synthetic pieces."""
     rows = []
     for count in (100, 1000, 10_000, 100_000):
         with tempfile.TemporaryDirectory() as folder:
@@ -316,9 +317,9 @@ def scaling() -> list[dict]:
                 "from pathlib import Path; import files, patches, utils\n"
                 "start = time.perf_counter(); p = patches.M3Patchilizer(); n = 0\n"
                 "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-                "paths = files.list_files(Path(sys.argv[2]), ('.abc', '.mtf'))\n"
-                "train, _ = utils.split_data(paths); listed = time.perf_counter() - start\n"
-                "for path in train: n += len(p.encode(patches.read_music(path)))\n"
+                "paths, _ = files.list_files(Path(sys.argv[2]), ('.abc', '.mtf'))\n"
+                "train, held_out = utils.split_data(paths); listed = time.perf_counter() - start\n"
+                "for path in train + held_out: n += len(p.encode(patches.read_music(sys.argv[2] / path)))\n"
                 "print(len(paths), listed, time.perf_counter() - start,\n"
                 "      resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
             )
@@ -328,8 +329,61 @@ def scaling() -> list[dict]:
                      "own_memory_MB": float(output[3]) / 1e3})  # fmt: skip
         print(
             f"{count:8,} pieces: listed in {rows[-1]['listing_s']:.2f} s, all read in {rows[-1]['all_s']:.2f} s "
-            f"({rows[-1]['all_s'] / count * 1e3:.2f} ms a piece), {rows[-1]['own_memory_MB']:.0f} MB more"
+            f"({rows[-1]['all_s'] / count * 1e3:.2f} ms a piece), {rows[-1]['own_memory_MB']:.0f} MB more",
+            flush=True,
         )
+    return rows
+
+
+def many_processes(args: argparse.Namespace) -> list[dict]:
+    """M3 at published sizes by the real scripts, with one thread a process: an epoch of training (the second one, with
+    its evaluation), and the extraction of 120 pieces beyond the first 40."""
+    paths = [path for folder, suffix in ((args.abc, "abc"), (args.mtf, "mtf")) for path in folder.rglob(f"*.{suffix}")]
+    rng = random.Random(0)
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        torch.manual_seed(0)
+        torch.save({"model": utils.M3Model().state_dict()}, folder / "m3.pth")
+        for count in (24, 40, 160):
+            (folder / str(count)).mkdir()
+            for number in range(count):
+                path = rng.choice(paths)
+                (folder / str(count) / f"{number}{path.suffix}").write_bytes(path.read_bytes())
+        for processes in (1, 2):
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "CLAMP2_CONFIG": str(folder / "config.py")}
+            launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+
+            def start(launch: list[str], *command: object, env: dict[str, str] = environment) -> float:
+                began = time.perf_counter()
+                subprocess.run([*launch, *map(str, command)], env=env, check=True, capture_output=True)
+                return time.perf_counter() - began
+
+            weights = folder / f"trained_{processes}.pth"
+            constants = {
+                "TRAIN_FOLDERS": [str(folder / "24")], "EVAL_SPLIT": 0.1, "M3_BATCH_SIZE": 4 // processes, "M3_NUM_EPOCH": 2,
+                "M3_WEIGHTS_PATH": str(weights), "M3_LOGS_PATH": str(folder / "log.txt"),
+            }  # fmt: skip
+            (folder / "config.py").write_text("".join(f"{name} = {value!r}\n" for name, value in constants.items()))
+            start(launch, ROOT / "code/train_m3.py")
+            log = (folder / "log.txt").read_text().splitlines()
+            epoch = [json.loads(line) for line in log if line.startswith("{")][-1]
+            weights.with_name("latest_" + weights.name).unlink()
+            weights.unlink()
+            (folder / "log.txt").unlink()
+
+            (folder / "config.py").write_text(f"M3_WEIGHTS_PATH = {str(folder / 'm3.pth')!r}\n")
+            seconds = {
+                count: start(launch, ROOT / "code/extract_m3.py", folder / str(count), folder / f"{count}_{processes}")
+                for count in (40, 160)
+            }
+            rows.append(
+                {"processes": processes, "epoch_s": epoch["seconds"], "extraction_s": seconds[160] - seconds[40]}
+            )
+            print(
+                f"{processes} process(es): an epoch of training {rows[-1]['epoch_s']:.1f} s, extraction {rows[-1]['extraction_s']:.1f} s",
+                flush=True,
+            )
     return rows
 
 
@@ -407,11 +461,11 @@ def main() -> None:
         help="of ours; the other form stays in float32",
     )
     parser.add_argument("--micro_batch", type=int, default=0, help="CLAMP2_MICRO_BATCH of the CLaMP 2 step")
-    parser.add_argument("--scaling", action="store_true", help="only the table of 10^2 ... 10^5 pieces")
+    parser.add_argument("--scaling", action="store_true", help="only the tables of many pieces and processes")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.scaling:
-        results: dict = {"scaling": scaling()}
+        results: dict = {"pieces": many_pieces(), "processes": many_processes(args)}
     else:
         device = torch.device(args.device)
         rate = matrix_rate(device, precision(device, args.precision))

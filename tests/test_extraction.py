@@ -156,6 +156,25 @@ def test_temporal_features_resume_and_bad_files(source, config, tmp_path):
     )
 
 
+def test_reading_ahead_changes_nothing(source, tmp_path):
+    """Enough files for workers to read them, a few of them bad."""
+    folder = tmp_path / "in"
+    for number in range(5):
+        shutil.copytree(source, folder / str(number))
+    for number in (0, 15, 16, 80):
+        (folder / f"bad{number}.txt").touch()
+    told = []
+    for workers in (0, 2):
+        config = write_config(tmp_path / "config.py", **KIT_MODEL, NUM_WORKERS=workers, EXTRACT_BATCH_TOKENS=512)
+        result = run_script(CODE / "extract_clamp2.py", folder, tmp_path / str(workers), "--normalize", config=config)
+        assert result.returncode == 1 and "100 done, 0 skipped (they were there), 4 failed" in result.stdout
+        told.append((tmp_path / str(workers) / "errors.jsonl").read_text())
+    assert told[0] == told[1]
+    assert written(tmp_path / "0") == written(tmp_path / "2")
+    for name in written(tmp_path / "0"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("script", "make", "changes", "problem"),
     [
