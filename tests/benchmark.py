@@ -263,13 +263,14 @@ def compare(name: str, paths: dict[str, Path], exact: bool) -> str:
             sys.exit(f"{name}: the two forms' features differ by {difference}")
         return f"features differ by at most {difference:.1e}, least cosine {cosine:.6f}"
     difference = abs(ours.pop("loss") - plain.pop("loss")).item()
-    worst = 0.0
+    worst, squares, differences = 0.0, 0.0, 0.0
     for key in ours.keys() & plain.keys():
-        scale = max(plain[key].abs().max().item(), 1e-5)
-        worst = max(worst, (ours[key] - plain[key]).abs().max().item() / scale)
+        delta = (ours[key] - plain[key]).double()
+        worst = max(worst, (delta.abs().max() / max(plain[key].abs().max().item(), 1e-5)).item())
+        squares, differences = squares + plain[key].double().square().sum(), differences + delta.square().sum()
     if exact and (difference > 1e-4 or worst > 1e-2):
         sys.exit(f"{name}: the two forms' losses differ by {difference}, gradients by {worst} of their largest entry")
-    return f"losses differ by {difference:.1e}, gradients by {worst:.1e} of the largest entry of their tensor"
+    return f"losses differ by {difference:.1e}, gradients by {(differences / squares) ** 0.5:.1e} of their norm"
 
 
 def synchronize(device: torch.device) -> None:

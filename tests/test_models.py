@@ -361,12 +361,12 @@ def test_bert_config_is_the_published_one():
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_with_dropout_is_attention(causal):
+def test_plain_attention_is_the_fused_one(causal):
     """What dropout leaves over is what the fused kernel computes."""
     q, k, v = torch.randn(3, 2, 4, 7, 8)
     mask = None if causal else torch.arange(7) < torch.tensor([3, 7])[:, None, None, None]
     with mock.patch.object(packing, "drop_out", lambda x, p: x):
-        ours = packing.attention_with_dropout(q, k, v, mask, 0.1, causal, None)
+        ours = packing.plain_attention(q, k, v, mask, 0.1, causal, None)
     torch.testing.assert_close(ours, F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal))
 
 
