@@ -338,7 +338,7 @@ def many_pieces() -> list[dict]:
 
 def many_processes(args: argparse.Namespace) -> list[dict]:
     """M3 at published sizes by the real scripts, with one thread a process: an epoch of training (the second one, with
-    its evaluation), and the extraction of 120 pieces beyond the first 40."""
+    its evaluation), and the extraction of 30 pieces beyond the first 10."""
     paths = [path for folder, suffix in ((args.abc, "abc"), (args.mtf, "mtf")) for path in folder.rglob(f"*.{suffix}")]
     rng = random.Random(0)
     rows = []
@@ -346,7 +346,7 @@ def many_processes(args: argparse.Namespace) -> list[dict]:
         folder = Path(temporary)
         torch.manual_seed(0)
         torch.save({"model": utils.M3Model().state_dict()}, folder / "m3.pth")
-        for count in (24, 40, 160):
+        for count in (14, 10, 40):
             (folder / str(count)).mkdir()
             for number in range(count):
                 path = rng.choice(paths)
@@ -362,7 +362,7 @@ def many_processes(args: argparse.Namespace) -> list[dict]:
 
             weights = folder / f"trained_{processes}.pth"
             constants = {
-                "TRAIN_FOLDERS": [str(folder / "24")], "EVAL_SPLIT": 0.1, "M3_BATCH_SIZE": 4 // processes, "M3_NUM_EPOCH": 2,
+                "TRAIN_FOLDERS": [str(folder / "14")], "EVAL_SPLIT": 0.15, "M3_BATCH_SIZE": 4 // processes, "M3_NUM_EPOCH": 2,
                 "M3_WEIGHTS_PATH": str(weights), "M3_LOGS_PATH": str(folder / "log.txt"),
             }  # fmt: skip
             (folder / "config.py").write_text("".join(f"{name} = {value!r}\n" for name, value in constants.items()))
@@ -376,10 +376,10 @@ def many_processes(args: argparse.Namespace) -> list[dict]:
             (folder / "config.py").write_text(f"M3_WEIGHTS_PATH = {str(folder / 'm3.pth')!r}\n")
             seconds = {
                 count: start(launch, ROOT / "code/extract_m3.py", folder / str(count), folder / f"{count}_{processes}")
-                for count in (40, 160)
+                for count in (10, 40)
             }
             rows.append(
-                {"processes": processes, "epoch_s": epoch["seconds"], "extraction_s": seconds[160] - seconds[40]}
+                {"processes": processes, "epoch_s": epoch["seconds"], "extraction_s": seconds[40] - seconds[10]}
             )
             print(
                 f"{processes} process(es): an epoch of training {rows[-1]['epoch_s']:.1f} s, extraction {rows[-1]['extraction_s']:.1f} s",
