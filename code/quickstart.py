@@ -95,9 +95,10 @@ def prepare(folder: Path, sources: list[Path], plan: Plan, seed: int) -> None:
     labels = [(piece.name, piece.dance) for piece in pieces if piece.dance in music.DANCES]
     for piece in parts["test"]:
         write(folder / "held_out" / "text" / f"{piece.name}.txt", texts.summary(piece, "English"))
-    for asked, sentences in texts.prompts(pieces).items():
-        for label, sentence in sentences.items():
-            write(folder / "held_out" / "prompts" / asked / f"{report.file_of(label)}.txt", sentence)
+    for asked, classes in texts.prompts(pieces).items():
+        for label, sentences in classes.items():
+            for number, sentence in enumerate(sentences):
+                write(folder / "held_out" / "prompts" / asked / report.folder_of(label) / f"{number}.txt", sentence)
     write(folder / "test.json", json.dumps([asdict(piece) for piece in parts["test"]]))
     with open(folder / "dances.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(labels)

@@ -4,6 +4,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 import features
 import retrieval
 
@@ -18,7 +20,9 @@ def read(path: Path):
 
 
 def zero_shot(folder: Path, asked: str, kind: str) -> dict[str, float]:
-    """How often the nearest prompt tells the class of a held-out piece, beside the share of the largest class.
+    """How often the nearest class is that of a held-out piece, beside the share of the largest class.
+
+    The mean of its prompts' features, each of length 1, stands for a class ("prompt ensembling", Radford et al. 2021).
 
     Args:
         asked: "dance", "meter" or "key"; pieces without it are left out.
@@ -26,9 +30,11 @@ def zero_shot(folder: Path, asked: str, kind: str) -> dict[str, float]:
     """
     known = {piece["name"]: piece[asked] for piece in read(folder / "test.json")}
     prompts = features.load(folder / "features" / "prompts" / asked)
-    classes = [label_of(name) for name in prompts.names]
+    labels = np.array([label_of(name) for name in prompts.names])
+    classes = sorted(set(labels))
+    of_classes = np.stack([retrieval.unit(prompts.matrix[labels == label]).mean(0) for label in classes])  # [C, H]
     music = features.load(folder / "features" / kind)
-    _, nearest = retrieval.top_k(music.matrix, prompts.matrix, 1)
+    _, nearest = retrieval.top_k(music.matrix, of_classes, 1)
     pairs = [(classes[row], known[features.key(name)]) for row, name in zip(nearest[:, 0], music.names, strict=True)]
     pairs = [(guess, truth) for guess, truth in pairs if truth in classes]
     largest = Counter(truth for _, truth in pairs).most_common(1)[0][1]
@@ -40,13 +46,14 @@ def zero_shot(folder: Path, asked: str, kind: str) -> dict[str, float]:
     }
 
 
-def file_of(label: str) -> str:
-    """The file of a class's prompt: `6/8` -> `6_8`."""
+def folder_of(label: str) -> str:
+    """The folder of a class's prompts: `6/8` -> `6_8`."""
     return label.replace("/", "_")
 
 
 def label_of(name: str) -> str:
-    return features.key(name).replace("_", "/")
+    """`6_8/0.npy` -> `6/8`"""
+    return name.split("/")[0].replace("_", "/")
 
 
 def results(folder: Path) -> dict:

@@ -143,18 +143,22 @@ def of_record(record: dict) -> list[str]:
     return [record["title"], record["description"], *record["tags"], *record["summary_en"], *other]
 
 
-def said(piece: Piece) -> dict[str, str]:
-    """Single facts in words: {"dance": "This reel."}. The wording is the one that tells most on validation pieces."""
-    sentences = {"meter": f"This is in {piece.meter} time.", "key": f"This is in {piece.key}."}
-    return ({"dance": f"This {piece.dance}."} if piece.dance in DANCES else {}) | sentences
+def said(piece: Piece) -> dict[str, tuple[str, ...]]:
+    """Single facts in the words of the summaries, a few wordings each: {"dance": ("This reel.", "A reel.")}."""
+    key, meter, dance = piece.key, piece.meter, piece.dance
+    told: dict[str, tuple[str, ...]] = {
+        "meter": (f"This is in {meter} time.", f"In {meter} time.", f"Meter {meter}."),
+        "key": (f"This is in {key}.", f"A dance in {key}.", f"This dance is in {key}."),
+    }
+    return ({"dance": (f"This {dance}.", f"A {dance}.")} if dance in DANCES else {}) | told
 
 
-def prompts(pieces: list[Piece]) -> dict[str, dict[str, str]]:
-    """For zero-shot classification: {what is asked: {class: the sentence that says it}}, for every class there is."""
-    found: dict[str, dict[str, str]] = {}
+def prompts(pieces: list[Piece]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """For zero-shot classification: {what is asked: {class: sentences that say it}}, for every class there is."""
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
     for piece in pieces:
-        for asked, sentence in said(piece).items():
-            found.setdefault(asked, {})[getattr(piece, asked)] = sentence
+        for asked, sentences in said(piece).items():
+            found.setdefault(asked, {})[getattr(piece, asked)] = sentences
     return found
 
 

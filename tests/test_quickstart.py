@@ -177,9 +177,9 @@ def test_every_class_has_a_prompt_and_its_file_tells_it():
         "key": {"G major", "F# minor"},
     }
     for classes in found.values():
-        for label, sentence in classes.items():
-            assert label in sentence
-            assert report.label_of(report.file_of(label) + ".npy") == label
+        for label, sentences in classes.items():
+            assert len(set(sentences)) > 1 and all(label in sentence for sentence in sentences)
+            assert report.label_of(report.folder_of(label) + "/0.npy") == label
 
 
 def test_the_text_model_loads_as_any_other(tmp_path):
@@ -216,15 +216,17 @@ def test_a_command_that_fails_ends_it_and_runs_again(tmp_path):
     steps.python("-c", "import sys; sys.exit(3)", statuses=(0, 3))
 
 
-def test_zero_shot_counts_the_nearest_prompt(tmp_path):
+def test_zero_shot_counts_the_nearest_class(tmp_path):
     def save(name: str, *vector: float) -> None:
         path = tmp_path / "features" / f"{name}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.array([vector], np.float32))
 
-    save("prompts/meter/2_4", 1, 0)
-    save("prompts/meter/6_8", 0, 9)
-    for name, vector in {"a": (3, 1), "b": (1, 1.1), "c": (5, 1), "d": (1, 0)}.items():
+    save("prompts/meter/2_4/0", 1, 0)
+    save("prompts/meter/6_8/0", 0, 9)
+    save("prompts/meter/6_8/1", 30, 40)  # 6/8 is at 71.6 degrees: lengths do not count
+    degrees_33, degrees_40 = (1, 0.65), (1, 0.84)  # the border is at 35.8
+    for name, vector in {"a": degrees_33, "b": degrees_40, "c": (5, 1), "d": (1, 0)}.items():
         save(f"abc/{name}", *vector)
     known = {"a": "2/4", "b": "6/8", "c": "6/8", "d": "3/4"}  # nobody asked for 3/4
     (tmp_path / "test.json").write_text(json.dumps([{"name": n, "meter": m} for n, m in known.items()]))
