@@ -6,6 +6,7 @@ says which revision it is. HF_ENDPOINT names another hub.
 """
 
 import hashlib
+import importlib
 import json
 import os
 import shlex
@@ -68,14 +69,13 @@ def _agreed(path: Path) -> bool:
 
 def _metadata(name: str) -> Any:
     """Revision (`commit_hash`), checksum (`etag`) and size of a file of the repository. Raises InputError."""
-    import httpx2
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
     if constants.HF_HUB_OFFLINE:
         raise InputError(f"{name} of {REPOSITORY} is not here, and HF_HUB_OFFLINE forbids to fetch it")
     try:
         return get_hf_file_metadata(hf_hub_url(REPOSITORY, name))
-    except (OSError, httpx2.HTTPError) as error:
+    except _network_errors() as error:
         raise InputError(
             f"{name} of {REPOSITORY} cannot be had from {constants.ENDPOINT} ({_reason(error)}); connect to the"
             " network, or name a mirror in HF_ENDPOINT"
@@ -114,7 +114,6 @@ def fetch(path: Path) -> None:
 
 def _download(url: str, part: Path, size: int) -> None:
     """Adds to `part` what it lacks of `size` bytes. A connection that breaks is taken up again some times."""
-    import httpx2
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
@@ -124,11 +123,19 @@ def _download(url: str, part: Path, size: int) -> None:
             file.truncate()
         try:
             http_get(url, file, resume_size=file.tell(), headers=build_hf_headers(), expected_size=size)
-        except (OSError, httpx2.HTTPError) as error:
+        except _network_errors() as error:
             raise InputError(
                 f"{url}: the download stopped at {file.tell():,} of {size:,} bytes ({_reason(error)});"
                 " the same command goes on there"
             ) from error
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub lets through when the network fails: the errors of httpx2 or, before version 2, of httpx."""
+    from huggingface_hub.utils import get_session
+
+    library = importlib.import_module(type(get_session()).__module__.partition(".")[0])
+    return OSError, library.HTTPError
 
 
 def _reason(error: Exception) -> str:
