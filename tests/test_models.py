@@ -360,14 +360,19 @@ def test_bert_config_is_the_published_one():
     assert config.num_attention_heads == 1 and config.intermediate_size == 256
 
 
+@pytest.mark.parametrize("p", [0.0, 0.1])
 @pytest.mark.parametrize("causal", [False, True])
-def test_plain_attention_is_the_fused_one(causal):
-    """What dropout leaves over is what the fused kernel computes."""
-    q, k, v = torch.randn(3, 2, 4, 7, 8)
+def test_plain_attention_is_the_fused_one(causal, p):
+    """What dropout leaves over is what the fused kernel computes, and so are its gradients."""
+    given = torch.randn(3, 2, 4, 7, 8, requires_grad=True)  # query, key, value
     mask = None if causal else torch.arange(7) < torch.tensor([3, 7])[:, None, None, None]
     with mock.patch.object(packing, "drop_out", lambda x, p: x):
-        ours = packing.plain_attention(q, k, v, mask, 0.1, causal, None)
-    torch.testing.assert_close(ours, F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal))
+        ours = packing.plain_attention(*given, mask, p, causal, None)
+    fused = F.scaled_dot_product_attention(*given, mask, is_causal=causal)
+    torch.testing.assert_close(ours, fused)
+    weights = torch.randn_like(ours)
+    gradients = [torch.autograd.grad((out * weights).sum(), given)[0] for out in (ours, fused)]
+    torch.testing.assert_close(*gradients)
 
 
 # --- dropout --------------------------------------------------------------------------------------------------------
