@@ -444,28 +444,35 @@ def workers_of(launcher: subprocess.Popen) -> list[int]:
     return [int(child) for child in children if b"train_m3.py" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 90
+def wait_for(condition, process: subprocess.Popen, told: Path) -> None:
+    """Waits until it is so. If the job ends, or does not get there, the test fails with what every process was doing."""
+    deadline = time.monotonic() + 240
     while not condition():
-        assert process.poll() is None and time.monotonic() < deadline
+        if process.poll() is not None or time.monotonic() > deadline:
+            for worker in workers_of(process) if process.poll() is None else []:
+                os.kill(worker, signal.SIGABRT)  # Python's faulthandler writes down where each thread is
+            time.sleep(2)
+            pytest.fail(f"exit status {process.poll()}\n{told.read_text()[-8000:]}")
         time.sleep(0.02)
 
 
+@pytest.mark.timeout(900)
 def test_a_lost_process_ends_the_job_or_torchrun_goes_on_from_the_last_save(tmp_path):
     """One of two ranks is killed: the first time the job is started again by torchrun, the second time it ends."""
     config = m3_config(tmp_path, M3_NUM_EPOCH=100_000, M3_BATCH_SIZE=2, SAVE_EVERY_STEPS=1)
     command = [sys.executable, *TORCHRUN, "--max-restarts=1", CODE / "train_m3.py"]
-    latest, log = tmp_path / "latest_weights_m3.pth", tmp_path / "logs_m3.txt"
-    with open(tmp_path / "told", "w+") as told:
-        process = subprocess.Popen(command, env=environment(config), stdout=told, stderr=told)
+    latest, log, told = tmp_path / "latest_weights_m3.pth", tmp_path / "logs_m3.txt", tmp_path / "told"
+    with open(told, "w") as output:
+        env = environment(config, PYTHONFAULTHANDLER="1")
+        process = subprocess.Popen(command, env=env, stdout=output, stderr=output)
         try:
-            wait_for(latest.exists, process)
+            wait_for(latest.exists, process, told)
             first = workers_of(process)
             assert len(first) == 2
             os.kill(first[1], signal.SIGKILL)
-            wait_for(lambda: "latest_weights_m3.pth, epoch" in log.read_text(), process)
+            wait_for(lambda: "latest_weights_m3.pth, epoch" in log.read_text(), process, told)
             count = len(epochs(tmp_path, "m3"))
-            wait_for(lambda: len(epochs(tmp_path, "m3")) > count, process)
+            wait_for(lambda: len(epochs(tmp_path, "m3")) > count, process, told)
             second = workers_of(process)
             assert len(second) == 2 and not set(first) & set(second)
             os.kill(second[0], signal.SIGKILL)
@@ -474,9 +481,7 @@ def test_a_lost_process_ends_the_job_or_torchrun_goes_on_from_the_last_save(tmp_
             print(f"the job ended {time.monotonic() - began:.1f} s after the loss of a process")
         finally:
             process.kill()
-        told.seek(0)
-        printed = told.read()
-    assert "Signal 9 (SIGKILL)" in printed
+    assert "Signal 9 (SIGKILL)" in told.read_text()
     assert [record["epoch"] for record in epochs(tmp_path, "m3")] == list(range(1, len(epochs(tmp_path, "m3")) + 1))
     load_checkpoint(latest)
 
