@@ -48,7 +48,7 @@ LOGIT_SCALE = 1  # factor on the dot products of the contrastive loss
 MAX_TEXT_LENGTH = 128  # tokens of a text
 TEXT_DROPOUT = True  # train on random metadata lines and summaries; False: on the English summary
 CLAMP2_DETERMINISTIC = True
-CLAMP2_LOAD_M3 = True  # start the music encoder from M3_WEIGHTS_PATH
+CLAMP2_LOAD_M3 = True  # start the music encoder from M3_WEIGHTS_PATH, if they are there
 CLAMP2_WANDB_LOG = False  # as M3_WANDB_LOG
 CLAMP2_LOAD_CKPT = True  # continue from latest_*, or else start from CLAMP2_WEIGHTS_PATH, where they exist
 

@@ -165,7 +165,7 @@ def prompts(pieces: list[Piece]) -> dict[str, dict[str, tuple[str, ...]]]:
 QUERIES = (
     "a jig in D major",
     "a reel in A major, in 2/4 time",
-    "eine Hornpipe in B-Dur",
+    "Hornpipe in B-Dur, 2/4-Takt",
     "une gigue à 9/8 en sol majeur",
     "a chorale in G minor",
 )

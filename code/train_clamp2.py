@@ -16,9 +16,9 @@ On a SLURM cluster, this with `sbatch` (SIGTERM makes it save and end two minute
     srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node=8 --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" \
         --rdzv-endpoint="$host:29500" code/train_clamp2.py
 
-The music encoder starts from M3_WEIGHTS_PATH where CLAMP2_LOAD_M3 is True. The weights with the lowest evaluation
-loss go to CLAMP2_WEIGHTS_PATH, the losses to CLAMP2_LOGS_PATH, and the complete state to latest_* beside the weights:
-the same command continues a run that was stopped.
+The music encoder starts from M3_WEIGHTS_PATH, if CLAMP2_LOAD_M3 is True and they are there. The weights with the lowest
+evaluation loss go to CLAMP2_WEIGHTS_PATH, the losses to CLAMP2_LOGS_PATH, and the complete state to latest_* beside the
+weights: the same command continues a run that was stopped.
 Exit status: 0 done, 2 something to mend (one line says what), 130 told to stop, and saved.
 """
 
@@ -285,20 +285,20 @@ def load_m3(model: CLaMP2Model, path: Path) -> None:
 
 
 def new_model(job: processes.Processes) -> CLaMP2Model:
-    """CLaMP 2 before its first step: the pre-trained text model, and M3's encoder where CLAMP2_LOAD_M3 is True."""
+    """CLaMP 2 before its first step: the pre-trained text model, and M3's encoder, if it is wanted and there."""
     torch.manual_seed(0)  # every rank starts from the same weights
     text_model = load_text_model()
     model = CLaMP2Model(text_model.config)
     load_weights(model.text_model, text_model.state_dict(), Path(config.text_model()))
     m3_path = config.resolve(config.M3_WEIGHTS_PATH)
-    if config.CLAMP2_LOAD_M3:
-        if not m3_path.exists():
-            raise InputError(
-                f"CLAMP2_LOAD_M3 is True, but {m3_path} does not exist: train M3 first, or set CLAMP2_LOAD_M3 = False"
-                f" in {config.source()}"
-            )
+    if config.CLAMP2_LOAD_M3 and m3_path.exists():
         load_m3(model, m3_path)
         job.say(f"the music encoder starts from {m3_path}")
+    elif config.CLAMP2_LOAD_M3:
+        job.say(
+            f"the music encoder starts from new weights: CLAMP2_LOAD_M3 is True, but {m3_path} does not exist;"
+            " train M3 first for much better features"
+        )
     return model
 
 

@@ -310,6 +310,16 @@ def test_clamp2_starts_from_m3_and_the_text_model(tmp_path, monkeypatch, load_m3
     assert all(torch.equal(text[name], model.text_model.state_dict()[name]) for name in shared)
 
 
+def test_clamp2_says_that_there_are_no_weights_of_m3(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_clamp2, "CLaMP2Model", partial(utils.CLaMP2Model, **TINY_CLAMP2))
+    monkeypatch.setattr(config, "TEXT_MODEL_NAME", str(KIT / "tiny-xlmr"))
+    monkeypatch.setattr(config, "M3_WEIGHTS_PATH", str(tmp_path / "none.pth"))
+    models = [train_clamp2.new_model(Processes(0, 0, 1)) for _ in range(2)]
+    assert capsys.readouterr().out.count(f"CLAMP2_LOAD_M3 is True, but {tmp_path}/none.pth does not exist") == 2
+    first, second = (model.music_model.state_dict() for model in models)
+    assert all(torch.equal(first[name], second[name]) for name in first)  # as on every rank
+
+
 def test_precision(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     for has_bf16, auto in ((True, torch.bfloat16), (False, torch.float16)):

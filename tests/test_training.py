@@ -406,7 +406,6 @@ def test_bad_pieces_are_named_and_replaced(tmp_path):
         ("m3", {"M3_WEIGHTS_PATH": "/proc/no/weights.pth"}, r"/proc/no: No such file or directory"),
         ("m3", {"M3_BATCH_SIZE": 100}, r"12 pieces for training are fewer than one batch of 100"),
         ("clamp2", {"TRAIN_JSONL": "/no/such.jsonl"}, r"TRAIN_JSONL: /no/such\.jsonl is not a file"),
-        ("clamp2", {"M3_WEIGHTS_PATH": "/no/such.pth"}, r"CLAMP2_LOAD_M3 is True, but /no/such\.pth does not exist"),
         ("clamp2", {"TRAIN_JSONL": "<YOUR_TRAINING_DATA.jsonl>"}, r"TRAIN_JSONL is not set .*clamp2\.py"),
         ("clamp2", {"CLAMP2_BATCH_SIZE": 100}, r"12 pieces for training are fewer than one batch of 100"),
         ("clamp2", {"TEXT_MODEL_NAME": "/no/such/model"}, r"TEXT_MODEL_NAME = '/no/such/model' cannot be loaded"),
