@@ -30,7 +30,6 @@ class RunLog:
         self.job, self.name, self.path, self.logger, self.run_name = job, name, path, logger, run_name
         self._plot: Callable[[dict, int], None] | None = None  # numbers by name, and the step they belong to
         self._close: Callable[[], None] = lambda: None
-        self._clock = 0.0  # at the last step
 
     @property
     def folder(self) -> Path:
@@ -71,21 +70,15 @@ class RunLog:
         run = wandb.init(project=self.name, name=self.run_name, config=constants)
         self._plot, self._close = lambda values, step: run.log(values, step=step), run.finish
 
-    def start_clock(self) -> None:
-        self._clock = time.monotonic()
-
-    def step(self, step: int, pieces: int, values: dict) -> None:
-        """A step, counted over all epochs, with its `pieces` of all ranks; adds how fast it was, and the memory."""
+    def step(self, step: int, pieces: int, seconds: float, values: dict) -> None:
+        """A step, counted over all epochs, with its `pieces` of all ranks and the time it took; adds the memory."""
         if not self._plot:
             return
-        now = time.monotonic()
         if torch.cuda.is_available():
             memory = torch.cuda.max_memory_allocated()
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        speed = {"pieces_per_second": pieces / (now - self._clock), "memory_gib": memory / 2**30}
-        self._plot({**values, **speed}, step)
-        self._clock = now
+        self._plot({**values, "pieces_per_second": pieces / seconds, "memory_gib": memory / 2**30}, step)
 
     def close(self) -> None:
         """Nothing of what was plotted is lost."""

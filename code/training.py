@@ -73,6 +73,7 @@ class _Done:
     step_of_run: int
     sums: Tensor  # over all ranks: of the loss, of its weight, of those told to stop, of the pieces
     names: list[str]  # of this rank's pieces
+    seconds: float  # since the step before
     learning_rate: float
     gradient_norm: Tensor | None
 
@@ -248,7 +249,7 @@ class Training:
         )
         # The loss of a step is read one step later, when it is there, so that the GPU never waits for it.
         behind: _Done | None = None
-        self.log.start_clock()
+        clock = time.monotonic()
         with bar:
             for batch in loader:
                 if "fatal" in batch:
@@ -262,7 +263,10 @@ class Training:
                 sums = torch.tensor(counts, dtype=torch.float64, device=self.device)
                 sums[0], sums[1] = told.total.detach(), told.weight
                 self.processes.sum(sums)
-                done = _Done(self.step, (self.epoch - 1) * len(batches) + self.step, sums, batch["names"], rate, norm)
+                now = time.monotonic()
+                of_run = (self.epoch - 1) * len(batches) + self.step
+                done = _Done(self.step, of_run, sums, batch["names"], now - clock, rate, norm)
+                clock = now
                 if behind and self._account(behind):
                     self._account(done)
                     return False
@@ -288,7 +292,7 @@ class Training:
         values = {"loss": total / weight, "learning_rate": done.learning_rate}
         if done.gradient_norm is not None:
             values["gradient_norm"] = float(done.gradient_norm)
-        self.log.step(done.step_of_run, int(count), values)
+        self.log.step(done.step_of_run, int(count), done.seconds, values)
         self.total += total
         self.weight += weight
         return stop > 0
