@@ -244,10 +244,10 @@ def search(steps: Steps) -> None:
 
 def ask(steps: Steps, library: Path) -> None:
     for number, query in enumerate(texts.QUERIES):
-        page = () if number else ("--html", steps.folder / "hits.html")
+        shown = ("--top_k", "3") if number else ("--top_k", "12", "--html", steps.folder / "hits.html")
         steps.python(
-            CODE / "semantic_search.py", "search", query, library, "--top_k", "3",
-            "--json", steps.folder / f"hits_{number}.json", *page,
+            CODE / "semantic_search.py", "search", query, library,
+            "--json", steps.folder / f"hits_{number}.json", *shown,
         )  # fmt: skip
 
 

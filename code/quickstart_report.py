@@ -96,11 +96,11 @@ def table(found: dict) -> str:
 
 
 def hits(folder: Path, number: int) -> str:
-    """The hits of a query, with what is known of each."""
+    """The first hits of a query, with what is known of each."""
     pieces = {piece["name"]: piece for piece in read(folder / "test.json")}
     told = read(folder / f"hits_{number}.json")
     lines = [f"“{told['query']}”"]
-    for hit in told["hits"]:
+    for hit in told["hits"][:3]:
         piece = pieces[features.key(hit["name"])]
         what = f"{piece['title']}: {piece['dance'] or 'dance'}, {piece['key']}, {piece['meter']}"
         lines.append(f"  {hit['rank']}  {hit['score']:.3f}  {hit['name']:38} {what}")
