@@ -16,4 +16,4 @@ if [ $# -eq 0 ]; then
   mypy --no-error-summary code/*.py process_data/*.py
   set -- tests
 fi
-exec python -m pytest -p no:cacheprovider -q -rs -n 2 --dist worksteal --timeout 300 "$@"
+exec python -m pytest -p no:cacheprovider -q -rs -n 2 --dist worksteal --timeout 600 "$@"

@@ -289,7 +289,7 @@ def test_the_key_is_not_in_the_logs_of_the_client(place, serve):
         process = start(place, server)
     finally:
         del os.environ["OPENAI_LOG"]
-    printed = process.communicate(timeout=60)
+    printed = process.communicate(timeout=300)
     assert process.returncode == 0 and "DEBUG" in printed[1]
     assert_key_is_nowhere(place, *printed)
 
@@ -384,7 +384,7 @@ def test_a_killed_run_goes_on_where_it_was(place, serve, number):
     process = start(place, server, "--concurrency", 4)
     wait_for(lambda: len(read_tree(place / "out")) >= 12 if (place / "out").exists() else False)
     process.send_signal(number)
-    printed, said = process.communicate(timeout=60)
+    printed, said = process.communicate(timeout=300)
     written = {name.removesuffix(".json") for name in read_tree(place / "out")}
     assert len(written) < len(titles)
     if number == signal.SIGINT:
@@ -394,7 +394,7 @@ def test_a_killed_run_goes_on_where_it_was(place, serve, number):
     before = Counter(server.counts)
 
     process = start(place, server)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 0
     assert all(server.counts[title] == before[title] == 1 for title in written)
     assert sum(server.counts.values()) <= len(titles) + 4  # those that were on their way
@@ -421,7 +421,7 @@ def test_a_server_that_is_restarted_in_between(place, serve):
     first.close()
     time.sleep(0.3)
     second = serve(behave, first.server_port)
-    out, said = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert len(read_tree(place / "out")) == 30
     assert not set(first.answered) & set(second.answered)

@@ -69,7 +69,7 @@ def test_training_on_two_machines_ends_saved_at_a_signal_and_continues(cluster, 
                 time.sleep(0.2)
             [srun] = subprocess.check_output(["pgrep", "-f", "-P", str(job.pid), "srun"], text=True).split()
             os.kill(int(srun), signal.SIGTERM)
-            job.wait(timeout=60)
+            job.wait(timeout=300)
         finally:
             if job.poll() is None:
                 os.killpg(job.pid, signal.SIGKILL)
@@ -80,7 +80,7 @@ def test_training_on_two_machines_ends_saved_at_a_signal_and_continues(cluster, 
     assert (state["epoch"], state["step"], state["world_size"]) == (int(epoch), int(step), 2)
 
     config = write_config(tmp_path / "short.py", **constants, M3_NUM_EPOCH=int(epoch) + 1)
-    result = subprocess.run(["bash", script], cwd=ROOT, env=environment(config, **cluster), capture_output=True, text=True, timeout=200)  # fmt: skip
+    result = subprocess.run(["bash", script], cwd=ROOT, env=environment(config, **cluster), capture_output=True, text=True, timeout=300)  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert f"{latest}, epoch {epoch}, step {step}" in result.stdout and f"epoch {int(epoch) + 1}: train_loss" in result.stdout  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_an_array_of_tasks_mirrors_the_folders(cluster, tmp_path):
     script = slurm_script("extract_m3.py", tmp_path, **{"python code/": f"python {CODE}/"})
     for task in range(2):
         env = environment(config, **cluster, SLURM_ARRAY_TASK_ID=str(task))
-        result = subprocess.run(["bash", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
+        result = subprocess.run(["bash", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr
     written = {path.relative_to(tmp_path / "features") for path in (tmp_path / "features").rglob("*.npy")}
     music = [path.relative_to(KIT) for folder in ("interleaved", "mtf") for path in (KIT / folder).iterdir()]
@@ -119,7 +119,7 @@ def test_extraction_on_two_machines(cluster, tmp_path):
         )
         for rank in range(2)
     ]  # fmt: skip
-    printed = [machine.communicate(timeout=200) for machine in machines]
+    printed = [machine.communicate(timeout=300) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], printed
     assert "5 files, 2 x CPU" in printed[0][0] and "5 done" in printed[0][0] and printed[1][0] == ""
     golden = np.load(KIT / "values.npz")

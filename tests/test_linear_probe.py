@@ -250,7 +250,7 @@ def test_train_and_predict(tmp_path, capsys):
         script = ROOT / "code" / "linear_probe.py"
         command = [sys.executable, str(script), *map(str, arguments)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

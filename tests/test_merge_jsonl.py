@@ -199,7 +199,7 @@ def test_as_a_script_from_any_folder(data):
     write(data, {"a": record()})
     script = os.path.relpath(merge_jsonl.__file__, data)
     command = [sys.executable, script, "records", "train.jsonl"]
-    done = subprocess.run(command, cwd=data, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=data, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "train.jsonl: 1 records written" in done.stdout and len(read(data / "train.jsonl")) == 1
     assert Path(data / "train.jsonl").read_bytes().endswith(b"}\n")

@@ -579,7 +579,7 @@ def test_eight_times_as_fast_as_mido():
 
 def script(name: str, *arguments: object, status: int = 0) -> subprocess.CompletedProcess:
     command = [sys.executable, ROOT / "process_data" / name, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == status, done.stderr
     return done
 

@@ -211,7 +211,7 @@ def test_chromium_shows_as_many_engraved_hits_as_there_are(written, tmp_path, wi
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     options += [f"--window-size={width},900", "--virtual-time-budget=10000", "--dump-dom"]
     command = [CHROMIUM, *options, probe.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
     seen = json.loads(re.search(r"<title>(.*?)</title>", dom)[1].replace("&quot;", '"'))
     assert len(seen["shown"]) == len([hit for hit in hits if not hit["name"].endswith(".txt")]) == 8
     for ink, natural, wide in seen["shown"]:

@@ -209,7 +209,7 @@ def test_the_real_script(tmp_path):
     folder_of(tmp_path / "in", {"a": 5, "b": 5})
     out = tmp_path / "new folder" / "map.png"
     arguments = [sys.executable, str(ROOT / "code" / "plot.py"), "map", str(tmp_path / "in"), str(out)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     image = matplotlib.image.imread(out)
     assert image.shape[0] > 400 and image.shape[1] > 400 and image[..., :3].std() > 0.02

@@ -159,7 +159,7 @@ def test_on_a_terminal_it_asks(hub, config, tmp_path, answer, status):
             told += chunk
     except OSError:  # the other side has ended
         pass
-    printed = started.communicate(timeout=60)[0].decode()
+    printed = started.communicate(timeout=300)[0].decode()
     os.close(ours)
     assert started.returncode == status, told
     question = (

@@ -514,7 +514,7 @@ def test_shards_that_are_unequal_empty_or_bad(tmp_path):
         job |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
         env = environment(config) | job
         ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    told = [process.communicate(timeout=100) for process in ranks]
+    told = [process.communicate(timeout=300) for process in ranks]
     assert [process.returncode for process in ranks] == [1, 1, 1], told
     assert "1 done, 0 skipped (they were there), 1 failed" in told[0][0]
     assert list(json_lines(tmp_path / "out" / "errors.jsonl")) == ["zzz.abc"]

@@ -38,7 +38,7 @@ def cosine_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def run(*args, code: int = 0) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "code" / "semantic_search.py"), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done

@@ -215,7 +215,7 @@ def test_runs_side_by_side_never_see_half_an_entry(tmp_path):
     config = write_config(tmp_path / "kit.py", **KIT_MODEL, FEATURE_CACHE=str(tmp_path / "cache"))
     command = [sys.executable, "-c", PUT_AND_GET]
     runs = [subprocess.Popen(command, cwd=CODE, env=environment(config)) for _ in range(3)]
-    assert [process.wait(60) for process in runs] == [0, 0, 0]
+    assert [process.wait(300) for process in runs] == [0, 0, 0]
     assert not list((tmp_path / "cache").rglob(".tmp-*"))
 
 
