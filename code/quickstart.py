@@ -52,7 +52,8 @@ class Plan:
     hidden: int = 128
     layers: int = 3  # of the patch encoder
     m3_epochs: int = 1
-    clamp2_epochs: int = 80
+    clamp2_epochs: int = 75
+    slow_epochs: int = 12  # of CLaMP 2, at a fifth of the rate
 
 
 def split(pieces: list[Piece], plan: Plan, seed: int) -> dict[str, list[Piece]]:
@@ -139,9 +140,8 @@ def write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def write_config(folder: Path, constants: dict) -> Path:
-    """The file that CLAMP2_CONFIG names."""
-    path = folder / "config.py"
+def write_config(path: Path, constants: dict) -> Path:
+    """A file for CLAMP2_CONFIG."""
     write(path, "".join(f"{name} = {value!r}\n" for name, value in constants.items()))
     return path
 
@@ -189,11 +189,28 @@ def convert(steps: Steps, plan: Plan, seed: int) -> None:
         steps.python(PROCESS / "merge_jsonl.py", folder / "records" / part, folder / f"{part}.jsonl")
 
 
-def train(steps: Steps) -> None:
-    """M3, then CLaMP 2."""
+def train(steps: Steps, plan: Plan) -> Steps:
+    """M3, then CLaMP 2, and CLaMP 2 again from its best weights at a lower rate. Returns the steps that go on there."""
     launch = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={PROCESSES}")
     steps.python(*launch, CODE / "train_m3.py")
     steps.python(*launch, CODE / "train_clamp2.py")
+    constants = constants_of(steps.folder, plan)
+    weights = steps.folder / "weights_clamp2_slow.pth"
+    rate = constants["CLAMP2_LEARNING_RATE"] / 5
+    constants |= {
+        "CLAMP2_WEIGHTS_PATH": str(weights),
+        "CLAMP2_LEARNING_RATE": rate,
+        "CLAMP2_NUM_EPOCH": plan.slow_epochs,
+    }
+    slow = Steps(steps.folder, environment(write_config(steps.folder / "config_slow.py", constants)))
+    slow.once("start from the best weights", lambda: shutil.copy(steps.folder / "weights_clamp2.pth", weights))
+    slow.python(*launch, CODE / "train_clamp2.py")
+    return slow
+
+
+def environment(config: Path) -> dict[str, str]:
+    """What the scripts are started with."""
+    return {"CLAMP2_CONFIG": Steps.short(config), **ENVIRONMENT}
 
 
 def measure(steps: Steps) -> None:
@@ -286,10 +303,9 @@ def main(argv: list[str] | None = None, plan: Plan | None = None, top: Path = RO
 def whole(folder: Path, plan: Plan, seed: int) -> None:
     """All steps."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = write_config(folder, constants_of(folder, plan))
-    steps = Steps(folder, {"CLAMP2_CONFIG": str(config), **ENVIRONMENT})
+    steps = Steps(folder, environment(write_config(folder / "config.py", constants_of(folder, plan))))
     convert(steps, plan, seed)
-    train(steps)
+    steps = train(steps, plan)
     measure(steps)
     search(steps)
     found = report.show(folder, len(texts.QUERIES), steps.short(folder))
@@ -301,8 +317,8 @@ def pretrained(folder: Path) -> None:
     from quickstart_pretrained import constants_of_config
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = write_config(folder, constants_of_config(folder))
-    steps = Steps(folder, {"CLAMP2_CONFIG": str(config)})
+    config = write_config(folder / "config.py", constants_of_config(folder))
+    steps = Steps(folder, {"CLAMP2_CONFIG": Steps.short(config)})
     steps.once("collect the music", lambda: collect(folder / "library", music.corpus_files(200, 20)))
     ask(steps, folder / "library")
     print(f"\na page with the first query's hits engraved: {steps.short(folder / 'hits.html')}")

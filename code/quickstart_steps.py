@@ -18,13 +18,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Steps:
-    """The steps of a run in `folder`; `steps.json` there says which are done, and what they took."""
+    """The steps of a run in `folder`; `steps.json` there says which are done, and what they took.
+
+    Args:
+        environment: what the scripts are started with. With another one, the same command is another step.
+    """
 
     def __init__(self, folder: Path, environment: dict[str, str]):
         self.folder, self.environment = folder, environment
         self.log = folder / "steps.json"
         self.done: dict[str, dict] = json.loads(self.log.read_text()) if self.log.exists() else {}
-        print("export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items()))
+        self.export = "export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
+        print(f"\n{self.export}")
 
     def python(self, *words: str | Path, statuses: tuple[int, ...] = (0,)) -> None:
         """Runs `python WORDS` from the top folder of the repository; ends the program if it fails.
@@ -33,7 +38,8 @@ class Steps:
             statuses: the exit statuses that are no failure.
         """
         shown = shlex.join(["python", *(self.short(word) for word in words)])
-        if shown in self.done:
+        step = f"{self.export}; {shown}"
+        if step in self.done:
             print(f"\n$ {shown}\n(done before)")
             return
         print(f"\n$ {shown}", flush=True)
@@ -43,7 +49,7 @@ class Steps:
         if status not in statuses:
             raise files.InputError(f"this command ended with status {status}; the same quick start goes on there")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        self.note(shown, began, after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime)
+        self.note(step, began, after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime)
 
     def once(self, step: str, function: Callable[[], T]) -> T | None:
         """Runs a step that is no script, unless it is done."""

@@ -206,6 +206,8 @@ def test_what_is_done_is_not_done_again(tmp_path, capfd):
     told = capfd.readouterr().out
     assert told.count("export A='b c'") == 2
     assert told.count("$ python -c ") == 2 and "(done before)" in told
+    quickstart_steps.Steps(tmp_path, {"A": "d"}).python(*command)
+    assert (tmp_path / "count").read_text() == "xx"
 
 
 def test_a_command_that_fails_ends_it_and_runs_again(tmp_path):
@@ -257,10 +259,15 @@ class WarmSteps(quickstart_steps.Steps):
         assert done.returncode in statuses, (words, done.stdout, done.stderr)
 
 
+def training_rate(log: Path) -> float:
+    [rate] = re.findall(r"^  CLAMP2_LEARNING_RATE +(\S+)$", log.read_text(), re.MULTILINE)
+    return float(rate)
+
+
 def test_the_whole_on_a_few_pieces(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(quickstart, "Steps", WarmSteps)
     plan = quickstart.Plan(
-        tunes=60, chorales=4, test=12, validation=4, hidden=64, layers=1, m3_epochs=1, clamp2_epochs=1
+        tunes=60, chorales=4, test=12, validation=4, hidden=64, layers=1, m3_epochs=1, clamp2_epochs=1, slow_epochs=1
     )
     assert quickstart.main([], plan, tmp_path) == 0
     told = capfd.readouterr()
@@ -271,6 +278,9 @@ def test_the_whole_on_a_few_pieces(tmp_path, monkeypatch, capfd):
     for line in ("zero-shot rhythm, ABC", "linear probe rhythm", "ABC to MIDI MRR", "“une gigue"):
         assert line in told.out
     assert all((folder / picture).stat().st_size > 1000 for picture in report.PICTURES)
+    rates = [training_rate(folder / f"logs_clamp2{slow}.txt") for slow in ("", "_slow")]
+    assert rates[1] == pytest.approx(rates[0] / 5)
+    assert json.loads((folder / "features" / ".extraction.json").read_text())["weights"] == "weights_clamp2_slow.pth"
     # what is held out has no part in training
     names = {part: {path.stem for path in (folder / "mtf" / part).glob("*.mtf")} for part in quickstart.PARTS}
     assert {part: len(found) for part, found in names.items()} == {"train": 48, "validation": 4, "test": 12}
