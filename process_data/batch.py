@@ -29,8 +29,10 @@ import jobs
 
 TIMEOUT = 60  # seconds a file may take, unless --timeout says otherwise
 MEMORY = 4 * 2**30  # bytes of address space a worker may use: a hostile file must not take the machine down
+TOO_LONG = -signal.SIGALRM  # exit status of a worker whose file took too long
 FILES_PER_WORKER = 2000  # then a fresh process takes over, so that what a converter leaks stays small
 RESTARTS = 5  # of a pool that broke without one result in between; more means that workers cannot even start
+LATE = 15  # seconds after its time limit, at which a worker ends itself, when a file's worker counts as lost
 
 
 class Refused(Exception):
@@ -216,10 +218,14 @@ def results(
 ) -> Iterator[tuple[jobs.Job, str | None, list[str]]]:
     """Runs the jobs in worker processes; yields each with its error (None: done) and warnings, in no fixed order.
 
+    When a worker dies, the pool may take the file that it had just finished for the one that killed it. So the files
+    that are named then have another turn at the end, each with a worker of its own.
+
     args: `workers` (how many), `timeout` (seconds for a job) and whatever `convert` reads there.
     """
     pool: pebble.ProcessPool | None = None
     pending: dict[Future, jobs.Job] = {}
+    suspects: list[jobs.Job] = []
     breaks = 0
     try:
         while True:
@@ -227,30 +233,32 @@ def results(
             broken: list[jobs.Job] = []
             for job in itertools.islice(todo, 4 * args.workers - len(pending)):  # never more: the list may be long
                 try:
-                    future: Future = pool.schedule(_run_job, (convert, args, job), timeout=args.timeout)
+                    future: Future = pool.schedule(_run_job, (convert, args, job), timeout=args.timeout + LATE)
                 except RuntimeError:  # pebble: the pool broke since we last looked
                     broken.append(job)
                     break
                 pending[future] = job
             if not pending and not broken:
-                return
-            finished, _ = wait(pending, timeout=args.timeout + 30, return_when=FIRST_COMPLETED)
+                break
+            finished, _ = wait(pending, timeout=args.timeout + 2 * LATE, return_when=FIRST_COMPLETED)
             for result in finished:
                 job = pending.pop(result)
                 warnings: list[str] = []
                 try:
                     error, warnings = result.result()
                 except TimeoutError:
-                    error = f"took over {args.timeout:g} s"
+                    suspects.append(job)
+                    continue
                 except pebble.ProcessExpired as expired:
-                    error = f"the converter process died ({_death(expired.exitcode)})"
+                    if expired.exitcode != TOO_LONG:
+                        suspects.append(job)
+                        continue
+                    error = _death(expired.exitcode, args)
                 except BrokenProcessPool:
                     broken.append(job)
                     continue
-                if error:
-                    job.remove_outputs()  # of an earlier run, or of a process that died between writing and reporting
                 breaks = 0
-                yield job, error, warnings
+                yield _settled(job, error, warnings)
             if broken or not finished:  # a worker died when it had no job, or with a lock: start the pool anew
                 breaks += 1
                 if breaks > RESTARTS:
@@ -260,6 +268,29 @@ def results(
                 pool, pending = None, {}
     finally:
         _close_pool(pool)
+    for job in suspects:
+        yield _settled(job, *_run_alone(convert, args, job))
+
+
+def _settled(job: jobs.Job, error: str | None, warnings: list[str]) -> tuple[jobs.Job, str | None, list[str]]:
+    if error:
+        job.remove_outputs()  # of an earlier run, or of a process that died between writing and reporting
+    return job, error, warnings
+
+
+def _run_alone(convert: Convert, args: argparse.Namespace, job: jobs.Job) -> tuple[str | None, list[str]]:
+    """One file in a worker of its own, whose death is the file's."""
+    for _ in range(RESTARTS):
+        pool = _new_pool(1)
+        try:
+            return pool.schedule(_run_job, (convert, args, job), timeout=args.timeout + LATE).result()
+        except pebble.ProcessExpired as expired:
+            return _death(expired.exitcode, args), []
+        except (BrokenProcessPool, TimeoutError):  # it died before the pool had seen what it was doing
+            continue
+        finally:
+            _close_pool(pool)
+    return "the converter process died", []
 
 
 def _new_pool(workers: int) -> pebble.ProcessPool:
@@ -288,7 +319,7 @@ def _start_worker() -> None:
 
 def _run_job(convert: Convert, args: argparse.Namespace, job: jobs.Job) -> tuple[str | None, list[str]]:
     """One file, in a worker process: (error or None, warnings)."""
-    signal.setitimer(signal.ITIMER_REAL, 2 * args.timeout + 30)  # kills a worker that hangs after the main process died
+    signal.setitimer(signal.ITIMER_REAL, args.timeout)  # kills the process, even if the main process has died
     try:
         if os.path.lexists(job.source):  # `book.abc#2`, a tune of a file, is the converter's to find
             files.require_piece(job.source)
@@ -309,8 +340,11 @@ def _run_job(convert: Convert, args: argparse.Namespace, job: jobs.Job) -> tuple
     return None, [str(warning) for warning in converted.warnings]
 
 
-def _death(exitcode: int) -> str:
-    return f"killed by signal {-exitcode}" if exitcode < 0 else f"exit status {exitcode}"
+def _death(exitcode: int, args: argparse.Namespace) -> str:
+    if exitcode == TOO_LONG:
+        return f"took over {args.timeout:g} s"
+    how = f"killed by signal {-exitcode}" if exitcode < 0 else f"exit status {exitcode}"
+    return f"the converter process died ({how})"
 
 
 class _Interrupted(BaseException):

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import ModuleType
 
+import pebble
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -183,6 +185,35 @@ def test_a_worker_that_dies_between_files_costs_nothing():
         results = [(job.name, error) for job, error, _ in batch.results(batch_script.convert, args, slowly())]
         assert results == [("first", None), ("second", None)]
         assert set(tree(folder / "out")) == {"first.out", "second.out"}
+
+
+@pytest.mark.parametrize("blame", [pebble.ProcessExpired("Abnormal termination", -11), TimeoutError()])
+def test_a_file_that_is_blamed_for_the_death_of_another_has_another_turn(tmp_path, monkeypatch, blame):
+    """pebble may not have read yet that a file is done when it sees its worker, busy with the next one, dead."""
+    new_pool = batch._new_pool
+
+    class Confused:
+        def __init__(self, workers):
+            self.pool = new_pool(workers)
+            self.stop, self.join = self.pool.stop, self.pool.join
+
+        def schedule(self, function, arguments, timeout):
+            future = self.pool.schedule(function, arguments, timeout=timeout)
+            if arguments[2].name not in blamed:
+                return future
+            wait([future])
+            wrong = Future()
+            wrong.set_exception(blame)
+            return wrong
+
+    monkeypatch.setattr(batch, "_new_pool", lambda workers: Confused(workers) if workers == 2 else new_pool(workers))
+    source = write(tmp_path / "in", good="text", refused="refuse no", last="text")
+    blamed = {"good.txt", "refused.txt"}
+    todo = [jobs.Job(f.name, f, tmp_path / "out" / f"{f.stem}.out", None) for f in sorted(source.iterdir())]
+    args = argparse.Namespace(workers=2, timeout=20)
+    told = {job.name: error for job, error, _ in batch.results(batch_script.convert, args, iter(todo))}
+    assert told == {"good.txt": None, "refused.txt": "no", "last.txt": None}
+    assert set(tree(tmp_path / "out")) == {"good.out", "last.out"}
 
 
 def test_a_long_list_is_not_scheduled_at_once(tmp_path):
