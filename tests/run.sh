@@ -9,8 +9,7 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
   source .venv/bin/activate
 fi
 echo "installing what tests/requirements.txt pins"
-# A module is compiled when it is first imported, which most never are: half a minute less.
-python -m pip install --quiet --disable-pip-version-check --no-compile --requirement tests/requirements.txt
+python -m pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
 if [ $# -eq 0 ]; then
   ruff check .
   ruff format --check .
