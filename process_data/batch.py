@@ -298,7 +298,7 @@ def _new_pool(workers: int) -> pebble.ProcessPool:
     # A fixed hash seed makes converters that iterate over sets give the same output in every process and run.
     os.environ.setdefault("PYTHONHASHSEED", "0")
     context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "silence"])
     return pebble.ProcessPool(workers, FILES_PER_WORKER, _start_worker, context=context)
 
 
