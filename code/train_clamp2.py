@@ -297,7 +297,7 @@ def new_model(job: processes.Processes) -> CLaMP2Model:
     elif config.CLAMP2_LOAD_M3:
         job.say(
             f"the music encoder starts from new weights: CLAMP2_LOAD_M3 is True, but {m3_path} does not exist;"
-            " train M3 first for much better features"
+            " train M3 first to begin with what it has learnt"
         )
     return model
 
