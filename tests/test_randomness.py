@@ -73,6 +73,8 @@ def outputs(kind, model):
 def test_each_dropout_acts_in_training_and_none_in_evaluation(kind):
     """Each alone, that of the attention weights too. Of several hundred elements, at least one is dropped."""
     model = tiny_model(kind)
+    for parameter in model.parameters():
+        parameter.data *= 5  # so that what is dropped shows in the loss
     dropouts = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)}
     assert {module.p for module in dropouts.values()} == {0.1}
     assert sum("attention.self" in name or "attn_dropout" in name for name in dropouts) == (3 if kind == "m3" else 4)
