@@ -170,7 +170,8 @@ def test_a_continued_run_counts_on(tmp_path, clock, monkeypatch):
         clock.now += 1.0
 
     finish(run, given(*[([0.0, 1.0], 1.0, 1.0)] * 2, watch=watch), [0.5])
-    assert [(initial, total) for _, initial, total in bars][0] == (1, 3) and bars[0][0].n == 3
+    bar, initial, total = bars[0]
+    assert (initial, bar.n, total) == (1, 3, 3)
     assert heard.logged == []
     run = a_run(tmp_path, num_epoch=3, wandb_log=True)
     finish(run, given(*[([0.0, 1.0], 1.0, 1.0)] * 3, watch=watch), [0.5])
