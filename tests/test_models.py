@@ -299,6 +299,19 @@ def test_another_kind_of_text_model_runs_padded():
 
 
 # --- packing --------------------------------------------------------------------------------------------------------
+def test_segments_go_forward_together():
+    """Those of the first piece too: 1100 patches are three segments, in one pass with the piece behind them."""
+    passes = []
+
+    class Model(torch.nn.Linear):
+        def features(self, packing, tokens, pooled):
+            passes.append(packing.lengths.tolist())
+            return torch.zeros(len(tokens), 1)
+
+    list(embed(Model(1, 1), [np.ones((1100, 64), np.uint8), np.ones((3, 64), np.uint8)]))
+    assert passes == [[512, 512, 512, 3]]
+
+
 def test_bucket_widths_waste_at_most_a_third():
     for length in range(8, 513):
         assert length <= packing._bucket_width(length) <= 1.5 * length
