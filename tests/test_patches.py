@@ -1,7 +1,5 @@
 import hashlib
 import json
-import math
-import random
 import re
 from collections import Counter
 
@@ -12,7 +10,7 @@ from hypothesis import strategies as st
 
 from files import InputError
 from helpers import KIT
-from patches import BOS, EOS, MASK, PAD, M3Patchilizer, mask_patches, read_music, remove_instrument_info
+from patches import BOS, EOS, PAD, M3Patchilizer, read_music, remove_instrument_info
 
 PATCHILIZER = M3Patchilizer()
 TUNE = '%%score 1 2\nM:3/4\nK:G\nV:1 treble nm="Violin" snm="Vl."\nV:2 bass nm="Cello"\n[V:1]|:G2 A B|[V:2]|:z4:|\n'
@@ -89,61 +87,25 @@ def test_truncation():
     everything = PATCHILIZER.encode(long)
     assert len(everything) == 701
     assert np.array_equal(PATCHILIZER.encode(long, truncate=True), everything[:512])
-    rng = random.Random(1)
-    starts = Counter()
-    for _ in range(600):
-        part = PATCHILIZER.encode(long, random_truncate=True, truncate=True, rng=rng)
-        assert len(part) == 512
-        starts[next(i for i in range(190) if np.array_equal(everything[i : i + 512], part))] += 1
-    # head, tail, and a random place: a third each
-    assert 150 < starts[0] < 250 and 150 < starts[189] < 250
-    assert len(starts) > 80
+    part = PATCHILIZER.encode(long, truncate=True, random_truncate=True)
+    assert any(np.array_equal(everything[start : start + 512], part) for start in range(190))
+    special = PATCHILIZER.encode(long, add_special_patches=True, truncate=True)  # of the special ones, too
+    assert len(special) == 512 and np.array_equal(special[1:], everything[:511])
 
 
-# --- masking --------------------------------------------------------------------------------------------------------
-def test_masking_statistics():
-    patches = PATCHILIZER.encode(read_music(KIT / "interleaved" / "quartet.abc"), add_special_patches=True)
-    count = math.ceil(0.45 * len(patches))
-    outcomes = Counter()
-    chosen = np.zeros(len(patches))
-    rng = np.random.default_rng(0)
-    for _ in range(2000):
-        corrupted, selected = mask_patches(patches, rng)
-        assert selected.sum() == count
-        assert np.array_equal(corrupted[~selected], patches[~selected])
-        chosen += selected
-        if (corrupted[selected] == MASK).all():
-            outcomes["mask"] += 1
-        elif np.array_equal(corrupted, patches):
-            outcomes["keep"] += 1
-        else:
-            outcomes["shuffle"] += 1
-            for before, after in zip(patches[selected], corrupted[selected], strict=True):
-                assert after[0] == before[0]
-                assert Counter(after.tolist()) == Counter(before.tolist())
-                if (before == EOS).sum() == 1:
-                    stop = before.tolist().index(EOS)
-                    assert np.array_equal(after[stop:], before[stop:])
-    # three standard deviations: 54 of 1600, 40 of 200
-    assert (
-        abs(outcomes["mask"] - 1600) < 54 and abs(outcomes["shuffle"] - 200) < 40 and abs(outcomes["keep"] - 200) < 40
-    )
-    assert abs(chosen / 2000 - count / len(patches)).max() < 0.05  # every patch is equally likely
+def test_music_is_transliterated_and_holds_no_special_id():
+    (patch,) = PATCHILIZER.encode("T:Élise\0\1\2\3 月\n")
+    assert patch.tolist() == [BOS, *b"T:Elise Yue \n", EOS] + [PAD] * 49
 
 
-def test_shuffle_without_an_end_goes_to_the_end_of_the_patch():
-    patches = np.full((1, 64), ord("a"), np.uint8)
-    patches[0] = [BOS, *range(40, 103)]
-    rng = np.random.default_rng(0)
-    seen = {tuple(mask_patches(patches, rng)[0][0, -1:].tolist()) for _ in range(200)}
-    assert len(seen - {(MASK,), (102,)}) > 3  # the last character moved
-
-
-def test_evaluation_leaves_the_patches():
-    patches = PATCHILIZER.encode(TUNE)
-    for seed in range(50):
-        corrupted, selected = mask_patches(patches, np.random.default_rng(seed), train=False)
-        assert np.array_equal(corrupted, patches) and selected.sum() == math.ceil(0.45 * len(patches))
+def test_a_piece_of_one_rest_or_with_a_name_in_capitals_is_music(tmp_path):
+    for name, text in {
+        "rest.abc": "K:C\nz4|\n",
+        "A.ABC": "K:C\nA|\n",
+        "B.MTF": "ticks_per_beat 480\nnote_on 0 0 60 64",
+    }.items():
+        (tmp_path / name).write_text(text)
+        assert read_music(tmp_path / name) == text
 
 
 # --- instruments, reading -------------------------------------------------------------------------------------------

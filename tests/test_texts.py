@@ -3,7 +3,7 @@
 import json
 import random
 import shutil
-from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,32 +38,24 @@ def test_metadata_lines():
     assert metadata_lines({"title": "x", "genres": None, "tags": [3, "y"], "summary_en": "z"}) == ["x", "y"]
 
 
+@pytest.mark.parametrize(
+    "field", ["title", "composer", "genres", "description", "lyrics", "tags", "ensembles", "instruments"]
+)
+def test_each_field_of_the_metadata_is_text(field):
+    assert metadata_lines({field: "a\n b \n\na"}) == metadata_lines({field: ["a", " b \n", None, "a"]}) == ["a", "b"]
+
+
+@pytest.mark.parametrize("field", ["summary_en", "summary_nen", "filepaths", "key", "language", "Title"])
+def test_no_other_field_is_metadata(field):
+    assert metadata_lines({"title": "x", field: "a"}) == ["x"]
+
+
 def test_summaries_in_both_forms():
+    assert summaries(" \n") == summaries({"summary": " "}) == summaries([3, {}, {"summary": ["un"]}]) == []
     assert summaries("one") == summaries(["one", None, ""]) == ["one"]
     assert summaries({"language": "French", "summary": "un"}) == ["un"]
     assert summaries([{"summary": "un"}, {"language": "German", "summary": "eins"}]) == ["un", "eins"]
     assert summaries(None) == summaries({"language": None, "summary": None}) == []
-
-
-def test_text_dropout_statistics():
-    rng = random.Random(0)
-    kinds, kept, sizes, first = Counter(), Counter(), Counter(), Counter()
-    for _ in range(8000):
-        lines = choose_text(RECORD, rng)
-        kind = {"An Irish jig.": "english", "Une gigue.": "other"}.get(lines[0], "metadata")
-        kinds[kind] += 1
-        if kind == "metadata":
-            assert len(set(lines)) == len(lines) and set(lines) <= set(LINES)
-            kept.update(lines)
-            sizes[len(lines)] += 1
-            first[lines[0]] += 1
-    # five standard deviations around 1/2, 1/4, 1/4
-    assert (
-        abs(kinds["metadata"] - 4000) < 224 and abs(kinds["english"] - 2000) < 194 and abs(kinds["other"] - 2000) < 194
-    )
-    assert all(abs(kept[line] / kinds["metadata"] - 0.5) < 0.05 for line in LINES)
-    assert sizes[8] > sizes[1] / 3  # all eight by chance, or because none was kept
-    assert all(abs(first[line] / kinds["metadata"] - 1 / 8) < 0.04 for line in LINES)  # shuffled
 
 
 def test_what_is_missing_is_made_up_for():
@@ -76,6 +68,7 @@ def test_what_is_missing_is_made_up_for():
 
 def test_text_lines_are_deduplicated_in_their_order(tmp_path):
     assert text_lines("b\na\n\nb\n  \nc") == ["b", "a", "c"]
+    assert text_lines(" a\u2028b\x0c\na") == [" a\u2028b\x0c", "a"]  # split at newlines, and otherwise as they are
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeffb\r\na\r\nb".encode())
     assert read_text(path) == ["b", "a"]
@@ -93,6 +86,7 @@ def test_tokens_are_cut_to_a_length():
     tokenizer = AutoTokenizer.from_pretrained(KIT / "tiny-xlmr")
     text = join_lines(["one line", "another line"], tokenizer)
     assert text == "one line</s>another line"
+    assert join_lines(["one", "two"], SimpleNamespace(sep_token=None)) == "one\ntwo"  # a tokenizer without a separator
     whole, cut = tokenize(text, tokenizer), tokenize(text, tokenizer, max_length=6)
     assert len(cut) == 6 < len(whole) and cut[-1] == whole[-1] == tokenizer.eos_token_id
     assert (whole == tokenizer.sep_token_id).sum() == 2 and whole.dtype == np.int64
@@ -125,6 +119,29 @@ def test_jsonl_is_read_by_byte_offsets(tmp_path):
         records = Jsonl(path)
         assert len(records) == 50 and [records[i] for i in range(50)] == lines
         assert records.starts.nbytes == 50 * 8
+
+
+def test_a_long_jsonl_file_is_read_in_blocks(tmp_path):
+    """Records across the ends of blocks of 16 MiB."""
+    path = tmp_path / "a.jsonl"
+    lines = [{"title": f"{number} " + "x" * (6 << 20), "filepaths": ["a.abc"]} for number in range(3)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    records = Jsonl(path)
+    assert len(records) == 3 and all(records[number] == line for number, line in enumerate(lines))
+
+
+def test_a_jsonl_file_may_begin_with_a_byte_order_mark_and_have_line_ends_of_windows(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes("\ufeff".encode() + b'{"filepaths": ["a.abc"]}\r\n{"filepaths": ["b.abc"]}\r\n')
+    records = Jsonl(path)
+    assert [records[number]["filepaths"] for number in range(len(records))] == [["a.abc"], ["b.abc"]]
+
+
+@pytest.mark.parametrize("name", ["..a.abc", "a..abc", "x/../b.abc", "x/..y/b.abc", "./a.abc"])
+def test_paths_within_the_folder(tmp_path, name):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"filepaths": [name]}))
+    assert Jsonl(path)[0]["filepaths"] == [name]
 
 
 @pytest.mark.parametrize(
