@@ -90,9 +90,7 @@ def test_each_file_is_counted_once(tmp_path, weights, capsys):
         np.testing.assert_array_equal(np.load(target / f"{name}.npy"), np.arange(3 * length).reshape(1, length, 3))
     assert np.load(target / "a.npy").dtype == np.float32 and len(list(target.rglob("*.npy"))) == 3
     errors = [json.loads(line) for line in errors_of(target).read_text(encoding="utf-8").splitlines()]
-    assert errors == [
-        {"file": name, "error": f"{source / name}: no music in it"} for name in ("b/a.abc", "é.txt")
-    ]
+    assert errors == [{"file": name, "error": f"{source / name}: no music in it"} for name in ("b/a.abc", "é.txt")]
     shown = [line for line in done.err.splitlines() if line.startswith("failed: ")]
     assert shown == [f"failed: {error['error']}" for error in errors]
 
@@ -148,9 +146,7 @@ def test_a_feature_file_whose_name_is_too_long_fails_alone(tmp_path, weights, ca
     assert done.out.splitlines()[-1] == "1 done, 0 skipped (they were there), 2 failed"
     errors = [json.loads(line) for line in errors_of(tmp_path / "out").read_text().splitlines()]
     assert [error["file"] for error in errors] == [f"{long}.abc", f"{long}.txt"]
-    assert errors[0]["error"] == (
-        f"{source}/{long}.abc: the name of its feature file, {long}.abc.npy, is too long"
-    )
+    assert errors[0]["error"] == (f"{source}/{long}.abc: the name of its feature file, {long}.abc.npy, is too long")
 
 
 def test_another_error_of_writing_ends_the_extraction(tmp_path, weights):
