@@ -49,7 +49,7 @@ def embed(
             running.pop(0).finish()
 
     for array in items:
-        kind_changes = batch and batch[-1][1].ndim != array.ndim
+        kind_changes = bool(batch) and batch[-1][1].ndim != array.ndim
         item = _Item(len(array), PATCH_LENGTH if array.ndim == 2 else MAX_TEXT_LENGTH)
         open_items.append(item)
         for start in item.starts:
