@@ -104,7 +104,7 @@ def test_each_file_of_a_text_model_but_its_weights_names_another_model(setup, mo
     assert folder_of_the_model() == before
     append(folder / "sentencepiece.model")
     after = folder_of_the_model()
-    (folder / "vocab.txt").rename(folder / "other.txt")
+    (folder / "vocab.txt").rename(folder / "words.txt")  # the last one, as it was
     renamed = folder_of_the_model()
     monkeypatch.setattr(config, "TEXT_MODEL_NAME", "some/model")
     names = [folder_of_the_model()]
@@ -120,6 +120,8 @@ def test_what_features_do_not_depend_on_names_the_same_model(sources, monkeypatc
     monkeypatch.setattr(config, "EXTRACT_BATCH_TOKENS", 7)
     monkeypatch.setattr(config, "M3_LEARNING_RATE", 7.0)
     append(sources / "code" / "plot.py")
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: reversed(list(listed(self))))  # a disk may list in any order
     assert folder_of_the_model() == before
 
 
