@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import config
 import extraction
 from files import InputError
 from processes import Processes
@@ -27,9 +28,11 @@ def errors_of(target: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def model(monkeypatch):
-    """Returns what it reads, three files late."""
+    """Returns what it reads, three files late. The fixture is what else it was given."""
+    given = []
 
     def embed(model, items, pooled, batch_tokens, dtype):
+        given.append((batch_tokens, dtype))
         waiting = []
         for item in items:
             waiting.append(item.mean(axis=0) if pooled else item)
@@ -39,6 +42,7 @@ def model(monkeypatch):
 
     monkeypatch.setattr(extraction, "embed", embed)
     monkeypatch.setattr(Processes, "device", torch.device("cpu"))
+    return given
 
 
 def read(path: Path) -> np.ndarray:
@@ -138,6 +142,39 @@ def test_the_first_failures_are_shown_and_all_are_written(tmp_path, weights, cap
     assert len(errors_of(tmp_path / "out").read_text().splitlines()) == count
 
 
+def test_the_settings_of_the_computation(tmp_path, weights, model, monkeypatch, capsys):
+    source = write_files(tmp_path / "in", {"a.abc": "1"})
+    monkeypatch.setattr(config, "EXTRACT_BATCH_TOKENS", 77)
+    monkeypatch.setattr(config, "EXTRACT_PRECISION", "bfloat16")
+    assert extract(source, tmp_path / "out", weights) == 0
+    assert model == [(77, torch.bfloat16)]
+    assert capsys.readouterr().out.startswith(f"1 files, 1 x CPU, bfloat16, {weights}\n")
+
+
+@pytest.mark.parametrize(
+    ("files", "workers", "processes"), [(40, 0, 0), (31, 1, 0), (32, 1, 1), (64, 2, 2), (64, 1, 1)]
+)
+def test_workers_read_where_there_are_many_files(tmp_path, monkeypatch, files, workers, processes):
+    """As many as NUM_WORKERS has, and one for every 32 files at most."""
+    monkeypatch.setattr(config, "NUM_WORKERS", workers)
+    paths = [Path(str(number)) for number in range(files)]
+    reader = extraction.read_ahead(tmp_path, paths, lambda path: np.array([os.getpid(), int(path.name)]))
+    found = np.array(list(reader))
+    assert found[:, 1].tolist() == list(range(files))
+    assert len(set(found[:, 0].tolist()) - {os.getpid()}) == processes
+    assert (os.getpid() in found[:, 0]) is (processes == 0)
+
+
+def test_a_model_is_loaded_from_its_part_of_a_checkpoint_and_put_into_evaluation(tmp_path):
+    part = {"weight": torch.randn(1, 2), "bias": torch.randn(1)}
+    others = {"decoder.weight": torch.zeros(3)}
+    torch.save({"model": {f"encoder.{name}": value for name, value in part.items()} | others}, tmp_path / "w.pth")
+    model = extraction.load(torch.nn.Linear(2, 1), tmp_path / "w.pth", "encoder.")
+    assert not model.training and all(torch.equal(value, part[name]) for name, value in model.state_dict().items())
+    torch.save({"model": part}, tmp_path / "w.pth")
+    assert torch.equal(extraction.load(torch.nn.Linear(2, 1), tmp_path / "w.pth").weight, part["weight"])
+
+
 def test_a_feature_file_whose_name_is_too_long_fails_alone(tmp_path, weights, capsys):
     long = "x" * 251
     source = write_files(tmp_path / "in", {f"{long}.abc": "1", f"{long}.txt": "2", "y.abc": "3"})
@@ -189,7 +226,7 @@ def test_processes_share_the_files_and_the_counts_are_of_all(tmp_path, weights, 
     contents = {f"{number}.abc": "bad" if number in (1, 6) else str(number + 1) for number in range(8)}
     source, target = write_files(tmp_path / "in", contents), tmp_path / "out"
     target.mkdir()
-    np.save(target / "3.npy", np.zeros(1))
+    np.save(target / "4.npy", np.zeros(1))
     assert Job.run(3, lambda job: extract(source, target, weights, job=job)) == [1, 1, 1]
     done = capsys.readouterr()
     assert done.out.splitlines() == [
@@ -199,9 +236,9 @@ def test_processes_share_the_files_and_the_counts_are_of_all(tmp_path, weights, 
     assert [line[-22:] for line in done.err.splitlines() if line.startswith("failed")] == [
         f"/{number}.abc: no music in it" for number in (1, 6)
     ]
-    for number in (0, 2, 4, 5, 7):
+    for number in (0, 2, 3, 5, 7):
         assert np.load(target / f"{number}.npy").shape == (1, number + 1, 3)
-    assert np.load(target / "3.npy").shape == (1,)
+    assert np.load(target / "4.npy").shape == (1,)
 
 
 # --- what the features of a folder were made with ---------------------------------------------------------------------

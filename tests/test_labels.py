@@ -102,11 +102,11 @@ def test_a_class_is_measured_in_pieces_not_in_files():
 def test_measures_worked_out_by_hand():
     """Three classes of 5, 4 and 1; the last is never predicted."""
     truth = [0, 0, 0, 0, 0, 1, 1, 1, 1, 2]
-    predicted = [0, 0, 0, 1, 1, 1, 1, 1, 0, 0]
+    predicted = [0, 0, 0, 1, 1, 1, 1, 1, 0, 1]
     matrix = labels.confusion_matrix(truth, predicted, 3)
-    assert matrix.tolist() == [[3, 2, 0], [1, 3, 0], [1, 0, 0]]
+    assert matrix.tolist() == [[3, 2, 0], [1, 3, 0], [0, 1, 0]]
     scores = labels.scores(matrix)
-    f1 = [2 * 3 / (5 + 5), 2 * 3 / (4 + 5), 0]  # twice the hits by those there are and those predicted
+    f1 = [2 * 3 / (5 + 4), 2 * 3 / (4 + 6), 0]  # twice the hits by those there are and those predicted
     assert scores == pytest.approx({"accuracy": 0.6, "macro_f1": sum(f1) / 3, "majority": 0.5})
 
 
