@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 import threading
 from pathlib import Path
 
@@ -93,7 +94,9 @@ def test_each_file_is_counted_once(tmp_path, weights, capsys):
     for name, length in (("a", 1), ("b/c", 5), ("d", 2)):
         np.testing.assert_array_equal(np.load(target / f"{name}.npy"), np.arange(3 * length).reshape(1, length, 3))
     assert np.load(target / "a.npy").dtype == np.float32 and len(list(target.rglob("*.npy"))) == 3
-    errors = [json.loads(line) for line in errors_of(target).read_text(encoding="utf-8").splitlines()]
+    written = errors_of(target).read_text(encoding="utf-8")
+    errors = [json.loads(line) for line in written.splitlines()]
+    assert "é.txt" in written  # as a person reads it
     assert errors == [{"file": name, "error": f"{source / name}: no music in it"} for name in ("b/a.abc", "é.txt")]
     shown = [line for line in done.err.splitlines() if line.startswith("failed: ")]
     assert shown == [f"failed: {error['error']}" for error in errors]
@@ -103,9 +106,11 @@ def test_each_file_is_counted_once(tmp_path, weights, capsys):
     (source / "x.pdf").unlink(), (source / "y.pdf").unlink()
     make_older(source / "a.abc", 100)
     make_older(target / "d.npy", 1)  # than its file
+    leftover = target / "b" / f".tmp-{socket.gethostname()[:64]}-999999999-00000000"  # of a process that was killed
+    leftover.touch()
     assert extract(source, target, weights) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "2 done, 2 skipped (they were there), 0 failed"
-    assert not errors_of(target).exists()
+    assert not errors_of(target).exists() and not leftover.exists()
 
     assert extract(source, target, weights, load_model=no_model) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "0 done, 4 skipped (they were there), 0 failed"
@@ -222,22 +227,23 @@ class Job(Processes):
 
 
 def test_processes_share_the_files_and_the_counts_are_of_all(tmp_path, weights, capsys):
-    """Eight files for three processes, of which one fails in each of two, and one is there already."""
+    """Nine files for three processes: one fails in each of two, one is there already, two would meet in one name."""
     contents = {f"{number}.abc": "bad" if number in (1, 6) else str(number + 1) for number in range(8)}
+    contents["7.txt"] = "30"
     source, target = write_files(tmp_path / "in", contents), tmp_path / "out"
     target.mkdir()
     np.save(target / "4.npy", np.zeros(1))
     assert Job.run(3, lambda job: extract(source, target, weights, job=job)) == [1, 1, 1]
     done = capsys.readouterr()
     assert done.out.splitlines() == [
-        f"8 files, 3 x CPU, float32, {weights}",
-        "5 done, 1 skipped (they were there), 2 failed",
+        f"9 files, 3 x CPU, float32, {weights}",
+        "6 done, 1 skipped (they were there), 2 failed",
     ]
     assert [line[-22:] for line in done.err.splitlines() if line.startswith("failed")] == [
         f"/{number}.abc: no music in it" for number in (1, 6)
     ]
-    for number in (0, 2, 3, 5, 7):
-        assert np.load(target / f"{number}.npy").shape == (1, number + 1, 3)
+    for name, length in {"0": 1, "2": 3, "3": 4, "5": 6, "7.abc": 8, "7.txt": 30}.items():
+        assert np.load(target / f"{name}.npy").shape == (1, length, 3)
     assert np.load(target / "4.npy").shape == (1,)
 
 
