@@ -130,6 +130,29 @@ def test_dropout_in_attention_drops_weights(causal):
     assert not torch.equal(again, dropped)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_elsewhere_than_on_a_cpu_the_fused_kernel_runs_with_all_it_needs(monkeypatch, causal):
+    """On tensors without data, in the place of a GPU's: one call a bucket, with a mask where a bucket is not full."""
+    calls, kernel = [], packing.scaled_dot_product_attention
+
+    def counted(query, key, value, **options):
+        mask = options.pop("attn_mask")
+        calls.append((query.shape, None if mask is None else mask.shape, options))
+        return kernel(query, key, value, **options)
+
+    monkeypatch.setattr(packing, "scaled_dot_product_attention", counted)
+    lengths = [8, 8, 11, 3]
+    layout = packing.Packing(torch.arange(11) < torch.tensor(lengths)[:, None], torch.device("meta"))
+    given = [torch.empty(1, HEADS, sum(lengths), SIZE, device="meta", dtype=torch.bfloat16) for _ in range(3)]
+    out, _ = packing.packed_attention(Layer(causal), *given, None, layout, 0.25, 0.5)
+    assert out.shape == (1, sum(lengths), HEADS, SIZE) and out.dtype == torch.bfloat16
+    options = {"dropout_p": 0.25, "is_causal": causal, "scale": 0.5}
+    assert calls == [
+        ((3, HEADS, 8, SIZE), None if causal else (3, 1, 1, 8), options),
+        ((1, HEADS, 12, SIZE), None if causal else (1, 1, 1, 12), options),
+    ]
+
+
 def test_the_text_models_that_run_packed_and_their_first_position():
     first = {"bert": 0, "roberta": 1 + 1, "xlm-roberta": 1 + 1, "camembert": 1 + 1}  # behind the padding id, 1
     for kind, position in first.items():

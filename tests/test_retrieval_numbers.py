@@ -313,3 +313,5 @@ def test_a_mean_over_time_is_of_each_piece_alone(tmp_path, lengths):
     assert loaded.matrix.tolist() == [[length, length + 1] for length in lengths]  # of 1, 3, 5 ... and 2, 4, 6 ...
     with pytest.raises(InputError, match="none of its 3"):
         features.load(tmp_path)
+    with pytest.raises(InputError, match=r"none of its 3.*--normalize"):
+        features.pack(tmp_path, tmp_path.with_name("packed"))
