@@ -179,7 +179,7 @@ def main(*given: object) -> int:
 def test_every_number_of_metrics(tmp_path, capsys):
     """Four queries of which one has no partner, among five references of which two have none."""
     queries = save(tmp_path / "q", {"a.npy": 0, "b.npy": 31, "c.npy": 52, "lonely.npy": 5})
-    references = save(tmp_path / "r", {"a.abc.npy": 2, "b.npy": 70, "c.mtf.npy": 90, "x.npy": 50, "y.npy": 60})
+    references = save(tmp_path / "r", {"a.abc.npy": 2, "b.npy": 70, "c.mtf.npy": 90, "0.npy": 50, "y.npy": 60})
     assert main("metrics", queries, references, "--json", tmp_path / "m.json", "--ranks", tmp_path / "r.jsonl") == 0
     # distances of a to its partner: 2, the least; of b: 39, behind 29, 19 and 29; of c: 38, behind 2, 8 and 18
     expected = {"MRR": (1 + 1 / 4 + 1 / 4) / 3, "Hit@1": 1 / 3, "Hit@10": 1, "Hit@100": 1, "median rank": 4}
@@ -193,7 +193,7 @@ def test_every_number_of_metrics(tmp_path, capsys):
     result = json.loads((tmp_path / "m.json").read_text())
     assert (result["queries"], result["references"]) == (3, 5)
     assert result["measured"] == pytest.approx(expected) and result["by_chance"] == pytest.approx(by_chance)
-    assert result["without_partner"] == {str(queries): ["lonely.npy"], str(references): ["x.npy", "y.npy"]}
+    assert result["without_partner"] == {str(queries): ["lonely.npy"], str(references): ["0.npy", "y.npy"]}
     lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert [(line["query"], line["reference"], line["rank"]) for line in lines] == [
         ("a.npy", "a.abc.npy", 1),
@@ -217,7 +217,7 @@ def test_every_number_of_metrics(tmp_path, capsys):
 def test_every_number_of_score(tmp_path, capsys):
     """Pairs at 10, 20 and 60 degrees, in folders with a piece more."""
     first = save(tmp_path / "a", {"a.npy": 0, "b.npy": 90, "c.npy": 40, "more.npy": 20})
-    second = save(tmp_path / "b", {"a.npy": 10, "b.npy": 70, "c.npy": 100, "other.npy": 1, "third.npy": 2})
+    second = save(tmp_path / "b", {"a.npy": 10, "b.npy": 70, "c.npy": 100, "0.npy": 1, "third.npy": 2})
     assert main("score", first, second, "--pairwise", "--json", tmp_path / "s.json") == 0
     values = [cosine(10), cosine(20), cosine(60)]
     mean = sum(values) / 3
