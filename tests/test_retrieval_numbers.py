@@ -315,3 +315,10 @@ def test_a_mean_over_time_is_of_each_piece_alone(tmp_path, lengths):
         features.load(tmp_path)
     with pytest.raises(InputError, match=r"none of its 3.*--normalize"):
         features.pack(tmp_path, tmp_path.with_name("packed"))
+
+
+@pytest.mark.parametrize("shape", [(1, 0), (1, 0, 4), (1, 4, 0), (0, 4)])
+def test_an_array_without_a_number_is_refused(tmp_path, shape):
+    np.save(tmp_path / "a.npy", np.zeros(shape, np.float32))
+    with pytest.raises(InputError, match=r"a\.npy: shape"):
+        features.read(tmp_path / "a.npy")
