@@ -243,6 +243,15 @@ def test_every_number_of_score(tmp_path, capsys):
     ]
 
 
+def test_a_frechet_distance_is_of_all_pieces_beside_pairs_too(tmp_path):
+    first = save(tmp_path / "a", {"a.npy": 0, "b.npy": 90, "more.npy": 20})
+    second = save(tmp_path / "b", {"0.npy": 1, "a.npy": 10, "b.npy": 70, "third.npy": 2})
+    expected = retrieval.frechet_distance(*(features.load(folder).matrix for folder in (first, second)))
+    for option in ("--pairwise", "--frechet"):  # the second time twice the same
+        assert main("score", first, second, option, "--frechet", "--json", tmp_path / "s.json") == 0
+        assert json.loads((tmp_path / "s.json").read_text())["frechet_distance"] == pytest.approx(expected)
+
+
 def test_every_number_of_search(tmp_path, capsys):
     folder = save(tmp_path / "r", {"far.npy": 100, "near.npy": 3, "sub/middle.npy": 50})
     np.save(tmp_path / "q.npy", on_circle(0))
@@ -315,6 +324,12 @@ def test_a_mean_over_time_is_of_each_piece_alone(tmp_path, lengths):
         features.load(tmp_path)
     with pytest.raises(InputError, match=r"none of its 3.*--normalize"):
         features.pack(tmp_path, tmp_path.with_name("packed"))
+
+
+def test_values_that_are_no_numbers_are_counted(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[1, np.nan, np.inf, 2, -np.inf, 1e300]]))
+    with pytest.raises(InputError, match=r"a\.npy: 4 values are NaN or infinite"):
+        features.read(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize("shape", [(1, 0), (1, 0, 4), (1, 4, 0), (0, 4)])
