@@ -122,7 +122,7 @@ def test_only_the_first_line_of_a_csv_is_a_header(tmp_path):
     table = tmp_path / "labels.csv"
     table.write_text("a,Label\nb,label\nc,x\nc.npy,x\nd,\nd,y\n")
     assert labels.from_csv(table) == {"b": "label", "c": "x", "d": "y"}
-    table.write_text("a,x\nb,label\n")
+    table.write_text("\ufeffa,x\nb,label\n", encoding="utf-8")
     assert labels.from_csv(table) == {"a": "x", "b": "label"}
 
 

@@ -337,3 +337,9 @@ def test_as_many_folds_as_pieces_of_a_class(tmp_path, capsys):
         assert main("train", tmp_path / "in", *options) == 1
         assert capsys.readouterr().out.splitlines()[0].endswith(f"classes: {classes}")
         assert len(json.loads(file.read_text())["left_out"]) == left_out
+
+
+def test_classes_are_in_the_order_of_the_alphabet_whatever_comes_first(tmp_path):
+    folders = [write_pieces(tmp_path / label, {label: 5}, 1) for label in "bca"]
+    assert main("train", *folders, "--epochs", 1, "--json", tmp_path / "r.json") == 0
+    assert json.loads((tmp_path / "r.json").read_text())["classes"] == ["a", "b", "c"]

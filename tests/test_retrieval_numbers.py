@@ -23,9 +23,9 @@ def cosine(degrees: float) -> float:
     return math.cos(math.radians(degrees))
 
 
-@pytest.fixture(params=[1, 2, 3, 100])
+@pytest.fixture(params=[0, 2, 3, 100])
 def block_rows(request, monkeypatch):
-    """References in memory at a time: blocks of every size, also ones that end with a partner."""
+    """References in memory at a time: blocks of every size, also ones that end with a partner. 0: less than one."""
     monkeypatch.setattr(retrieval, "BLOCK_BYTES", request.param * 2 * 4)
     return request.param
 
@@ -303,6 +303,10 @@ def test_a_pack_of_any_number_of_rows(tmp_path, monkeypatch, count):
         features.pack(tmp_path / "out", tmp_path / "again")
     np.save(tmp_path / "out" / "features.npy", np.zeros((count, 2)))  # float64
     with pytest.raises(InputError, match="damaged"):
+        features.load(tmp_path / "out")
+    np.save(tmp_path / "out" / "features.npy", np.zeros((0, 2), np.float32))
+    (tmp_path / "out" / "names.json").write_text("[]")
+    with pytest.raises(InputError, match="damaged: 0 names"):
         features.load(tmp_path / "out")
 
 
