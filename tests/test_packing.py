@@ -1,0 +1,215 @@
+"""The packed layout and its attention against plain loops over sequences, and dropout's randomness."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoConfig
+
+import dropout
+import packing
+
+LENGTHS = [5, 8, 0, 9, 24, 1, 13, 8, 48, 33]  # of buckets of 8, 12, 16, 24 and 48, full ones and others
+HEADS, SIZE = 2, 4
+
+
+def packing_of(lengths=LENGTHS) -> packing.Packing:
+    return packing.Packing(torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
+
+
+class Layer:
+    """What transformers passes on of an attention layer."""
+
+    def __init__(self, is_causal: bool):
+        self.is_causal = is_causal
+
+
+def attention_of_one(query, key, value, causal: bool, scaling: float, drop=lambda weights: weights):
+    """[A, T, D] each -> [T, A, D], from the definition."""
+    scores = torch.einsum("aid,ajd->aij", query, key) * scaling
+    if causal:
+        scores = scores.masked_fill(torch.ones(scores.shape[1:]).triu(1).bool(), -math.inf)
+    return torch.einsum("aij,ajd->iad", drop(scores.softmax(-1)), value)
+
+
+# --- the layout -------------------------------------------------------------------------------------------------------
+
+
+def test_bucket_widths_are_the_documented_ones():
+    widths = [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
+    for length in range(1, 513):
+        [(count, width, real)] = packing_of([length]).buckets
+        assert (count, width) == (1, next(width for width in widths if width >= length))
+        assert (real is None) == (length == width)
+
+
+def test_the_layout_is_that_of_a_loop_over_the_rows():
+    """Rows with holes too: a token keeps the column where it stands."""
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand((6, 30), generator=generator) < torch.tensor([0.9, 0, 0.2, 1, 0.5, 0.03])[:, None]
+    layout = packing.Packing(masks.long())
+    tokens = [(row, column) for row in range(6) for column in range(30) if masks[row, column]]
+    assert list(zip(layout.sequences.tolist(), layout.positions.tolist(), strict=True)) == tokens
+    assert layout.lengths.tolist() == [sum(row == r for r, _ in tokens) for row in range(6)]
+    assert sum(count for count, _, _ in layout.buckets) == 5  # the empty row is in none
+    values = torch.randn((6, 30, 3), generator=generator)
+    packed = layout.pack(values)
+    torch.testing.assert_close(packed, torch.stack([values[token] for token in tokens]))
+    torch.testing.assert_close(layout.unpack(packed), values * masks[..., None])
+    mean = layout.mean(packed)
+    for row in range(6):
+        if any(r == row for r, _ in tokens):
+            torch.testing.assert_close(mean[row], values[row][masks[row]].mean(0))
+    places = layout.tokens[layout.places]
+    assert places.tolist() == list(range(len(tokens)))
+
+
+def test_a_mean_is_added_up_in_float32():
+    """256 + 1 is 256 in bfloat16."""
+    packed = torch.tensor([[256.0]] + [[1.0]] * 256).to(torch.bfloat16)
+    mean = packing_of([257]).mean(packed)
+    assert mean.dtype == torch.float32 and mean.item() == pytest.approx(512 / 257, rel=1e-6)
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("scaling", [None, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_attention_is_that_of_each_sequence_alone(causal, scaling, dtype):
+    """With its gradients; in bfloat16 up to its rounding, by the cosine."""
+    generator = torch.Generator().manual_seed(0)
+    layout, total = packing_of(), sum(LENGTHS)
+    given = [torch.randn((1, HEADS, total, SIZE), generator=generator) for _ in range(3)]  # query, key, value
+    given = [x.to(dtype).requires_grad_() for x in given]
+    weight = torch.randn((total, HEADS, SIZE), generator=generator)
+    out, _ = packing.packed_attention(Layer(causal), *given, None, layout, scaling=scaling)
+    assert out.shape == (1, total, HEADS, SIZE) and out.dtype == dtype
+    expected, start = [], 0
+    for length in LENGTHS:
+        query, key, value = (x[0, :, start : start + length].float() for x in given)
+        expected.append(attention_of_one(query, key, value, causal, scaling or 1 / math.sqrt(SIZE)))
+        start += length
+    plain = torch.cat(expected)
+    compared = [(out[0], plain)]
+    compared += zip(*(torch.autograd.grad((x * weight).sum(), given) for x in (out[0], plain)), strict=True)
+    for ours, reference in compared:
+        if dtype == torch.float32:
+            torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-4)
+        else:
+            assert F.cosine_similarity(ours.float().flatten(), reference.float().flatten(), dim=0) > 0.9995
+
+
+def test_a_layer_that_does_not_say_whether_it_is_causal_is_not():
+    given = [torch.randn(1, HEADS, 8, SIZE) for _ in range(3)]
+    outs = [packing.packed_attention(layer, *given, None, packing_of([8]))[0] for layer in (object(), Layer(False))]
+    assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_dropout_in_attention_drops_weights(causal):
+    """Each weight is 0 or 1 / (1 - p) of what it is, independently. The values are turned unit vectors, which shows them.
+
+    1800 weights or more at p = 0.25: a standard deviation of the share is below 0.0103; five of them are allowed.
+    """
+    torch.manual_seed(0)
+    p, length = 0.25, 60
+    query, key = (torch.randn(1, 1, length, length) for _ in range(2))
+    turn = torch.linalg.qr(torch.randn(length, length))[0]
+    layout = packing_of([length])
+
+    def weights_of(p: float) -> torch.Tensor:
+        return (
+            packing.packed_attention(Layer(causal), query, key, turn[None, None], None, layout, p, 0.01)[0][0, :, 0]
+            @ turn.T
+        )
+
+    real = torch.ones(length, length).tril().bool() if causal else torch.ones(length, length).bool()
+    weights, dropped, again = weights_of(0), weights_of(p), weights_of(p)
+    assert weights[real].min() > 1e-3 and dropped[~real].abs().sum() < 1e-3
+    ratio = dropped[real] / weights[real]
+    kept = ratio > 0.5
+    torch.testing.assert_close(ratio[kept], torch.full_like(ratio[kept], 1 / (1 - p)), rtol=1e-3, atol=0)
+    assert ratio[~kept].abs().max() < 1e-3 and abs((~kept).float().mean() - p) < 5 * 0.0103
+    assert not torch.equal(again[real] / weights[real] > 0.5, kept)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_elsewhere_than_on_a_cpu_the_fused_kernel_runs_with_all_it_needs(monkeypatch, causal):
+    """On tensors without data, in the place of a GPU's: one call a bucket, with a mask where a bucket is not full."""
+    calls, kernel = [], packing.scaled_dot_product_attention
+
+    def counted(query, key, value, **options):
+        mask = options.pop("attn_mask")
+        calls.append((query.shape, None if mask is None else mask.shape, options))
+        return kernel(query, key, value, **options)
+
+    monkeypatch.setattr(packing, "scaled_dot_product_attention", counted)
+    lengths = [8, 8, 11, 3]
+    layout = packing.Packing(torch.arange(11) < torch.tensor(lengths)[:, None], torch.device("meta"))
+    given = [torch.empty(1, HEADS, sum(lengths), SIZE, device="meta", dtype=torch.bfloat16) for _ in range(3)]
+    out, _ = packing.packed_attention(Layer(causal), *given, None, layout, 0.25, 0.5)
+    assert out.shape == (1, sum(lengths), HEADS, SIZE) and out.dtype == torch.bfloat16
+    options = {"dropout_p": 0.25, "is_causal": causal, "scale": 0.5}
+    assert calls == [
+        ((3, HEADS, 8, SIZE), None if causal else (3, 1, 1, 8), options),
+        ((1, HEADS, 12, SIZE), None if causal else (1, 1, 1, 12), options),
+    ]
+
+
+def test_the_text_models_that_run_packed_and_their_first_position():
+    first = {"bert": 0, "roberta": 1 + 1, "xlm-roberta": 1 + 1, "camembert": 1 + 1}  # behind the padding id, 1
+    for kind, position in first.items():
+        config = AutoConfig.for_model(kind)
+        assert packing.packable(config) and packing.first_position(config) == position
+    for kind in ("distilbert", "albert", "deberta-v2", "t5"):  # other positions, or an attention of their own
+        assert not packing.packable(AutoConfig.for_model(kind))
+
+
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("p", "levels"), [(1 - 2 / 65536, 2), (1 - 1.4 / 65536, 1), (1 - 40 / 65536, 40)])
+def test_the_share_that_dropout_keeps_is_exact_to_a_level(p, levels):
+    """Of 2^23 elements at probability levels / 65536: 128 x levels are expected, with a deviation of its root. With
+    another rounding, or one level more or less, it would be 9 deviations away where few levels are kept."""
+    torch.manual_seed(1)
+    kept = dropout.dropout(torch.ones(2**23), p)
+    count, expected = int((kept != 0).sum()), 128 * levels
+    assert abs(count - expected) < 4.5 * math.sqrt(expected)
+    torch.testing.assert_close(kept[kept != 0], torch.full((count,), 65536 / levels))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7])
+def test_dropout_of_any_number_of_elements(size):
+    """Each element is dropped half of the time: 2000 draws, five standard deviations of 22."""
+    torch.manual_seed(0)
+    draws = torch.stack([dropout.dropout(torch.ones(1, size), 0.5)[0] for _ in range(2000)])
+    assert set(draws.unique().tolist()) == {0.0, 2.0}
+    assert ((draws == 0).sum(0) - 1000).abs().max() < 5 * 22.4
+
+
+def test_dropout_that_drops_nothing_draws_nothing():
+    for module in (dropout.Dropout(0.0), dropout.Dropout(0.5).eval()):
+        torch.manual_seed(0)
+        x = torch.ones(5)
+        assert torch.equal(module(x), x)
+        before = torch.rand(1)
+        torch.manual_seed(0)
+        assert torch.equal(torch.rand(1), before)
+
+
+def test_dropout_in_the_place_of_pytorchs_keeps_each_probability():
+    class Inner(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dropout, self.other = torch.nn.Dropout(0.3), torch.nn.Dropout1d(0.4)
+
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), Inner(), torch.nn.Sequential(torch.nn.Dropout(0.2), Inner()))
+    dropout.use_cheap_dropout(model)
+    kinds = [(type(m).__name__, m.p) for m in model.modules() if hasattr(m, "p")]
+    inner = [("Dropout", 0.3), ("Dropout1d", 0.4)]
+    assert kinds == [*inner, ("Dropout", 0.2), *inner]
+    assert not any(type(m) is torch.nn.Dropout for m in model.modules())
