@@ -5,7 +5,6 @@ from fractions import Fraction
 import pytest
 
 import abc_voices
-import bar_lengths
 from bar_lengths import bar_length, default_unit, read_meter, read_unit, rest
 from interleaving import deinterleave, interleave
 
@@ -154,7 +153,7 @@ def test_tuplets_in_full(text, units):
 
 
 def test_lengths_beyond_all_music():
-    top = bar_lengths.MAX_FACTOR
+    top = 10**6
     assert bar_length(f"A{top - 1}", Fraction(1)) == top - 1
     assert bar_length(f"A{top}", Fraction(1)) == bar_length(f"A{top + 1}", Fraction(1)) == top
     assert bar_length(f"A{top + 1}/2", Fraction(1)) == top / 2
