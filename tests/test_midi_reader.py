@@ -82,6 +82,22 @@ def test_a_track_begins_without_status():
     assert repairs == ["track 2: bytes before the first status byte skipped"]
 
 
+@pytest.mark.parametrize(
+    ("data", "values"), [(b"\x80\x40", "127 64"), (b"\x3c\x80", "60 127"), (b"\xff\xff", "127 127")]
+)
+@pytest.mark.parametrize("before", [b"", b"\x00\x91\x01\x02\x00\xff\x01\x00"])
+def test_data_bytes_over_127(data, values, before):
+    """Such a byte is lowered, and the messages behind it are read."""
+    text, repairs = mtf.midi_to_mtf(midi(before + b"\x05\x92" + data + b"\x06\x3e\x41\x07\x95\x30\x31"))
+    assert text.split("\n")[-4:] == [
+        f"note_on 5 2 {values}",
+        "note_on 6 2 62 65",
+        "note_on 7 5 48 49",
+        "end_of_track 0",
+    ]
+    assert repairs == ["track 1: data byte over 127 lowered to 127"]
+
+
 # Meta messages
 
 
