@@ -148,6 +148,7 @@ def test_ids_of_voices():
 @pytest.mark.parametrize("letter", "IKLMPQUm")
 def test_fields_that_change_the_music_become_inline_fields(letter):
     assert music(f"A8|\n{letter}:1/4 % x\nB|c8|") == ["A8|", f"[{letter}:1/4]B|", "c8|"]
+    assert music(f"A8|\n{letter}:[1]{{/4}}\nB|c8|") == ["A8|", f"[{letter}:1/4]B|", "c8|"]  # no bracket in brackets
     assert music(f"A8|[{letter}:1/4]B|c8|") == ["A8|", f"[{letter}:1/4]B|", "c8|"]
 
 
@@ -204,6 +205,7 @@ def test_endings():
     assert music("A8|\\\n1,3 B8|") == ["A8|1,3", "B8|"]
     assert music("A8|1 [2 B8|") == ["A8|1", "[2 B8|"]  # a second number does not replace the first
     assert music("|:A8|") == ["|:A8|"] and music("|:[1A8|]") == ["|:1A8|]"]
+    assert music("c8|A4[1B4|") == ["c8|", "A4[1B4|"] and music("|:\n[1A8|]") == ["|:1A8|]"]
     assert music("A4[1B4|c8|") == ["A4[1B4|", "c8|"]
     assert music("A8||1 | B8|") == ["A8||1", "B8|"] and music("A8|1 |2 B8|") == ["A8|2", "B8|"]
     assert music("A8 |  [1 B8|") == ["A8|1", "B8|"]
@@ -213,6 +215,8 @@ def test_what_stands_before_the_first_barline():
     assert music("[K:D][M:3/4]|:A6|B6:|") == ["[K:D][M:3/4]|:A6|", "B6:|"]
     assert music("[K:D]|[M:3/4]|:A6|") == ["[K:D][M:3/4]|:A6|"]
     assert music("|[K:D]A8|z8|") == ["|[K:D]A8|"]
+    assert music("[K:D]|z8|A8|") == ["[K:D]|A8|"]  # the change of key is no reason to keep the rest
+    assert music("|: | A8|") == music("|: || A8|") == ["|:A8|"] and music("[| | A8|") == ["[|A8|"]
     assert music("||:A8|") == ["|:A8|"] and music("[|:A8|") == ["|:A8|"] and music("|| |: A8|") == ["|:A8|"]
     assert music('[K:D]|A8|"Am"z8|')[0] == "[K:D]|A8|"
 

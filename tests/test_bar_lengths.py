@@ -206,7 +206,8 @@ def test_changes_of_unit_length():
     assert second_voice(found) == ["A8|", "z8|", "z8|"]
     found, _ = interleaved("A8|B8|c8|", "[L:1/2]A2|")
     assert second_voice(found) == ["[L:1/2]A2|", "z2|", "z2|"]
-    assert interleaved("[L:x]A8|", "A8|", "L:1/4\nM:4/4\n")[1] == []  # one that says nothing changes nothing
+    assert interleaved("[L:1/4]|A4|", "A8|")[1] == []  # before the first barline
+    assert interleaved("[L:x]A8|A8|", "A8|A8|", "L:1/4\nM:4/4\n")[1] == []  # one that says nothing changes nothing
     # A bar is as long as the unit at its start makes it.
     found, _ = interleaved("A8|B4[L:1/4]c2|d4|", "A8|")
     assert second_voice(found) == ["A8|", "z8|", "z8|"]

@@ -140,6 +140,12 @@ def test_key_signatures_by_hand():
         assert mtf.midi_to_mtf(midi(b"\x09" + meta(0x59, data)))[0].split("\n")[1] == f"key_signature {name} 9"
 
 
+def test_an_unknown_meta_message_without_a_time_has_none_to_forget():
+    data = midi(b"\x05\x92\x3c\x40\x00\xff\x60\x00\x03\x92\x3c\x00")
+    lines = ["ticks_per_beat 96", "note_on 5 2 60 64", "unknown_meta 96 () 0", "note_on 3 2 60 0", "end_of_track 0"]
+    assert mtf.midi_to_mtf(data) == ("\n".join(lines), [])
+
+
 # Limits
 
 
@@ -220,6 +226,26 @@ def test_headers_of_more_than_six_bytes(size):
     file = chunk(b"MThd", head) + chunk(b"MTrk", b"\x03\x92\x3c\x40")
     assert mtf.midi_to_mtf(file) == (mido_mtf(file), [])
     assert "note_on 3 2 60 64" in mtf.midi_to_mtf(file)[0]
+
+
+@pytest.mark.parametrize("before", [b"", b"\0" * 10])
+@pytest.mark.parametrize("size", [0, 5, 7, 8, 20, 2**32 - 1])
+def test_headers_whose_length_is_wrong(size, before):
+    """There are six bytes in it, whatever it says, if that is where a track is."""
+    track = chunk(b"MTrk", b"\x03\x92\x3c\x40")
+    text, repairs = mtf.midi_to_mtf(before + chunk(b"MThd", struct.pack(">hhh", 1, 1, 96), size) + track)
+    assert text == "ticks_per_beat 96\nnote_on 3 2 60 64\nend_of_track 0"
+    skipped = ["10 bytes before the header skipped"] if before else []
+    assert repairs == [*skipped, f"header length of {size} bytes taken for 6"]
+
+
+@pytest.mark.parametrize("before", [b"", b"\0" * 10])
+def test_headers_that_break_off(before):
+    whole = before + midi()
+    for size in range(len(whole)):
+        with pytest.raises(ValueError, match="it has no header chunk"):
+            mtf.midi_to_mtf(whole[:size])
+    assert mtf.midi_to_mtf(whole)[0] == "ticks_per_beat 96\nend_of_track 0"
 
 
 @pytest.mark.parametrize("count", [0, -1])
