@@ -165,6 +165,16 @@ def test_a_voice_is_continued_by_its_id():
     assert found == ["K:C", "V:a one", "V:b two"] and len(bars) == 2
 
 
+def test_a_voice_without_a_bar_has_no_music():
+    header, bars, warnings = read("X:1\nK:C\nV:1\nV:2\nV:1\n[K:D] !f! |\nV:2\nA8|\n")
+    assert header == ["K:C", "V:1", "V:2"] and bars == ["[V:2]A8|"] and warnings == ["voice 1 has no music"]
+
+
+def test_lines_that_are_continued():
+    assert music("A4\\\nB4|") == music("A4\\ % x\nB4|") == music("A4\\\n% x\n%%y\nB4|") == ["A4B4|"]
+    assert music("A4\nB4|") == music("A4% x\nB4|") == ["A4 B4|"]
+
+
 def test_which_voice_the_first_music_is_of():
     for header, name in (
         ("V:1\nV:2\nK:C\n", "1"),
@@ -201,6 +211,7 @@ def test_what_counts_as_music_of_a_bar():
 def test_endings():
     assert music("A8|1 B8:|2 c8|]") == ["A8|1", "B8:|2", "c8|]"]
     assert music("A8|[1,2 B8:|[3-5 c8|]") == ["A8|1,2", "B8:|3-5", "c8|]"]
+    assert music("A8|\n[3-5 B8|") == ["A8|3-5", "B8|"] and music("A8| 3-5 B8|") == ["A8|3-5", "B8|"]
     assert music("A8|1-3,5 B8|") == ["A8|1-3,5", "B8|"]
     assert music("A8|\\\n1,3 B8|") == ["A8|1,3", "B8|"]
     assert music("A8|1 [2 B8|") == ["A8|1", "[2 B8|"]  # a second number does not replace the first

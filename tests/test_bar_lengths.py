@@ -86,6 +86,7 @@ def test_the_last_meter_and_unit_of_the_header_count():
     found, _ = interleaved("A|B|c|", "A|Z|d|", "M:6/8\nL:1/4\nM:3/4\nL:1/16\n")
     assert second_voice(found)[1] == "z12|"
     assert second_voice(interleaved("A|B|c|", "A|Z|d|", "")[0])[1] == "z8|"  # neither: a whole note, in eighths
+    assert second_voice(interleaved("A|B|c|", "A|Z|d|", "L:1/4\n")[0])[1] == "z4|"
 
 
 # Notes. Sections 4.3 (lengths), 4.4 (broken rhythm), 4.13 (tuplets), 4.17 (chords), 4.20 (grace notes), 7.4 (overlay).

@@ -98,6 +98,49 @@ def test_data_bytes_over_127(data, values, before):
     assert repairs == ["track 1: data byte over 127 lowered to 127"]
 
 
+@pytest.mark.parametrize("status", [b"\xf0", b"\xf7"])
+@pytest.mark.parametrize("start", [b"", b"\xf0", b"\xf0\xf0", b"\xf7"])
+@pytest.mark.parametrize("end", [b"", b"\xf7", b"\xf7\xf7", b"\xf0"])
+def test_system_exclusive_messages(status, start, end):
+    """One byte at the start and one at the end may be marks; the rest are data, of which 127 is the highest."""
+    content = start + b"\x01\x7f\x02" + end
+    file = midi(b"\x05" + status + length(len(content)) + content + b"\x03\x92\x3c\x40")
+    text, repairs = mtf.midi_to_mtf(file, "all_messages")
+    lines = ["ticks_per_beat 96", "sysex 5 [1, 127, 2]", "note_on 3 2 60 64", "end_of_track 0"]
+    assert text == "\n".join(lines)
+    sound = start in (b"", b"\xf0") and end in (b"", b"\xf7")
+    assert repairs == ([] if sound else ["track 1: sysex data over 127 left out"])
+    if sound:
+        assert mido_mtf(file, everything=True) == text
+
+
+def test_repairs_are_counted_once_however_often_a_track_is_read():
+    unknown, broken = b"\x05\xff\x60\x00", b"\x00\xf4"
+    forgotten = "time of unknown meta message (type 96) forgotten"
+    _, repairs = mtf.midi_to_mtf(midi(unknown, unknown + broken, 2 * unknown))
+    assert sorted(repairs) == [
+        f"track 1: {forgotten}", f"track 2: {forgotten}", "track 2: undefined status 0xf4 skipped",
+        f"track 3: {forgotten} (2 times)",
+    ]  # fmt: skip
+
+
+def test_what_m3_compatible_leaves_out():
+    """Texts, and what only devices understand; their times with them, which "carry_delta" keeps."""
+    left_out = [meta(kind, b"x") for kind in (1, 2, 3, 4, 5, 6, 7, 9, 0x7F)] + [b"\xf0\x02\x01\xf7"]
+    kept = {meta(0x21, b"\x02"): "midi_port 2", meta(0x20, b"\x02"): "channel_prefix 2", meta(0x51, b"\0\0\x09"): "set_tempo 9",
+            meta(0x00, b"\0\x07"): "sequence_number 7", meta(0x58, b"\x03\x02\x18\x08"): "time_signature 3 4 24 8",
+            meta(0x59, b"\0\0"): "key_signature C", meta(0x54, b"\0\0\0\0\0"): "smpte_offset 24 0 0 0 0 0"}  # fmt: skip
+    for message in left_out:
+        file = midi(b"\x05" + message + b"\x03\x92\x3c\x40")
+        assert mtf.midi_to_mtf(file)[0] == "ticks_per_beat 96\nnote_on 3 2 60 64\nend_of_track 0"
+        assert mtf.midi_to_mtf(file, "carry_delta")[0] == "ticks_per_beat 96\nnote_on 8 2 60 64\nend_of_track 0"
+    for message, line in kept.items():
+        file = midi(b"\x05" + message + b"\x03\x92\x3c\x40")
+        for mode in mtf.MODES:
+            text = f"ticks_per_beat 96\n{line} 5\nnote_on 3 2 60 64\nend_of_track 0"
+            assert mtf.midi_to_mtf(file, mode) == (text, [])
+
+
 # Meta messages
 
 
@@ -237,6 +280,21 @@ def test_headers_whose_length_is_wrong(size, before):
     assert text == "ticks_per_beat 96\nnote_on 3 2 60 64\nend_of_track 0"
     skipped = ["10 bytes before the header skipped"] if before else []
     assert repairs == [*skipped, f"header length of {size} bytes taken for 6"]
+
+
+@pytest.mark.parametrize(
+    ("between", "said"),
+    [
+        (chunk(b"XFIH", b"abc"), "unknown chunk XFIH skipped"),
+        (chunk(b"XFIH", b"abc", size=1000), "11 bytes that belong to no chunk skipped"),
+        (chunk(b"XF-H", b"abc"), "11 bytes that belong to no chunk skipped"),
+        (chunk(b"\0\1\2\3", b""), "8 bytes that belong to no chunk skipped"),
+    ],
+)
+def test_what_stands_between_tracks(between, said):
+    track = chunk(b"MTrk", b"\x03\x92\x3c\x40\x00\xff\x2f\x00")
+    text, repairs = mtf.midi_to_mtf(midi(count=2) + track + between + track)
+    assert text == "ticks_per_beat 96\nnote_on 3 2 60 64\nnote_on 0 2 60 64\nend_of_track 0" and repairs == [said]
 
 
 @pytest.mark.parametrize("before", [b"", b"\0" * 10])
