@@ -39,15 +39,25 @@ class Server:
 
 
 @pytest.fixture
-def start(monkeypatch):
-    """A Chat with a Server behind it. Pauses pass at once: `pauses` has their lengths, with the longest jitter."""
+def connect(monkeypatch):
+    """A Chat with a Server behind it."""
 
-    def start_chat(server, key=KEY):
+    def connect_to(server, key=KEY):
         client = httpx.AsyncClient(transport=httpx.MockTransport(server))
         create = openai.AsyncOpenAI
         with monkeypatch.context() as patch:
             patch.setattr(openai, "AsyncOpenAI", lambda **options: create(**options, http_client=client))
-            model = chat.Chat("m", "http://server/v1", key)
+            return chat.Chat("m", "http://server/v1", key)
+
+    return connect_to
+
+
+@pytest.fixture
+def start(connect, monkeypatch):
+    """The same, whose pauses pass at once: `pauses` has their lengths, with the longest jitter, `jitter` its bounds."""
+
+    def start_chat(server, key=KEY):
+        model = connect(server, key)
         model.pauses, model.jitter = [], []
         clock = SimpleNamespace(now=1000.0)
 
@@ -202,27 +212,12 @@ def test_time_of_one_attempt(start, monkeypatch):
     assert ask(start(Server("never", "never"))) == ["Failed: no answer within 0.02 s (asked 2 times)"]
 
 
-def test_at_the_end_of_a_run_answers_are_taken_and_nothing_is_repeated():
-    async def ask_at_the_end(*answers):
-        server = Server(*answers)
-        model.end()
-        transport = httpx.MockTransport(server)
-        model._client = openai.AsyncOpenAI(
-            api_key=KEY, base_url="http://server/v1", max_retries=0, http_client=httpx.AsyncClient(transport=transport)
-        )
-        try:
-            return await model.ask("instructions", "question", {}), len(server.forms)
-        except chat.Stop as error:
-            return str(error), len(server.forms)
-
-    for answers, outcome in (
-        ((), "text"),
-        ((503,), "the run ends"),
-        ((429,), "the run ends"),
-        (((429, {"retry-after": "5"}),), "the run ends"),
-    ):
-        model = chat.Chat("m", "http://server/v1", KEY)
-        assert asyncio.run(ask_at_the_end(*answers)) == (outcome, 1)
+@pytest.mark.parametrize("answers", [(), (503,), (429,), ((429, {"retry-after": "5"}),)])
+def test_at_the_end_of_a_run_answers_are_taken_and_nothing_is_repeated(connect, answers):
+    server = Server(*answers)
+    model = connect(server)
+    model.end()
+    assert ask(model) == (["Stop: the run ends"] if answers else ["text"]) and len(server.forms) == 1
 
 
 # Requests in a row that were given up
