@@ -221,7 +221,8 @@ def test_the_greatest_times():
 
 def test_ticks_per_beat_at_the_limits():
     for ticks in (-0x8000, -1, 0, 0x7FFF):
-        assert mtf.mtf_to_midi(f"ticks_per_beat {ticks}")[12:14] == struct.pack(">h", ticks)
+        header = b"MThd\0\0\0\6" + struct.pack(">hhh", 0, 1, ticks)  # type 0, one track
+        assert mtf.mtf_to_midi(f"ticks_per_beat {ticks}")[:14] == header
         assert mtf.midi_to_mtf(midi(b"", ticks=ticks))[0].startswith(f"ticks_per_beat {ticks}\n")
     for ticks in (-0x8001, 0x8000):
         with pytest.raises(ValueError, match="more than MIDI's 16 bits"):
