@@ -85,7 +85,7 @@ def test_what_is_refused_in_a_file_is_named_beside_what_is_read():
 
 
 @pytest.mark.parametrize("dropped", ["X:2", "T:x", "C:x", "W:x", "w:x", "Z:x", "%%MIDI x", "I:linebreak $", "% x"])
-def test_what_sounds_not_is_no_part_of_the_header(dropped):
+def test_what_does_not_sound_is_left_out_of_the_header(dropped):
     assert split_header(f"M:4/4\n{dropped}\nK:C\nA|") == (["M:4/4", "K:C"], ["A|"])
     if ":" in dropped:
         assert split_header(f"M:4/4\n{dropped}\n+:more of it\nK:C\nA|")[0] == ["M:4/4", "K:C"]
@@ -364,5 +364,5 @@ def test_digits_of_a_rest():
     assert len(interleave("X:1\nK:C\nA|Z00003|B|\n")[0][0].splitlines()) == 2 + 5
     with pytest.raises(Refused, match="Z000003 is a rest of more bars than any piece has"):
         interleave("X:1\nK:C\nA|Z000003|B|\n")
-    with pytest.raises(Refused, match=r"^Z1234567890123456789 is a rest"):  # no more of it is said
+    with pytest.raises(Refused, match=r"^Z1234567890123456789 is a rest"):  # the message is cut
         interleave("X:1\nK:C\nA|Z" + "1234567890" * 3 + "|B|\n")

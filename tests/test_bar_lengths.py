@@ -229,7 +229,7 @@ def test_rests_in_place_of_bars_without_notes():
     assert second_voice(found) == ["A8|", "z8|", "z8|"]
 
 
-def test_differences_of_length_that_are_said():
+def test_differences_of_length_that_are_reported():
     """Less than a thousandth of a whole note is a matter of rounding: three sevenths are not exact."""
     assert interleaved("(7:3:7ABcdefg A5|", "(3ABc d6|")[1] == []
     assert interleaved("A7 B/64|c8|", "A7|c8|")[1] == ["voices of unequal length in 1 bars: 1"]

@@ -338,7 +338,7 @@ def test_how_much_of_a_key_may_be_shown(start):
     assert not start(Server(), key="abcdefghijkl").shows_key("abcdefghijkl")
 
 
-def test_most_that_is_said_of_a_failure(start, monkeypatch):
+def test_the_longest_report_of_a_failure(start, monkeypatch):
     monkeypatch.setattr(chat, "ATTEMPTS", 1)
     long = "x" * 1000
 

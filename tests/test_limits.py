@@ -89,7 +89,7 @@ def test_where_an_encoding_may_be_declared():
         assert ("Полька" in text) is is_found and bool(warnings) is not is_found
 
 
-# What is said
+# Reports
 
 
 @pytest.mark.parametrize(
@@ -241,6 +241,7 @@ def test_how_long_a_file_may_take(convert, monkeypatch):
 
     def recorded(futures, timeout, return_when):
         waits.append(timeout)
+        assert len(waits) < 10, "it waits for ever"
         return wait(futures, timeout=0.01, return_when=return_when)
 
     monkeypatch.setattr(batch, "wait", recorded)

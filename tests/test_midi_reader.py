@@ -17,7 +17,7 @@ BETWEEN = {status + data for table in (SYSTEM, SYSEX, UNDEFINED, METAS) for stat
 DATA = [b"", b"\x05", b"\x3c\x40", b"\x3c\x00", b"\x3c\x01\x07", b"\x3c\x00\x07", b"\x3c\x02\x01\x02", b"\x01\xf7"]
 
 
-def test_running_status_after_any_message_is_mido_s():
+def test_running_status_after_any_message_is_as_mido_reads_it():
     """Behind a meta message the status before it goes on, behind a system message that one does; else mido fails."""
     read = failed = 0
     channel_messages = [bytes([status]) + b"\x3c\x40"[:size] for status, size in CHANNEL_SIZES.items()]
