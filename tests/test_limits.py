@@ -136,7 +136,8 @@ def test_pieces_that_are_tried_in_place_of_a_bad_one(monkeypatch, tries):
         last = f"piece {tries} is bad"
         assert pieces[2, 5] == {"fatal": f"{tries} pieces in a row could not be used; the last: {last}"}
         assert len(pieces.asked) == tries
-    assert pieces.asked[0] == 5 and set(pieces.asked) <= set(range(7))
+    # Any piece may be drawn: that one of the seven is missing among a hundred has a chance of one in 700,000.
+    assert pieces.asked[0] == 5 and (set(pieces.asked) == set(range(7)) or tries < 100)
 
 
 # Pools of worker processes, without processes
