@@ -33,6 +33,7 @@ class Server:
         self.forms.append(json.loads(request.content).get("response_format", {}).get("type"))
         code, headers = self.answers.pop(0) if self.answers else (self.last, {})
         if code == "never":
+            self.never()
             await asyncio.sleep(5)
             code = ANSWER  # nobody gave up
         body = completion(self.content) | {"usage": self.usage} if code == ANSWER else {"error": {"message": "no"}}
@@ -206,11 +207,22 @@ def test_a_shorter_pause_does_not_end_a_longer_one(start, monkeypatch):
     assert pauses == [51, 51]
 
 
-def test_time_of_one_attempt(start, monkeypatch):
-    monkeypatch.setattr(chat, "TIMEOUT", 0.02)
+@pytest.mark.parametrize("silent", [1, 2])
+def test_time_of_one_attempt(start, monkeypatch, silent):
+    """Ten minutes, which are over as soon as the server decides not to answer."""
     monkeypatch.setattr(chat, "ATTEMPTS", 2)
-    assert ask(start(Server("never"))) == ["text"]
-    assert ask(start(Server("never", "never"))) == ["Failed: no answer within 0.02 s (asked 2 times)"]
+    limits = []
+
+    def timeout(seconds):
+        limits.append((seconds, asyncio.timeout(None)))
+        return limits[-1][1]
+
+    server = Server(*["never"] * silent)
+    server.never = lambda: limits[-1][1].reschedule(asyncio.get_running_loop().time())
+    model = start(server)
+    monkeypatch.setattr(chat, "asyncio", SimpleNamespace(timeout=timeout))
+    assert ask(model) == ["text" if silent == 1 else "Failed: no answer within 600 s (asked 2 times)"]
+    assert [seconds for seconds, _ in limits] == [600, 600]
 
 
 @pytest.mark.parametrize("answers", [(), (503,), (429,), ((429, {"retry-after": "5"}),)])

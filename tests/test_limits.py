@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+import tracemalloc
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -64,6 +65,18 @@ def test_the_largest_score(monkeypatch):
             with pytest.raises(Refused, match=reason):
                 musicxml.read(whole)
         assert "container.xml' unpacks to over" in musicxml.read(archives[2])[1][0]
+
+
+def test_no_more_is_unpacked_than_a_score_may_have(monkeypatch):
+    monkeypatch.setattr(musicxml, "MAX_BYTES", 100_000)
+    bomb = mxl({"a.xml": b" " * 20_000_000}, ["a.xml"])
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refused, match="unpacks to over"):
+            musicxml.read(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000  # at its highest
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("depth", [99, 100, 101])
