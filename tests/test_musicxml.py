@@ -179,6 +179,13 @@ def test_without_a_container_that_helps(container, problem):
     assert "holds 0 files" in refusal(mxl({"cover.png": b""}, container=container))
 
 
+def test_folders_and_metadata_of_an_archive_are_no_scores():
+    members = {"__MACOSX/s.xml": score(), "META-INF/s.xml": score(), "s/": "", "s/s.xml": score(title="x")}
+    for container in (["s/"], ["s"], None):
+        assert abc_of(mxl(members, container)) == TUNE.format("x")
+        assert "took 's/s.xml', the only score in it" in warnings_of(mxl(members, container))[0]
+
+
 def test_a_container_with_a_bad_checksum():
     data = mxl({"a.xml": score(title="x")}, ["a.xml"])
     damaged = bytearray(data)
