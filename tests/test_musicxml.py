@@ -133,6 +133,14 @@ def test_encodings(encoding, title):
         assert abc_of(data) == TUNE.format(title) and warnings_of(data) == []
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_unicode_with_and_without_a_mark(encoding):
+    text = score(title="Für Élise – 春")
+    for mark in ("", "\ufeff"):
+        assert abc_of((mark + text).encode(encoding)) == TUNE.format("Für Élise – 春")
+        assert warnings_of((mark + text).encode(encoding)) == []
+
+
 def test_what_is_declared_may_be_wrong():
     text = score(title="Élise", declaration='<?xml version="1.0" encoding="UTF-16"?>')
     assert abc_of(text) == TUNE.format("Élise") and "read as UTF-8" in warnings_of(text)[0]
