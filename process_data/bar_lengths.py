@@ -24,7 +24,7 @@ def bar_length(text: str, unit: Fraction, is_compound: bool = False) -> float:
     """Length of a bar's text, in whole notes; of several overlaid voices (&), the longest.
 
     Args:
-        text: without barlines and multi-bar rests; inline L: fields in it hold from their place on.
+        text: without barlines and multi-bar rests; inline L: and M: fields in it hold from their place on.
         unit: length of a note without a number (L:), in whole notes.
         is_compound: whether the meter is 6/8 or the like: tuplets of 5, 7 and 9 notes are in the time of 3 then.
     """
@@ -52,6 +52,8 @@ def bar_length(text: str, unit: Fraction, is_compound: bool = False) -> float:
             tuplet, tuplet_notes = in_time_of / int(element["p"]), int(element["r"] or element["p"])
         elif kind == "value" and element["field"] == "L":
             unit = read_unit(element["value"]) or unit
+        elif kind == "value" and element["field"] == "M":
+            _, is_compound = read_meter(element["value"])
         elif kind == "overlay":
             longest, total = max(longest, total), 0.0
     return max(longest, total)

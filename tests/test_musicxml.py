@@ -133,6 +133,14 @@ def test_encodings(encoding, title):
         assert abc_of(data) == TUNE.format(title) and warnings_of(data) == []
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_unicode_with_and_without_a_mark(encoding):
+    text = score(title="Für Élise – 春")
+    for mark in ("", "\ufeff"):
+        assert abc_of((mark + text).encode(encoding)) == TUNE.format("Für Élise – 春")
+        assert warnings_of((mark + text).encode(encoding)) == []
+
+
 def test_what_is_declared_may_be_wrong():
     text = score(title="Élise", declaration='<?xml version="1.0" encoding="UTF-16"?>')
     assert abc_of(text) == TUNE.format("Élise") and "read as UTF-8" in warnings_of(text)[0]
@@ -177,6 +185,13 @@ def test_without_a_container_that_helps(container, problem):
     assert problem in warnings_of(data)[0] and "took 's/score.XML', the only score" in warnings_of(data)[0]
     assert "holds 2 files that may be the score" in refusal(mxl(members | {"t.musicxml": score()}, container=container))
     assert "holds 0 files" in refusal(mxl({"cover.png": b""}, container=container))
+
+
+def test_folders_and_metadata_of_an_archive_are_no_scores():
+    members = {"__MACOSX/s.xml": score(), "META-INF/s.xml": score(), "s/": "", "s/s.xml": score(title="x")}
+    for container in (["s/"], ["s"], None):
+        assert abc_of(mxl(members, container)) == TUNE.format("x")
+        assert "took 's/s.xml', the only score in it" in warnings_of(mxl(members, container))[0]
 
 
 def test_a_container_with_a_bad_checksum():
