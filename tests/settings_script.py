@@ -74,7 +74,9 @@ def main():
         pair = train_clamp2.CLaMP2Dataset(train_clamp2.Jsonl(records), [0], load_tokenizer(), True, 0)[1, 0]
         losses = contrastive(Path(folder))
     m3, clamp2 = utils.M3Model().state_dict(), utils.CLaMP2Model(load_text_config()).state_dict()
+    halves = utils.M3PatchEncoder().state_dict(), utils.M3TokenDecoder().state_dict()
     facts = {
+        "halves of m3": {name: list(value.shape) for half in halves for name, value in half.items()},
         "m3": {name: list(value.shape) for name, value in m3.items()},
         "clamp2": {name: list(value.shape) for name, value in clamp2.items()},
         "patches": list(M3Patchilizer().encode(LONG.read_text(), truncate=True).shape),

@@ -332,6 +332,24 @@ def test_every_output_of_an_earlier_run_goes(tmp_path):
         assert outputs_of(tmp_path) == set() and not job.is_finished()
 
 
+@pytest.mark.parametrize(
+    ("others", "stem"),
+    [
+        ([], "a"),
+        (["b.1"], "a"),
+        (["a.1"], "a.out"),  # whose output is a.1.out
+        (["a.1", "a.out.1"], "a.out.out"),
+        (["a.1", "a.out"], "a.out.out"),
+        (["a.1", "a.out", "a.out.out.1"], "a.out.out.out"),
+    ],
+)
+def test_numbered_outputs_beside_those_of_other_files(tmp_path, others, stem):
+    for name in ("a", *others):
+        (tmp_path / f"{name}.txt").touch()
+    found = {job.name: job for job in jobs.Batch(tmp_path, tmp_path.parent / "out", (".txt",), ".out", (1, 1), True)}
+    assert found["a.txt"].numbered(2).name == f"{stem}.2.out"
+
+
 @pytest.mark.parametrize("shards", [1, 2, 3, 7, 8])
 def test_shards_share_out_the_files(tmp_path, shards):
     source = tmp_path / "in"

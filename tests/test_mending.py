@@ -96,7 +96,10 @@ def test_staves_without_notes(item):
     assert mended(notes + f"<{item}><staff>4</staff><x /></{item}>") == moved
     assert mended(notes + f"<{item}><x /></{item}>") == moved  # that is on the first staff
     assert mended(note() + f"<{item}><x /></{item}>") == (note() + f"<{item}><x /></{item}>", [])
-    assert mended(f"<{item}><x /></{item}>") == ("", [f"1 × {item} on a staff without notes left out"])
+    assert mended(f"<barline /><{item}><x /></{item}>") == (
+        "<barline />",
+        [f"1 × {item} on a staff without notes left out"],
+    )
     assert mended("<barline><staff>9</staff></barline>") == ("<barline><staff>9</staff></barline>", [])
 
 
@@ -140,7 +143,7 @@ BREAKS = [
 def test_line_breaks_in_lyrics(mark):
     said = ["1 × line break in the lyrics taken for a space"]
     assert join_lines(f"<text>ge{mark}be</text>") == ("<text>ge be</text>", said)
-    assert join_lines(f'<text font="x">{mark}ge{mark}{mark}be{mark}</text>') == ('<text font="x">ge be</text>', said)
+    assert join_lines(f'<text font="x">{mark}ge{mark}be{mark}</text>') == ('<text font="x">ge be</text>', said)
     twice = f"<text>ge{mark}</text><text>a</text><text>{mark}be{mark}x</text>"
     assert join_lines(twice) == (
         "<text>ge</text><text>a</text><text>be x</text>",

@@ -86,6 +86,35 @@ def test_what_is_fit_is_merged_and_training_reads_it(data, capsys):
         assert all((data / path).is_file() for path in found["filepaths"]), name
 
 
+BLANK = {"language": "Welsh", "summary": " "}
+
+
+@pytest.mark.parametrize(
+    ("summary", "merged"),
+    [
+        (NEN, NEN),
+        ([NEN], [NEN]),
+        ([NEN, BLANK, NEN], [NEN, NEN]),
+        ([BLANK], None),
+        (BLANK, None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_summaries_keep_their_form(data, summary, merged):
+    """One stays one, a list stays a list; those that say nothing go."""
+    write(data, {"a": record(summary_nen=summary)})
+    assert merge(data) == 0
+    assert read(data / "train.jsonl")[0]["summary_nen"] == merged
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_record_with_or_without_a_byte_order_mark(data, encoding):
+    write(data, {"a": json.dumps(record(title="Né"), ensure_ascii=False).encode(encoding)})
+    assert merge(data) == 0
+    assert read(data / "train.jsonl")[0]["title"] == "Né"
+
+
 UNFIT = {  # record -> what the report says of it
     "no text": (record(title=" ", composer="Anon", summary_en=[]), "neither a title nor a summary"),
     "blank summaries": (record(title=None, summary_nen={"language": "German", "summary": None}), "neither a title"),

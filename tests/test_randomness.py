@@ -114,13 +114,6 @@ def test_attention_weights_are_dropped_at_the_rate_asked_for(causal):
     assert abs(float(kept.float().mean()) - 0.75) < 5 * (0.25 * 0.75 / len(kept)) ** 0.5  # five standard deviations
 
 
-class Run(training.Training):
-    """A training of single steps."""
-
-    def _load(self):
-        pass
-
-
 def a_run(model, folder=Path("none"), num_epoch=1, batch_size=2, job=ALONE, deterministic=True):
     paths = folder / "weights.pth", folder / "logs.txt"
     settings = training.Settings("m3", num_epoch, 1e-3, batch_size, deterministic, False, False, *paths)

@@ -46,6 +46,7 @@ def run(kind, folder, **constants):
         "PATCH_LENGTH": LENGTH,
         "WARMUP_STEPS": WARMUP,
         "EVAL_SPLIT": 0.36,
+        "PRECISION": "float32",
         "LOGGER": "wandb",
         "NUM_WORKERS": 0,
     }
@@ -127,13 +128,14 @@ def test_a_trainer_is_the_plain_loop(case, tmp_path):
 
 
 def assert_same_checkpoint(checkpoint, plain):
-    assert_close(checkpoint["model"], plain["model"], 3e-5)
+    assert_close(checkpoint["model"], plain["model"], RATE / 40)
     moments = checkpoint["optimizer"]["state"]
     assert moments.keys() == plain["moments"].keys()
     for index, (first, second) in plain["moments"].items():
         assert int(moments[index]["step"]) == plain["steps"]
-        for ours, theirs in ((moments[index]["exp_avg"], first), (moments[index]["exp_avg_sq"], second)):
-            assert float((ours - theirs).abs().max()) <= 1e-4 * float(theirs.abs().max()) + NOISE, index
+        for name, theirs, noise in (("exp_avg", first, NOISE), ("exp_avg_sq", second, NOISE**2)):
+            difference = float((moments[index][name] - theirs).abs().max())
+            assert difference <= 1e-3 * float(theirs.abs().max()) + noise, (index, name)
     (group,) = checkpoint["optimizer"]["param_groups"]
     schedule = checkpoint["lr_sched"]
     assert schedule["last_epoch"] == plain["steps"]

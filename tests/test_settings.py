@@ -127,6 +127,12 @@ def test_eval_split(facts):
     assert facts["held out of ten"] == 4
 
 
+def test_the_halves_of_m3_have_its_sizes(facts):
+    """By themselves, as extraction makes the encoder."""
+    m3 = {name.partition(".")[2]: shape for name, shape in facts["m3"].items()}
+    assert facts["halves of m3"] == m3
+
+
 # --- what a trainer makes of its constants --------------------------------------------------------------------------
 def prepare(patch, folder, kind, **constants):
     """Sets constants for a tiny training of one kind on five short pieces."""
