@@ -108,7 +108,7 @@ def test_a_download_that_was_killed_goes_on_at_the_next_start(provide, hub, tmp_
     hub.stall = 2_000_000
     command = [sys.executable, "-c", PROVIDE, str(tmp_path / published.M3)]
     started = subprocess.Popen(command, cwd=CODE, env=environment(**hub.environment(tmp_path / "home")))
-    chat_server.wait_for(lambda: any(path.stat().st_size > 1_000_000 for path in tmp_path.glob("*.part")), 240)
+    chat_server.wait_for(lambda: any(path.stat().st_size > 1_000_000 for path in tmp_path.glob("*.part")))
     started.kill()
     assert started.wait() == -9
     [part] = tmp_path.glob("*.part")
