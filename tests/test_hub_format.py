@@ -52,7 +52,7 @@ def test_round_trip_is_exact(converted, config, tmp_path, kind):
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert_equal(back["model"], published["model"])
     for fact in ("epoch", "best_epoch", "min_eval_loss"):
-        assert back.get(fact) == published.get(fact)
+        assert back[fact] == published[fact]
 
 
 def test_from_pretrained_with_the_golden_features_and_no_config(converted, tmp_path):
