@@ -198,7 +198,8 @@ def start(place, server, *more):
         signal.signal(signal.SIGINT, before)
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=240):
+    """Waits until it is so; the time is a guard against hanging, not a measure."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 for folder in ("code", "process_data"):
     sys.path.insert(0, str(ROOT / folder))
@@ -12,3 +14,11 @@ def pytest_configure(config):
     config.addinivalue_line(
         "filterwarnings", "ignore:.*deprecated - use:DeprecationWarning"
     )  # abctoolkit, at its import
+
+
+def pytest_collection_modifyitems(items):
+    """A test that is given no cases is an error, where pytest would skip it."""
+    for item in items:
+        for mark in item.iter_markers("skip"):
+            if mark.kwargs.get("reason", "").startswith("got empty parameter set"):
+                raise pytest.UsageError(f"{item.nodeid}: {mark.kwargs['reason']}")

@@ -1,4 +1,4 @@
-"""Run by test_training.py under torchrun: loss and gradients of one global batch, shared out over the processes.
+"""Run by test_training.py in several processes: loss and gradients of one global batch, shared out over them.
 
 torchrun --nproc_per_node=N gradients.py OUT
 """

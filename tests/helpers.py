@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,13 +81,66 @@ def run_script(
     **changes: str,
 ):
     """Like `run` for a script in one process, but quick, and killed after some seconds if asked: see zygote.py."""
+    [done] = _fork(script, arguments, cwd, [environment(config, **changes)], kill_after)
+    return done
+
+
+def run_ranks(count: int, script: Path, *arguments, config: Path | None = None, cwd: Path | str = "/", **changes: str):
+    """Runs a script as the `count` processes of one job, with what torchrun has in their environment, without torchrun.
+
+    Quick, as `run_script` is. Returns what each of them printed, in the order of their ranks.
+    """
+    job = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), **changes}
+    job |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(count))
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return _fork(script, arguments, cwd, [environment(config, **job, **rank) for rank in ranks], None)
+
+
+def _fork(script: Path, arguments: tuple, cwd: Path | str, envs: list[dict], kill_after: float | None) -> list:
     with tempfile.TemporaryDirectory() as folder:
         argv = [str(word) for word in (script, *arguments)]
-        job = {"argv": argv, "cwd": str(cwd), "env": environment(config, **changes)}
-        job |= {name: str(Path(folder) / name) for name in ("stdout", "stderr")} | {"kill_after": kill_after}
+        job = {"argv": argv, "cwd": str(cwd), "envs": envs, "kill_after": kill_after}
+        job |= {name: str(Path(folder) / name) for name in ("stdout", "stderr")}
         zygote = _zygote()
         zygote.stdin.write(json.dumps(job) + "\n")
         zygote.stdin.flush()
-        status = int(zygote.stdout.readline())
-        stdout, stderr = (Path(job[name]).read_text() for name in ("stdout", "stderr"))
-        return subprocess.CompletedProcess(argv, status, stdout, stderr)
+        done = []
+        for number, status in enumerate(json.loads(zygote.stdout.readline())):
+            printed = [Path(job[name] + (str(number) if number else "")).read_text() for name in ("stdout", "stderr")]
+            done.append(subprocess.CompletedProcess(argv, status, *printed))
+        return done
+
+
+def count_calls(function: Callable, *arguments) -> int:
+    """The number of calls, of Python's and of C's functions, that a call costs: the same on every machine."""
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        function(*arguments)
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+def assert_time_is_linear(work: Callable[[int], object], size: int) -> None:
+    """Compares the CPU time of `work` on `size` and on 8 times as much: 8 times the time if linear, 64 if quadratic.
+
+    For what no count of calls shows, such as the time in a regular expression. A busy machine can make a measurement
+    longer, but not shorter, so it is repeated and the least counts.
+    """
+    small = large = float("inf")
+    for _ in range(5):
+        start = time.thread_time()
+        work(size)
+        middle = time.thread_time()
+        work(8 * size)
+        small, large = min(small, middle - start), min(large, time.thread_time() - middle)
+        if large < 24 * max(small, 1e-3):
+            return
+    raise AssertionError(f"{small:.4f} s for {size}, {large:.4f} s for 8 times as much")

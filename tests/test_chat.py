@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 from collections import Counter
 from email.utils import formatdate
@@ -110,7 +111,8 @@ def test_a_server_that_says_nothing_is_asked_again(place, serve, monkeypatch):
 
 def test_slow_answers_are_waited_for_side_by_side(place, serve):
     def behave(title, count, request):
-        time.sleep(0.3)
+        wait_for(lambda: server.most_active >= 4)
+        time.sleep(0.05)  # for a fifth, which must not come
         return good(request)
 
     server = serve(behave)
@@ -120,46 +122,57 @@ def test_slow_answers_are_waited_for_side_by_side(place, serve):
     assert len(server.requests) == 12
 
 
-@pytest.mark.parametrize("said", [{"retry_after": "2"}, {"retry_after_ms": "2000"}, {"retry_after": "date"}])
-def test_nobody_asks_before_the_time_the_server_says(place, serve, said):
-    if said.get("retry_after") == "date":
-        said = {"retry_after": formatdate(time.time() + 3, usegmt=True)}  # in whole seconds: 2 to 3 from now
+@pytest.fixture
+def chats(monkeypatch):
+    """The Chat objects of the runs in this process. Their `ended` is set once the run is to end."""
+    made = []
+
+    class Seen(chat.Chat):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.ended = threading.Event()
+            made.append(self)
+
+        def end(self):
+            super().end()
+            self.ended.set()
+
+    monkeypatch.setattr(chat, "Chat", Seen)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("said", "least"), [({"retry_after": "1"}, 1), ({"retry_after_ms": "1000"}, 1), ({"retry_after": "date"}, 2)]
+)
+def test_nobody_asks_before_the_time_the_server_says(place, serve, chats, said, least):
     busy = []
 
     def behave(title, count, request):
         if not busy:
             busy.append(time.monotonic())
-            return status(429, **said)
-        time.sleep(0.2)  # so that few are answered before the client has read that
+            date = formatdate(time.time() + 3, usegmt=True)  # in whole seconds: 2 to 3 from now
+            return status(429, **{name: date if value == "date" else value for name, value in said.items()})
+        wait_for(lambda: chats[0].retries == 1)  # it has read that
         return good(request)
 
     server = serve(behave)
     write_records(place / "in", *({"title": f"Tune {number}"} for number in range(6)))
     assert run(place, server, "--concurrency", 2) == 0
     after = [request["time"] - busy[0] for request in server.requests[1:]]
-    # What comes before was on its way when the answer was read, which takes a busy machine a while.
-    assert not [wait for wait in after if 1.0 < wait < 1.9] and sum(wait > 1.9 for wait in after) >= 3
-    assert len(server.requests) == 7 and len(read_tree(place / "out")) == 6
+    assert len(after) == 6 and len(read_tree(place / "out")) == 6
+    assert sum(wait < least - 0.05 for wait in after) <= 1  # the one that was on its way at the same time
 
 
-def test_under_a_rate_limit_everybody_gets_through(place, serve, monkeypatch):
-    """Three answers in each 0.15 s, 30 records: most requests meet a 429, many of them more often than ATTEMPTS."""
+def test_whoever_is_told_to_wait_gets_through(place, serve, monkeypatch):
+    """Answers to some come after more requests than ATTEMPTS; those that are too many are no failures."""
     monkeypatch.setattr(chat, "ATTEMPTS", 3)
-    windows = Counter()
-
-    def behave(title, count, request):
-        window = int(time.monotonic() / 0.15)
-        with server.lock:
-            windows[window] += 1
-            if windows[window] > 3:
-                return status(429, retry_after="0.1")
-        return good(request)
-
-    server = serve(behave)
-    write_records(place / "in", *({"title": f"Tune {number}"} for number in range(30)))
+    needed = {f"Tune {number}": number % 7 + 1 for number in range(30)}
+    server = serve(
+        lambda title, count, request: good(request) if count == needed[title] else status(429, retry_after="0.01")
+    )
+    write_records(place / "in", *({"title": title} for title in needed))
     assert run(place, server, "--concurrency", 30) == 0
-    assert max(server.counts.values()) > chat.ATTEMPTS
-    assert Counter(server.answered) == Counter(f"Tune {number}" for number in range(30))
+    assert server.counts == needed and Counter(server.answered) == Counter(needed.keys())
 
 
 def test_a_server_that_is_gone_is_not_asked_for_ever(place, serve, monkeypatch, capsys):
@@ -319,7 +332,7 @@ def test_a_server_that_rejects_everything_is_not_asked_about_everything(place, s
     assert "no model m here" in said
 
 
-def test_answers_on_their_way_when_a_run_must_end_are_kept(place, serve, capsys):
+def test_answers_on_their_way_when_a_run_must_end_are_kept(place, serve, chats, capsys):
     """They are paid for. What waits before it asks again is not waited for."""
 
     def behave(title, count, request):
@@ -327,9 +340,8 @@ def test_answers_on_their_way_when_a_run_must_end_are_kept(place, serve, capsys)
             wait_for(lambda: len(server.requests) == 8)
             return status(402)
         if title == "busy":
-            return status(429, retry_after="60")
-        wait_for(lambda: "busy" in server.counts)
-        time.sleep(0.5)
+            return status(429, retry_after="300")
+        assert chats[0].ended.wait(240)
         return good(request)
 
     server = serve(behave)
@@ -337,7 +349,7 @@ def test_answers_on_their_way_when_a_run_must_end_are_kept(place, serve, capsys)
     write_records(place / "in", *({"title": title, "at": f"{at}.json"} for at, title in enumerate(titles)))
     begin = time.monotonic()
     assert run(place, server, "--concurrency", 8) == 1
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 300
     assert {record["title"] for record in read_tree(place / "out").values()} == set(server.answered)
     assert len(server.answered) == 6 and "later" not in server.counts
     captured = capsys.readouterr()
@@ -426,7 +438,8 @@ def test_a_server_that_is_restarted_in_between(place, serve):
     assert len(read_tree(place / "out")) == 30
     assert not set(first.answered) & set(second.answered)
     assert len(first.answered) + len(second.answered) == 30
-    assert not re.search(" 0 requests repeated", out)
+    [repeated] = re.findall(r"(\d+) requests repeated", out)
+    assert int(repeated) > 0
 
 
 def test_what_cannot_be_written_stops_the_run(place, serve, capsys):

@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import CODE, KIT, KIT_MODEL, KIT_SIZES, ROOT, environment, free_port, write_config
+from helpers import (
+    CODE,
+    KIT,
+    KIT_MODEL,
+    KIT_SIZES,
+    ROOT,
+    environment,
+    free_port,
+    run_ranks,
+    run_script,
+    write_config,
+)
 
 SCONTROL = '#!/bin/bash\n[ "$*" = "show hostnames nodes[1-2]" ] && echo localhost && echo other\n'
 # starts its command once a machine, and hands it the signals that it gets, as srun does
@@ -80,8 +91,8 @@ def test_training_on_two_machines_ends_saved_at_a_signal_and_continues(cluster, 
     assert (state["epoch"], state["step"], state["world_size"]) == (int(epoch), int(step), 2)
 
     config = write_config(tmp_path / "short.py", **constants, M3_NUM_EPOCH=int(epoch) + 1)
-    result = subprocess.run(["bash", script], cwd=ROOT, env=environment(config, **cluster), capture_output=True, text=True, timeout=300)  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    result, other = run_ranks(2, CODE / "train_m3.py", config=config)
+    assert result.returncode == other.returncode == 0, result.stderr + other.stderr
     assert f"{latest}, epoch {epoch}, step {step}" in result.stdout and f"epoch {int(epoch) + 1}: train_loss" in result.stdout  # fmt: skip
 
 
@@ -90,19 +101,27 @@ def test_an_array_of_tasks_mirrors_the_folders(cluster, tmp_path):
     for folder in ("interleaved", "mtf"):
         (tmp_path / "scores" / folder).symlink_to(KIT / folder)
     config = write_config(tmp_path / "kit.py", **KIT_MODEL)
-    script = slurm_script("extract_m3.py", tmp_path, **{"python code/": f"python {CODE}/"})
+    script = slurm_script("extract_m3.py", tmp_path)
+    python = tmp_path / "bin" / "python"  # writes down its words, with which the script is run below
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "$@" > "$WORDS"\n')
+    python.chmod(0o755)
     for task in range(2):
-        env = environment(config, **cluster, SLURM_ARRAY_TASK_ID=str(task))
-        result = subprocess.run(["bash", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+        words = tmp_path / f"words{task}"
+        env = environment(SLURM_ARRAY_TASK_ID=str(task), WORDS=str(words)) | cluster
+        subprocess.run(["bash", script], cwd=tmp_path, env=env, check=True, timeout=300)
+        name, *arguments = words.read_text().splitlines()
+        assert name == "code/extract_m3.py"
+        result = run_script(ROOT / name, *arguments, config=config, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
     written = {path.relative_to(tmp_path / "features") for path in (tmp_path / "features").rglob("*.npy")}
     music = [path.relative_to(KIT) for folder in ("interleaved", "mtf") for path in (KIT / folder).iterdir()]
     assert written == {path.with_suffix(".npy") for path in music}
     golden = np.load(KIT / "values.npz")
-    for path in music:
-        if f"m3/{path.name}" in golden:
-            feature = np.load(tmp_path / "features" / path.with_suffix(".npy"))[0]
-            np.testing.assert_allclose(feature, golden[f"m3/{path.name}"], atol=1e-4)
+    known = [path for path in music if f"m3/{path.name}" in golden]
+    assert {path.parent.name for path in known} == {"interleaved", "mtf"}
+    for path in known:
+        feature = np.load(tmp_path / "features" / path.with_suffix(".npy"))[0]
+        np.testing.assert_allclose(feature, golden[f"m3/{path.name}"], atol=1e-4)
 
 
 def test_extraction_on_two_machines(cluster, tmp_path):

@@ -8,31 +8,15 @@ import socket
 import numpy as np
 import pytest
 
-from helpers import CODE, KIT, KIT_MODEL, free_port, run, run_script, write_config
+from helpers import CODE, KIT, KIT_MODEL, free_port, run, run_ranks, run_script, write_config
 
 VALUES = np.load(KIT / "values.npz")
 
 
 def accelerate(count):
     """Several processes of `accelerate launch` need --multi_gpu where there are no GPUs: else it starts one."""
-    command = [
-        "-m",
-        "accelerate.commands.launch",
-        "--num_processes",
-        str(count),
-        "--main_process_port",
-        str(free_port()),
-    ]
-    return [
-        *command,
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        *(["--multi_gpu"] if count > 1 else []),
-    ]
+    words = f"--num_processes {count} --main_process_port {free_port()} --num_machines 1 --mixed_precision no"
+    return ["-m", "accelerate.commands.launch", *words.split(), "--dynamo_backend", "no", "--multi_gpu"]
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +47,24 @@ def written(target):
     return sorted(path.relative_to(target).as_posix() for path in target.rglob("*.npy"))
 
 
-def test_m3_features(source, config, tmp_path):
-    result = run(CODE / "extract_m3.py", source, tmp_path / "out", config=config)
+def golden(prefix):
+    """The files of the kit that there are golden features of."""
+    names = [entry.removeprefix(prefix) for entry in VALUES if entry.startswith(prefix)]
+    assert len(names) >= 8
+    return names
+
+
+def test_m3_features_through_the_launcher(source, config, tmp_path):
+    """`accelerate launch`, as in the user's document; test_cluster has it start the other extractor."""
+    result = run(*accelerate(2), CODE / "extract_m3.py", source, tmp_path / "out", config=config)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1].startswith(
-        "16 done, 0 skipped (they were there), 0 failed; 5 files of other types"
-    )
-    for entry in VALUES:
-        if entry.startswith("m3/"):
-            feature = feature_of(tmp_path / "out", entry.removeprefix("m3/"))
-            assert feature.dtype == np.float32 and feature.shape == (1, *VALUES[entry].shape)
-            np.testing.assert_allclose(feature[0], VALUES[entry], atol=1e-4, rtol=0)
+    told = result.stdout.splitlines()
+    assert told[0].startswith("16 files, 2 x CPU, float32, ") and len(told) == 2  # rank 0 alone prints
+    assert told[1].startswith("16 done, 0 skipped (they were there), 0 failed; 5 files of other types")
+    for name in golden("m3/"):
+        feature, wanted = feature_of(tmp_path / "out", name), VALUES[f"m3/{name}"]
+        assert feature.dtype == np.float32 and feature.shape == (1, *wanted.shape)
+        np.testing.assert_allclose(feature[0], wanted, atol=1e-4, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +77,10 @@ def pooled(source, config, tmp_path_factory):
 
 
 def test_clamp2_pooled_features(pooled):
-    for entry in VALUES:
-        if entry.startswith("clamp2_normalized/"):
-            feature = feature_of(pooled, entry.removeprefix("clamp2_normalized/"))
-            assert feature.dtype == np.float32 and feature.shape == (1, 48)
-            np.testing.assert_allclose(feature[0], VALUES[entry], atol=1e-4, rtol=0)
+    for name in golden("clamp2_normalized/"):
+        feature = feature_of(pooled, name)
+        assert feature.dtype == np.float32 and feature.shape == (1, 48)
+        np.testing.assert_allclose(feature[0], VALUES[f"clamp2_normalized/{name}"], atol=1e-4, rtol=0)
 
 
 def test_files_of_one_name_do_not_overwrite_each_other(pooled):
@@ -99,17 +89,13 @@ def test_files_of_one_name_do_not_overwrite_each_other(pooled):
         np.testing.assert_allclose(feature[0], VALUES[f"clamp2_normalized/{entry}"], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("launcher", "count"),
-    [(accelerate(3), 3), (["-m", "torch.distributed.run", "--nproc_per_node=2"], 2)],
-    ids=["accelerate-3", "torchrun-2"],
-)
-def test_several_processes_write_what_one_does(source, config, pooled, tmp_path, launcher, count):
-    result = run(*launcher, CODE / "extract_clamp2.py", source, tmp_path, "--normalize", config=config)
-    assert result.returncode == 0, result.stderr
-    told = result.stdout.splitlines()
-    assert told[0].startswith(f"20 files, {count} x CPU, float32, ") and len(told) == 2  # rank 0 alone prints
+def test_several_processes_write_what_one_does(source, config, pooled, tmp_path):
+    ranks = run_ranks(3, CODE / "extract_clamp2.py", source, tmp_path, "--normalize", config=config)
+    assert [rank.returncode for rank in ranks] == [0, 0, 0], ranks
+    told = ranks[0].stdout.splitlines()
+    assert told[0].startswith("20 files, 3 x CPU, float32, ") and len(told) == 2
     assert told[1].startswith("20 done, 0 skipped")
+    assert ranks[1].stdout == ranks[2].stdout == ""
     assert written(tmp_path) == written(pooled) and len(written(pooled)) == 20
     for name in written(pooled):
         np.testing.assert_allclose(np.load(tmp_path / name), np.load(pooled / name), atol=1e-5, rtol=0)
@@ -128,11 +114,10 @@ def test_temporal_features_resume_and_bad_files(source, config, tmp_path):
     errors = [json.loads(line) for line in (target / "errors.jsonl").read_text().splitlines()]
     assert [error["file"] for error in errors] == ["bad.abc", "empty.txt", "silent.mtf", "\udcff.mtf"]
     assert "bad.abc: not UTF-8" in errors[0]["error"] and errors[0]["error"] in result.stderr
-    for entry in VALUES:
-        if entry.startswith("clamp2_temporal/"):
-            feature = feature_of(target, entry.removeprefix("clamp2_temporal/"))
-            assert feature.shape == (1, *VALUES[entry].shape)
-            np.testing.assert_allclose(feature[0], VALUES[entry], atol=1e-4, rtol=0)
+    for name in golden("clamp2_temporal/"):
+        feature, wanted = feature_of(target, name), VALUES[f"clamp2_temporal/{name}"]
+        assert feature.shape == (1, *wanted.shape)
+        np.testing.assert_allclose(feature[0], wanted, atol=1e-4, rtol=0)
 
     for name in ("bad.abc", "silent.mtf", "empty.txt", "\udcff.mtf"):
         (folder / name).unlink()

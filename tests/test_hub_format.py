@@ -52,12 +52,14 @@ def test_round_trip_is_exact(converted, config, tmp_path, kind):
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert_equal(back["model"], published["model"])
     for fact in ("epoch", "best_epoch", "min_eval_loss"):
-        assert back.get(fact) == published.get(fact)
+        assert back[fact] == published[fact]
 
 
 def test_from_pretrained_with_the_golden_features_and_no_config(converted, tmp_path):
     """In a process that has other sizes in its config, and no network."""
     script = f"""
+import sys
+sys.path.insert(0, "{CODE}")
 import numpy as np, torch
 from transformers import AutoTokenizer
 from embedding import embed
@@ -72,7 +74,8 @@ np.savez("{tmp_path}/out.npz", m3=next(embed(m3.encoder, [patches])), music=next
 tokenizer = AutoTokenizer.from_pretrained("{converted}/clamp2")
 print(tokenizer("a jig")["input_ids"])
 """
-    result = run("-c", script, cwd=CODE)
+    (tmp_path / "from_the_hub.py").write_text(script)
+    result = run_script(tmp_path / "from_the_hub.py")
     assert result.returncode == 0, result.stderr
     made, golden = np.load(tmp_path / "out.npz"), np.load(KIT / "values.npz")
     np.testing.assert_allclose(made["m3"], golden["m3/duo.abc"], atol=1e-4, rtol=0)

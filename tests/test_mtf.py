@@ -6,7 +6,6 @@ import json
 import struct
 import subprocess
 import sys
-import time
 from collections import Counter
 from itertools import accumulate
 from pathlib import Path
@@ -18,10 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mtf
+from helpers import KIT, ROOT, SHARED, count_calls
 
-ROOT = Path(__file__).resolve().parent.parent
-KIT = ROOT / "tests" / "kit"
-SHARED = ROOT.parent / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the collection of scores beside the repository")
 MIDI_FILES = sorted((KIT / "midi").glob("*.mid"))
 TEXTS = ["text", "copyright", "track_name", "instrument_name", "lyrics", "marker", "cue_marker", "device_name"]
@@ -563,18 +560,13 @@ def test_a_text_that_breaks_off_is_ended():
 # -- speed, scripts -------------------------------------------------------------------------------------------------
 
 
-def test_eight_times_as_fast_as_mido():
-    data = (KIT / "midi" / "long.mid").read_bytes()
-
-    def best(function) -> float:
-        seconds = []
-        for _ in range(5):
-            start = time.perf_counter()
-            function(data)
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
-
-    assert best(mido_mtf) / best(mtf.midi_to_mtf) > 8
+@pytest.mark.parametrize("path", MIDI_FILES, ids=lambda path: path.stem)
+def test_the_work_is_an_eighth_of_mido_s(path):
+    """Counted in calls, of which about four go to a message."""
+    data = path.read_bytes()
+    ours = count_calls(mtf.midi_to_mtf, data, "all_messages")
+    assert ours < count_calls(mido_mtf, data, True) / 8
+    assert ours < 6 * len(messages_of(data)) + 100
 
 
 def script(name: str, *arguments: object, status: int = 0) -> subprocess.CompletedProcess:

@@ -11,6 +11,7 @@ import termios
 import numpy as np
 import pytest
 
+import chat_server
 import published
 from helpers import CODE, KIT, KIT_MODEL, KIT_SIZES, environment, run, run_script, write_config
 from hub import serving
@@ -33,15 +34,22 @@ def config(tmp_path):
     return write_config(tmp_path / "kit.py", **(KIT_MODEL | paths | {"FEATURE_CACHE": str(tmp_path / "cache")}))
 
 
+PROVIDE = """import sys, pathlib, files, published
+from huggingface_hub import constants
+constants.DOWNLOAD_CHUNK_SIZE = 100_000  # of which the kit's files have several
+try:
+    published.provide(pathlib.Path(sys.argv[1]), True)
+except files.InputError as error:
+    sys.exit(files.tell_mistake(error))
+"""
+
+
 @pytest.fixture
 def provide(hub, tmp_path):
     """What --download does, in a process without torch."""
 
     def start(name=published.M3, **changes):
-        code = "import sys, pathlib, files, published\nfrom huggingface_hub import constants\n"
-        code += "constants.DOWNLOAD_CHUNK_SIZE = 100_000  # of which the kit's files have several\ntry: published.provide(pathlib.Path(sys.argv[1]), True)\n"
-        code += "except files.InputError as error: sys.exit(files.tell_mistake(error))"
-        return run("-c", code, tmp_path / name, cwd=CODE, **(hub.environment(tmp_path / "home") | changes))
+        return run("-c", PROVIDE, tmp_path / name, cwd=CODE, **(hub.environment(tmp_path / "home") | changes))
 
     return start
 
@@ -98,8 +106,11 @@ def test_a_cut_connection_is_taken_up_again(provide, hub, tmp_path):
 
 def test_a_download_that_was_killed_goes_on_at_the_next_start(provide, hub, tmp_path):
     hub.stall = 2_000_000
-    with pytest.raises(subprocess.TimeoutExpired):  # after which it is killed
-        provide(timeout=4)
+    command = [sys.executable, "-c", PROVIDE, str(tmp_path / published.M3)]
+    started = subprocess.Popen(command, cwd=CODE, env=environment(**hub.environment(tmp_path / "home")))
+    chat_server.wait_for(lambda: any(path.stat().st_size > 1_000_000 for path in tmp_path.glob("*.part")))
+    started.kill()
+    assert started.wait() == -9
     [part] = tmp_path.glob("*.part")
     there = part.stat().st_size
     assert 1_000_000 < there <= 2_000_000

@@ -1,7 +1,8 @@
 """Runs scripts as `python script` would, without importing torch and transformers anew for each: a process that has them forks.
 
-Reads one JSON object a line, {argv, cwd, env, stdout, stderr, kill_after}; answers each with the exit status. With
-`kill_after` (seconds), the script is killed then, with all that it has started. Started by helpers.py.
+Reads one JSON object a line, {argv, cwd, envs, stdout, stderr, kill_after}; runs the script once for each environment,
+side by side, and answers with the list of exit statuses. With `kill_after` (seconds), the script is killed then, with all
+that it has started. The output files of the second and later processes end in their number. Started by helpers.py.
 """
 
 import contextlib
@@ -42,22 +43,29 @@ def main() -> None:
     transformers.AutoTokenizer  # noqa: B018 (loads it)
     for line in sys.stdin:
         job = json.loads(line)
-        child = os.fork()
-        if job["kill_after"] is not None:
-            with contextlib.suppress(PermissionError, ProcessLookupError):
-                os.setpgid(child, child)  # in the child, and in the parent: whoever comes first
-        if child == 0:
-            for number, name in ((1, "stdout"), (2, "stderr")):
-                os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.chdir(job["cwd"])
-            os.environ.clear()
-            os.environ.update(job["env"])
-            status = run_script(job["argv"])
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-        print(wait(child, job["kill_after"]), flush=True)
+        children = [start(job, number) for number in range(len(job["envs"]))]
+        print(json.dumps([wait(child, job["kill_after"]) for child in children]), flush=True)
+
+
+def start(job: dict, number: int) -> int:
+    """Forks a process that runs the script in one of its environments. Returns the process id."""
+    child = os.fork()
+    if job["kill_after"] is not None:
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.setpgid(child, child)  # in the child, and in the parent: whoever comes first
+    if child == 0:
+        for descriptor, name in ((1, "stdout"), (2, "stderr")):
+            path = job[name] + (str(number) if number else "")
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.chdir(job["cwd"])
+        os.environ.clear()
+        os.environ.update(job["envs"][number])
+        status = run_script(job["argv"])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return child
 
 
 def wait(child: int, kill_after: float | None) -> int:
