@@ -2,7 +2,8 @@
 
     pip install cosmic-ray                                   # by hand; the tests do not need it
     python tests/mutate.py                                   # every file of TESTS, 25 mutants each
-    python tests/mutate.py code/cache.py --sample 0 --json cache.json                      # all mutants of a file
+    python tests/mutate.py code/cache.py --sample 0 --json cache.json        # all mutants of a file
+    python tests/mutate.py code/cache.py --again cache.json                  # those that survived, with more tests
 
 The mutants are those of cosmic-ray's operators, and statements that are left out (a call, an assignment to an attribute
 or an item, `+=`). A sample takes places in the source at random, each as likely as any other, and at each place one of
@@ -20,8 +21,8 @@ import ast
 import compileall
 import contextlib
 import ctypes
-import difflib
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -65,12 +66,7 @@ PRELOADED = (
     " transformers.models.gpt2.modeling_gpt2 transformers.models.xlm_roberta.modeling_xlm_roberta"
     " hypothesis scipy.linalg scipy.stats sklearn.metrics sklearn.utils.class_weight"
 )
-SLOW = (
-    "launchers",
-    "two_processes_compute",
-    "several_processes",
-    "time_grows",
-)  # in names of tests, which are left out
+SLOW = ("launchers", "two_processes_compute", "several_processes", "time_grows")  # in names of tests
 COSMETIC = {"tqdm", "bar.update", "bar.set_postfix"}
 DECORATORS = ("dataclass", "property", "staticmethod", "classmethod", "contextlib.contextmanager", "functools.cache")
 
@@ -135,36 +131,65 @@ def meaningless(source: str) -> list[tuple]:
     return [((n.lineno, max(n.col_offset - 1, 0)), (n.end_lineno, n.end_col_offset)) for n in nodes if n]
 
 
-def mutants(file: str, count: int, seed: int) -> tuple[list[dict], int]:
-    """A sample of a file's mutants (all, for a count of 0), and how many places the file has."""
+def places(file: str) -> dict[tuple, list]:
+    """What can be changed in a file, (operator, its name, how many before), by place."""
     source = (ROOT / file).read_text()
-    skipped, tree, places = meaningless(source), parso.parse(source), {}
+    skipped, tree, found = meaningless(source), parso.parse(source), {}
     for name, operator in operators().items():
         visitor = Places(operator)
         visitor.walk(tree)
         for occurrence, (start, end) in enumerate(visitor.found):
             if not any(first <= start and end <= last for first, last in skipped):
-                places.setdefault((start, end), []).append((name, operator, occurrence))
-    rng, chosen, original = random.Random(f"{seed} {file}"), [], ast.dump(ast.parse(source))
-    order = sorted(places)
-    rng.shuffle(order)
-    for place in order:
-        variants = places[place]
-        rng.shuffle(variants)
-        for name, operator, occurrence in variants:
+                found.setdefault((start, end), []).append((name, operator, occurrence))
+    return found
+
+
+def common(one: list[str], other: list[str]) -> int:
+    """How many lines are the same at the beginning."""
+    same = [a == b for a, b in zip(one, other, strict=False)]
+    return [*same, False].index(False)
+
+
+def mutants(file: str, count: int, seed: int) -> list[dict]:
+    """A sample of a file's mutants, or all of them for a count of 0."""
+    source, found, chosen = (ROOT / file).read_text(), places(file), []
+    rng, original, old = random.Random(f"{seed} {file}"), ast.dump(ast.parse(source)), source.splitlines()
+    for place in rng.sample(sorted(found), len(found)):
+        for name, operator, occurrence in rng.sample(found[place], len(found[place])):
             text = mutate_code(source, operator, occurrence)
             try:
                 if not text or ast.dump(ast.parse(text)) == original:
                     continue
             except SyntaxError:
                 continue
-            changed = [line for line in difflib.ndiff(source.splitlines(), text.splitlines()) if line[0] in "+-"]
-            chosen.append({"file": file, "line": place[0][0], "operator": name, "changed": changed, "text": text})
+            new = text.splitlines()
+            head = common(old, new)
+            tail = common(old[head:][::-1], new[head:][::-1])
+            changed = [f"- {line}" for line in old[head : len(old) - tail]]
+            changed += [f"+ {line}" for line in new[head : len(new) - tail]]
+            chosen.append({"file": file, "line": head + 1, "operator": name, "changed": changed, "text": text})
             if count:
                 break
         if count and len(chosen) == count:
             break
-    return chosen, len(places)
+    return chosen
+
+
+def mutants_again(report: Path, file: str) -> list[dict]:
+    """The mutants of an earlier run; those that survived with the file as it is now and their change."""
+    lines, found = (ROOT / file).read_text().splitlines(keepends=True), []
+    for mutant in json.loads(report.read_text()):
+        if mutant["file"] == file and mutant["by"] is None:
+            old, new = ([line[2:] + "\n" for line in mutant["changed"] if line[0] == sign] for sign in "-+")
+            there = [start for start in range(len(lines)) if lines[start : start + len(old)] == old]
+            if not there:
+                print(f"the code is another now: {file}:{mutant['line']}", *mutant["changed"], sep="\n    ")
+                continue
+            start = min(there, key=lambda start: abs(start + 1 - mutant["line"]))
+            mutant |= {"line": start + 1, "text": "".join([*lines[:start], *new, *lines[start + len(old) :]])}
+        if mutant["file"] == file:
+            found.append(mutant)
+    return found
 
 
 # --- running the tests ----------------------------------------------------------------------------------------------
@@ -273,9 +298,9 @@ def clean(name: str) -> Tests:
     return worker.run([name])
 
 
-def judge(job: tuple[int, dict, dict]) -> dict:
+def judge(job: tuple[dict, dict]) -> dict:
     """What becomes of a mutant: it, with the test that notices it as "by"."""
-    _, mutant, seconds = job
+    mutant, seconds = job
     path = worker.tree / mutant["file"]
     source = path.read_text()
     try:
@@ -294,10 +319,14 @@ def main() -> None:
     )
     parser.add_argument("--sample", type=int, default=25, help="mutants of each file; 0: all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", type=Path, help="run what survived in an earlier --json, and add up with the rest")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--json", type=Path, help="where every mutant and what became of it is written")
     options = parser.parse_args()
-    made = {file: mutants(file, options.sample, options.seed) for file in options.files}
+    if options.again:
+        made = {file: mutants_again(options.again, file) for file in options.files}
+    else:
+        made = {file: mutants(file, options.sample, options.seed) for file in options.files}
     for name in PRELOADED.split():
         importlib.import_module(name)
     fork = multiprocessing.get_context("fork")
@@ -311,32 +340,26 @@ def main() -> None:
                 elif test not in result.skipped:
                     seconds[test] = duration
         print(f"{len(seconds)} tests, {sum(seconds.values()):.0f} s without a mutant", flush=True)
-        jobs = []  # the first of each file, the second of each, ..., so that a run that is cut off has some of all
-        for sample, _ in made.values():
-            for rank, mutant in enumerate(sample):
-                of_file = {
-                    test: seconds[test] for test in seconds if Path(test.split("::")[0]).stem in TESTS[mutant["file"]]
-                }
-                jobs.append((rank, mutant, of_file))
-        jobs.sort(key=lambda job: job[0])
-        done = []
+        jobs = []
+        for file, sample in made.items():
+            of_file = {test: each for test, each in seconds.items() if Path(test.split("::")[0]).stem in TESTS[file]}
+            jobs.append([(mutant, of_file) for mutant in sample if "text" in mutant])
+        # the first of each file, then the second of each: a run that is cut off has some of all
+        jobs = [job for rank in itertools.zip_longest(*jobs) for job in rank if job]
+        done = [mutant for sample in made.values() for mutant in sample if "text" not in mutant]
         for mutant in pool.imap_unordered(judge, jobs):
             done.append(mutant)
             if mutant["by"] is None:
-                print(
-                    f"{mutant['file']}:{mutant['line']} {mutant['operator']}",
-                    *mutant["changed"],
-                    sep="\n    ",
-                    flush=True,
-                )
+                where = f"{mutant['file']}:{mutant['line']} {mutant['operator']}"
+                print(where, *mutant["changed"], sep="\n    ", flush=True)
             if options.json:
                 options.json.write_text(json.dumps(done, indent=1))
-    weighted = places = 0
-    for file, (sample, count) in made.items():
-        noticed = sum(mutant["file"] == file and mutant["by"] is not None for mutant in done)
-        print(f"{file:32}{noticed:4} of{len(sample):4} = {noticed / len(sample):4.0%}  ({count} places)")
-        weighted, places = weighted + noticed / len(sample) * count, places + count
-    print(f"{'all':32}{weighted / places:18.1%}")
+    rates, weights = [], [len(places(file)) for file in made]
+    for file, count in zip(made, weights, strict=True):
+        noticed = [mutant["by"] is not None for mutant in done if mutant["file"] == file]
+        rates.append(sum(noticed) / max(len(noticed), 1))
+        print(f"{file:32}{sum(noticed):4} of{len(noticed):4} = {rates[-1]:4.0%}  ({count} places)")
+    print(f"{'all':32}{sum(a * b for a, b in zip(rates, weights, strict=True)) / sum(weights):18.1%}")
 
 
 if __name__ == "__main__":
