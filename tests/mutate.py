@@ -266,7 +266,7 @@ class Worker:
 
         def run(*command, timeout=240, **options):  # as run_script does, without importing all anew
             plain = command[2:] if command[0] == "-W" else command
-            if str(plain[0]).endswith(".py"):
+            if str(plain[0]).endswith(".py") and "PYTHONPATH" not in options:
                 return self.helpers.run_script(*plain, **options)
             return started_by(*command, timeout=timeout, **options)
 
