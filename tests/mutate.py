@@ -31,6 +31,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from py_compile import PycInvalidationMode
 
@@ -329,11 +330,13 @@ def main() -> None:
         made = {file: mutants(file, options.sample, options.seed) for file in options.files}
     for name in PRELOADED.split():
         importlib.import_module(name)
-    fork = multiprocessing.get_context("fork")
-    with tempfile.TemporaryDirectory(prefix="mutate-") as folder, fork.Pool(options.workers, begin, (folder,)) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="mutate-") as folder,
+        ProcessPoolExecutor(options.workers, multiprocessing.get_context("fork"), begin, (folder,)) as pool,
+    ):
         names = list(dict.fromkeys(name for file in options.files for name in TESTS[file]))
         seconds = {}
-        for result in pool.imap(clean, names):
+        for result in pool.map(clean, names):
             for test, duration in result.seconds.items():
                 if test in result.failed:
                     print(f"left out: {test}: {result.failed[test]}", flush=True)
@@ -347,8 +350,8 @@ def main() -> None:
         # the first of each file, then the second of each: a run that is cut off has some of all
         jobs = [job for rank in itertools.zip_longest(*jobs) for job in rank if job]
         done = [mutant for sample in made.values() for mutant in sample if "text" not in mutant]
-        for mutant in pool.imap_unordered(judge, jobs):
-            done.append(mutant)
+        for judged in as_completed([pool.submit(judge, job) for job in jobs]):
+            done.append(mutant := judged.result())
             if mutant["by"] is None:
                 where = f"{mutant['file']}:{mutant['line']} {mutant['operator']}"
                 print(where, *mutant["changed"], sep="\n    ", flush=True)
