@@ -172,7 +172,7 @@ def packable(config: PreTrainedConfig) -> bool:
 
 def first_position(config: PreTrainedConfig) -> int:
     """The position id of a sequence's first token: RoBERTa's kin count from behind the padding id."""
-    return 0 if config.model_type == "bert" else config.pad_token_id + 1
+    return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
 
 
 def run_packed(model: PreTrainedModel, packing: Packing, first: int = 0, **inputs: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def test_bad_files_cost_an_extraction_themselves_alone(tmp_path, script, suffixe
         verdicts[name] = BAD
     result = run(CODE / f"{script}.py", source, out, config=write_config(tmp_path / "kit.py", **KIT_MODEL))
     assert result.returncode == 1, result.stderr
-    failed = json_lines(out / "errors.jsonl")
+    failed = json_lines(tmp_path / "out.errors.jsonl")
     names = output_names(list_files(source, suffixes)[0], ".npy")
     done = {path.as_posix() for path, name in names.items() if os.path.exists(out / name)}
     assert_accounted_for(verdicts, done, failed)
@@ -251,7 +251,8 @@ def extraction(script: str, *options: str):
 
         def run(self, kill_after=None):
             source = self.folder / "in"
-            return run(CODE / f"{script}.py", source, self.out, *options, config=self.config, kill_after=kill_after)
+            features = self.out / "features"  # beside which stands what the extraction notes
+            return run(CODE / f"{script}.py", source, features, *options, config=self.config, kill_after=kill_after)
 
         @staticmethod
         def same(ours, theirs):
@@ -353,7 +354,7 @@ def test_killed_at_random_moments_and_started_again(tmp_path, serve, name):
     ended = tool.run()
     duration = time.monotonic() - began
     wanted = tool.outputs()
-    assert ended.returncode == int("errors.jsonl" in wanted), ended.stderr
+    assert ended.returncode == int(any(name.endswith("errors.jsonl") for name in wanted)), ended.stderr
     assert wanted
     rng = random.Random(name)
     kills, runs = 0, 0
@@ -373,7 +374,7 @@ def test_killed_at_random_moments_and_started_again(tmp_path, serve, name):
         assert all(tool.same(outputs[file], wanted[file]) for file in wanted)
         assert not list(tool.out.rglob(".tmp-*"))
         again = {path.name for path, inode in kept.items() if path.exists() and path.stat().st_ino != inode}
-        rewritten = {"all.jsonl", ".extraction.json"}  # these are made anew in each run
+        rewritten = {"all.jsonl", "features.extraction.json"}  # these are made anew in each run
         assert all(tool.is_log(file) or file in rewritten for file in again), again
     print(f"{name}: killed {kills} times in {runs} runs of {duration:.1f} s")
 
@@ -513,7 +514,7 @@ def test_shards_that_are_unequal_empty_or_bad(tmp_path):
     told = [process.communicate(timeout=300) for process in ranks]
     assert [process.returncode for process in ranks] == [1, 1, 1], told
     assert "1 done, 0 skipped (they were there), 1 failed" in told[0][0]
-    assert list(json_lines(tmp_path / "out" / "errors.jsonl")) == ["zzz.abc"]
+    assert list(json_lines(tmp_path / "out.errors.jsonl")) == ["zzz.abc"]
 
 
 # --- trust ----------------------------------------------------------------------------------------------------------
