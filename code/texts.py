@@ -54,8 +54,8 @@ def load_text_config() -> PreTrainedConfig:
     return text_config
 
 
-def load_text_model(name: str = config.TEXT_MODEL_NAME) -> PreTrainedModel:
-    """The pre-trained text model, in float32 whatever its checkpoint is in.
+def load_text_model(name: str = "") -> PreTrainedModel:
+    """A pre-trained text model, by default that of config.py, in float32 whatever its checkpoint is in.
 
     Raises InputError if a weight is not in its checkpoint, the unused pooler's apart.
     """
@@ -65,8 +65,8 @@ def load_text_model(name: str = config.TEXT_MODEL_NAME) -> PreTrainedModel:
     transformers.utils.logging.set_verbosity(verbosity)
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith("pooler.")):
         raise InputError(
-            f"TEXT_MODEL_NAME = {name!r}: {len(missing)} weights of the text model are not in its checkpoint"
-            f" (the first: {missing[0]})"
+            f"TEXT_MODEL_NAME = {name or config.TEXT_MODEL_NAME!r}: {len(missing)} weights of the text model are not in"
+            f" its checkpoint (the first: {missing[0]})"
         )
     _check_positions(model.config)
     return model
@@ -84,7 +84,8 @@ def _check_positions(text_config: PreTrainedConfig) -> None:
         )
 
 
-def _load(loader, name: str = config.TEXT_MODEL_NAME, **options):
+def _load(loader, name: str = "", **options):
+    name = name or config.TEXT_MODEL_NAME
     folder = config.text_model() if name == config.TEXT_MODEL_NAME else name
     transformers.utils.logging.disable_progress_bar()  # of every process, for what takes a moment
     try:

@@ -46,7 +46,7 @@ def parse(data: bytes) -> dict:
     try:
         record = records.parse(data)
     except files.InputError as error:
-        raise Unfit("not a JSON record", str(error)) from None
+        raise Unfit("not a record", str(error)) from None
     for field in METADATA:
         value = record.get(field)
         for item in value if isinstance(value, list) else [value]:

@@ -171,6 +171,68 @@ def test_clamp2_trains_on_any_file_and_text(records, monkeypatch):
     assert texts == {"In English."}
 
 
+def test_a_file_that_cannot_be_used_is_named_and_another_one_of_the_record_is_tried(tmp_path):
+    for kind in ("interleaved", "mtf"):
+        (tmp_path / kind).symlink_to(KIT / kind)
+    (tmp_path / "empty.abc").touch()
+    (tmp_path / "binary.mtf").write_bytes(b"\xff")
+    good = "mtf/many_tracks.mtf"
+    records = [
+        {"title": "one bad", "filepaths": ["empty.abc", good]},
+        {"title": "two bad", "filepaths": ["gone.mtf", "binary.mtf", good]},
+        {"title": "all bad", "filepaths": ["empty.abc", "binary.mtf"]},
+    ]
+    path = tmp_path / "pieces.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    tokenizer = AutoTokenizer.from_pretrained(KIT / "tiny-xlmr")
+    for train in (True, False):
+        dataset = train_clamp2.CLaMP2Dataset(train_clamp2.Jsonl(path), [0, 1, 2], tokenizer, train, 0)
+        seen: dict[int, set] = {0: set(), 1: set()}
+        for epoch in range(40):
+            for index in (0, 1):
+                sample = dataset[epoch, index]
+                assert sample["name"] == str(tmp_path / good)
+                assert tokenizer.decode(sample["text"], skip_special_tokens=True) == records[index]["title"]
+                seen[index] |= {problem.removeprefix(f"{path}, line {index + 1}: ") for problem in sample["problems"]}
+        assert seen[0] == {f"{tmp_path}/empty.abc: the file is empty"}
+        assert len(seen[1]) == 2 and any("gone.mtf: No such file" in problem for problem in seen[1])
+        sample = dataset[0, 2]  # another record stands in
+        assert sample["name"] == str(tmp_path / good)
+        assert any("empty.abc: the file is empty" in p and "binary.mtf: not UTF-8" in p for p in sample["problems"])
+
+
+def test_a_long_text_is_cut_to_its_head_its_tail_or_a_random_middle(tmp_path, monkeypatch):
+    """Equally likely in training; to its head in evaluation. 40 tokens are cut to 10: 31 places."""
+    (tmp_path / "mtf").symlink_to(KIT / "mtf")
+    path = tmp_path / "pieces.jsonl"
+    path.write_text(json.dumps({"summary_en": "la " * 38, "filepaths": ["mtf/plain.mtf"]}) + "\n")
+    monkeypatch.setattr(config, "MAX_TEXT_LENGTH", 10)
+
+    class Tokenizer:
+        sep_token, sep_token_id, pad_token_id = "</s>", 2, 1
+
+        def __call__(self, text, **_):
+            return {"input_ids": [0, *range(10, 10 + len(text.split())), 2]}
+
+    whole = [0, *range(10, 48), 2]
+    dataset = train_clamp2.CLaMP2Dataset(train_clamp2.Jsonl(path), [0], Tokenizer(), True, 0)
+    starts: Counter = Counter()
+    for epoch in range(1200):
+        ids = dataset[epoch, 0]["text"].tolist()
+        start = whole.index(ids[0])
+        assert ids == whole[start : start + 10]
+        starts[start] += 1
+    # head and tail: 1/3 each, and their share of the middle; 5 standard deviations of 1,200 draws are 83
+    for end in (0, 30):
+        assert abs(starts[end] - 1200 * (1 / 3 + 1 / 93)) < 83, starts
+    assert sum(starts.values()) - starts[0] - starts[30] > 290  # of 387; a third of them if there were no third way
+    assert len(starts) == 31  # each of the others is drawn 13 times on average
+    evaluated = train_clamp2.CLaMP2Dataset(train_clamp2.Jsonl(path), [0], Tokenizer(), False, 0)
+    assert evaluated[0, 0]["text"].tolist() == whole[:10]
+    monkeypatch.setattr(config, "MAX_TEXT_LENGTH", 40)
+    assert dataset[0, 0]["text"].tolist() == evaluated[0, 0]["text"].tolist() == whole
+
+
 # --- evaluation -----------------------------------------------------------------------------------------------------
 class Run(training.Training):
     """A training of which only the evaluation is run."""
