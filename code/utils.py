@@ -52,7 +52,7 @@ from config import (
 from dropout import use_cheap_dropout
 from files import InputError
 from hub_model import HubModel
-from packing import Packing, first_position, packable, run_packed, use_packed_attention
+from packing import Packing, first_position, packable, run_packed
 from patches import BOS, EOS, PAD, VOCABULARY, M3Patchilizer, mask_patches, read_music, remove_instrument_info
 from processes import Processes
 from texts import load_text_model
@@ -162,7 +162,6 @@ class M3PatchEncoder(nn.Module):
         self.base = BertModel(copy.deepcopy(config))
         freeze_unused(self.base)
         self.base.embeddings.word_embeddings.requires_grad_(False)  # the patch embedding stands in for it
-        use_packed_attention(self.base)
         use_cheap_dropout(self.base)
 
     def embed(self, patches: Tensor) -> Tensor:
@@ -213,7 +212,6 @@ class M3TokenDecoder(nn.Module):
         if config.activation_function == "gelu_new":
             config.activation_function = "gelu_pytorch_tanh"  # the same, in one kernel
         self.base = GPT2LMHeadModel(config)
-        use_packed_attention(self.base)
         use_cheap_dropout(self.base)
 
     def forward(self, patch_features: Tensor, target_patches: Tensor) -> M3Output:
@@ -308,8 +306,6 @@ class CLaMP2Model(nn.Module, HubModel):
             self.text_model = AutoModel.from_config(copy.deepcopy(text_config), dtype=torch.float32)
         freeze_unused(self.text_model)
         use_cheap_dropout(self.text_model)
-        if packable(self.text_model.config):
-            use_packed_attention(self.text_model)
         self.text_proj = nn.Linear(self.text_model.config.hidden_size, hidden_size)
         nn.init.normal_(self.text_proj.weight, std=0.02)
         self.music_model = M3PatchEncoder(music_config)

@@ -165,6 +165,20 @@ def test_features(clamp2, music, texts):
 
 
 @torch.no_grad()
+def test_the_inner_models_take_padded_batches(clamp2, music, texts):
+    """Programs call them directly too."""
+    hidden = clamp2.text_model(input_ids=texts[0], attention_mask=texts[1]).last_hidden_state
+    assert_published("get_text_features, temporal by default", hidden * texts[1][..., None])
+    patches, masks = music
+    one_hot = torch.nn.functional.one_hot(patches, 128).float().flatten(2)
+    embedded = clamp2.music_model.patch_embedding(one_hot)
+    hidden = clamp2.music_model.base(inputs_embeds=embedded, attention_mask=masks)["last_hidden_state"]
+    assert_published("get_music_features, temporal by default", hidden * masks[..., None])
+    hidden = clamp2.music_model(patches, masks)["last_hidden_state"]  # and as usual again
+    assert_published("get_music_features, temporal by default", hidden * masks[..., None])
+
+
+@torch.no_grad()
 def test_forward_is_the_loss(clamp2, music, texts):
     assert_published("CLaMP2Model(...)(texts, masks, music, masks) is the loss", clamp2(*texts, *music))
     ranked = a_clamp2(global_rank=0, world_size=1)
