@@ -33,7 +33,17 @@ if TYPE_CHECKING:
     from utils import CLaMP2Model
 
 _SIZES = ("PATCH_SIZE", "PATCH_LENGTH", "PATCH_NUM_LAYERS", "M3_HIDDEN_SIZE", "CLAMP2_HIDDEN_SIZE", "MAX_TEXT_LENGTH")
-_CODE = ("pieces", "patches", "texts", "embedding", "packing", "utils", "clamp2", "cache")  # and all of process_data
+_CODE = (
+    "pieces",
+    "patches",
+    "texts",
+    "embedding",
+    "extraction",
+    "packing",
+    "utils",
+    "clamp2",
+    "cache",
+)  # and all of process_data
 _PACKAGES = ("abctoolkit", "unidecode")  # part of the conversions
 _HASH_BYTES = 32
 
@@ -96,6 +106,7 @@ class FeatureCache:
             _text_model_digest(config.text_model()),
             [getattr(config, name) for name in _SIZES],
             config.EXTRACT_PRECISION,
+            config.KEEP_UNIT_LENGTH,
             [version(package) for package in _PACKAGES],
             [[source.name, _digest(source)] for source in sources],
         ]

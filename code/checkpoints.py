@@ -1,37 +1,71 @@
 """Checkpoint files. The published form: `model`, `optimizer`, `lr_sched`, `epoch`, `best_epoch`, `min_eval_loss`."""
 
 import pickle
+import re
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from files import InputError, atomic_write
 
+AUDIO_LEFT_OUT = "these weights are of CLaMP 3: its audio tower is left out"
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")  # of DistributedDataParallel and torch.compile
+_POSITION_IDS = "embeddings.position_ids"  # a buffer that older versions of transformers saved
+
 
 def load_checkpoint(path: Path) -> dict:
-    """A checkpoint file, on the CPU. Only tensors and plain values are read from it: a file cannot run code.
+    """A checkpoint file, on the CPU: .pth in the published form, or .safetensors, which has weights only.
 
+    `model` has the names of this project's models: wrappers' prefixes are taken off, and the text and symbolic towers
+    of CLaMP 3 are those of CLaMP 2 (entry `is_clamp3`). Only tensors and plain values are read: a file cannot run code.
     Raises InputError if it cannot be read or is not a checkpoint.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            checkpoint: dict = {"model": load_file(path)}
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: there are no such weights") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+    except (
+        OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError
+    ) as error:  # fmt: skip
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch's words advise to load it all the same
             reason = "it is damaged, or holds more than tensors and plain values, which could run code"
         raise InputError(f"{path}: not a checkpoint that can be loaded safely ({reason})") from None
     if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("model"), dict)):
         raise InputError(f"{path}: not a checkpoint; it has no entry `model`")
+    checkpoint["is_clamp3"], checkpoint["model"] = _plain_names(checkpoint["model"])
     return checkpoint
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Loads a state dict strictly. Raises InputError that names what does not fit."""
+def _plain_names(weights: dict[str, Tensor]) -> tuple[bool, dict[str, Tensor]]:
+    """Whether the weights are of CLaMP 3, and the same under this project's names."""
+    plain = {_WRAPPERS.sub("", name): value for name, value in weights.items() if not name.endswith(_POSITION_IDS)}
+    if not any(name.startswith("symbolic_") for name in plain):
+        return False, plain
+    return True, {
+        re.sub("^symbolic_", "music_", name): value for name, value in plain.items() if not name.startswith("audio_")
+    }
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path, prefix: str = "") -> None:
+    """Loads the entries of a state dict whose names begin with `prefix`, which is taken off, strictly.
+
+    What no checkpoint needs to have: a BERT's pooler, which is not used, and an entry that is tied to another one.
+    Raises InputError that names what does not fit, or is not finite.
+    """
+    weights = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     own = model.state_dict()
-    missing = [name for name in own if name not in weights]
+    there = {own[name].data_ptr() for name in own if name in weights}
+    missing = [
+        name for name, value in own.items()
+        if name not in weights and "pooler." not in name and value.data_ptr() not in there
+    ]  # fmt: skip
     unexpected = [name for name in weights if name not in own]
     wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]
     if wrong:
@@ -45,7 +79,10 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
             f"{path}: these weights are of another model: {len(missing)} entries are missing{_first(missing)},"
             f" {len(unexpected)} are unknown{_first(unexpected)}"
         )
-    model.load_state_dict(weights)
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(f"{path}: {prefix}{name} has a NaN or an infinity in it; these weights are of no use")
+    model.load_state_dict(weights, strict=False)
 
 
 def _first(names: list[str]) -> str:

@@ -27,11 +27,10 @@ import pieces
 import published
 from embedding import embed
 from files import InputError
-from patches import M3Patchilizer
 from pieces import Piece
 from processes import precision
-from texts import join_lines, load_text_config, load_tokenizer, text_lines, tokenize
-from utils import CLaMP2Model
+from texts import join_lines, load_tokenizer, text_lines, tokenize
+from utils import CLaMP2Model, empty_clamp2
 
 
 def load_clamp2(weights: str | Path | None = None, download: bool = False) -> CLaMP2Model:
@@ -45,7 +44,7 @@ def load_clamp2(weights: str | Path | None = None, download: bool = False) -> CL
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     path = Path(weights) if weights else config.resolve(config.CLAMP2_WEIGHTS_PATH)
     published.provide(path, download, "load_clamp2(download=True)")
-    model = extraction.load(CLaMP2Model(load_text_config()), path)
+    model = extraction.load(empty_clamp2(), path)
     assert isinstance(model, CLaMP2Model)
     return model
 
@@ -97,13 +96,14 @@ def _parse(text: str | Path, number: int) -> Piece:
 def embed_pieces(model: CLaMP2Model, found: Iterable[Piece]) -> Iterator[np.ndarray]:
     """The feature of each piece, float32 [H], in their order."""
     dtype = precision(next(model.parameters()).device, config.EXTRACT_PRECISION)
-    return embed(model, map(encode, found), True, config.EXTRACT_BATCH_TOKENS, dtype)
+    arrays = (encode(piece, model.keep_unit_length) for piece in found)
+    return embed(model, arrays, True, config.EXTRACT_BATCH_TOKENS, dtype)
 
 
-def encode(piece: Piece) -> np.ndarray:
+def encode(piece: Piece, keep_unit_length: bool) -> np.ndarray:
     """What the model reads: patches, uint8 [T, P], or token ids, int64 [T]."""
     if piece.is_music:
-        return M3Patchilizer().encode(piece.text, add_special_patches=True)
+        return extraction.encode_music(piece.text, keep_unit_length)
     return tokenize(join_lines(text_lines(piece.text), _tokenizer()), _tokenizer())
 
 

@@ -58,6 +58,8 @@ PRECISION = "auto"  # of training: "bfloat16" or "float16" on a GPU that has it 
 MAX_GRAD_NORM = 0.0  # gradients are scaled down to this norm; 0: they are not, as in the published training
 SAVE_EVERY_STEPS = 0  # save latest_* every so many steps too; 0: after every epoch only
 EXTRACT_PRECISION = "float32"  # of extraction; "bfloat16" is several times faster, cosine to float32 above 0.999
+KEEP_UNIT_LENGTH = True  # CLaMP 2's features: read the header line `L:1/8`, as the published extract_clamp2.py does,
+# though neither training reads it. False, for weights trained here, leaves it out. M3 and CLaMP 3 never read it.
 EXTRACT_BATCH_TOKENS = 4096  # patches or text tokens in one forward pass of extraction: more needs more memory
 LOGGER = (
     "none"  # where a training's curves go beside its log: "tensorboard" or "wandb" (each a pip install), or nowhere

@@ -20,7 +20,7 @@ On a SLURM cluster, a task for each subfolder of files/, with `sbatch`:
 
 The weights are those of CLAMP2_WEIGHTS_PATH in config.py; --download fetches the published ones if none are there.
 Files that are done are skipped: start again to continue.
-Exit status: 0 all done, 1 some file failed (errors.jsonl in the output folder says why), 2 something to mend.
+Exit status: 0 all done, 1 some file failed (OUT.errors.jsonl beside the output folder says why), 2 something to mend.
 """
 
 import sys
@@ -31,17 +31,17 @@ import numpy as np
 
 import config
 import extraction
-from texts import join_lines, load_text_config, load_tokenizer, read_text, tokenize
-from utils import CLaMP2Model
+from texts import join_lines, load_tokenizer, read_text, tokenize
+from utils import empty_clamp2
 
 SUFFIXES = (".abc", ".mtf", ".txt")
 
 
-def read(path: Path, tokenizer) -> np.ndarray:
+def read(keep_unit_length: bool, path: Path, tokenizer) -> np.ndarray:
     """A file as token ids or patches."""
     if path.suffix.lower() == ".txt":
         return tokenize(join_lines(read_text(path), tokenizer), tokenizer)
-    return extraction.read_patches(path)
+    return extraction.read_patches(keep_unit_length, path)
 
 
 def main(job: extraction.Processes) -> int:
@@ -60,9 +60,10 @@ def main(job: extraction.Processes) -> int:
         args.output_dir,
         SUFFIXES,
         weights,
-        load_model=lambda: extraction.load(CLaMP2Model(load_text_config()), weights),
+        load_model=lambda: extraction.load(empty_clamp2(), weights),
         read=partial(read, tokenizer=load_tokenizer()),
         pooled=args.normalize,
+        keep_unit_length=config.KEEP_UNIT_LENGTH,
     )
 
 

@@ -19,14 +19,14 @@ On a SLURM cluster, a task for each subfolder of scores/, with `sbatch`:
 
 The weights are those of M3_WEIGHTS_PATH in config.py; --download fetches the published ones if none are there.
 Files that are done are skipped: start again to continue.
-Exit status: 0 all done, 1 some file failed (errors.jsonl in the output folder says why), 2 something to mend.
+Exit status: 0 all done, 1 some file failed (OUT.errors.jsonl beside the output folder says why), 2 something to mend.
 """
 
 import sys
 
 import config
 import extraction
-from utils import M3PatchEncoder
+from utils import M3PatchEncoder, encoder_config
 
 SUFFIXES = (".abc", ".mtf")
 
@@ -40,9 +40,10 @@ def main(job: extraction.Processes) -> int:
         args.output_dir,
         SUFFIXES,
         weights,
-        load_model=lambda: extraction.load(M3PatchEncoder(), weights, prefix="encoder."),
+        load_model=lambda: extraction.load(M3PatchEncoder(encoder_config()), weights, prefix="encoder."),
         read=extraction.read_patches,
         pooled=False,
+        keep_unit_length=False,  # as in M3's training
     )
 
 

@@ -1,7 +1,9 @@
 """What the two extractors share: sharing out the files of a folder, reading ahead, writing features whole or not at
-all, resuming, telling.
+all, resuming, reporting.
 
-A feature file is float32, [1, T, H], or [1, CLAMP2_HIDDEN_SIZE] with --normalize. OUT mirrors the folders of IN.
+A feature file is float32, [1, T, H], or [1, CLAMP2_HIDDEN_SIZE] with --normalize. OUT mirrors the folders of IN and
+holds features only, since programs load every name in it. Beside it stand OUT.extraction.json, which notes what its
+features were made with, and OUT.errors.jsonl, which names the files that failed.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -27,23 +30,39 @@ from tqdm import tqdm
 import config
 import processes
 import published
-from checkpoints import load_checkpoint, load_weights
+from checkpoints import AUDIO_LEFT_OUT, load_checkpoint, load_weights
 from embedding import embed
 from files import InputError, atomic_write, list_files, output_names, remove_leftovers
 from loading import Paths, close_loader, ignore_interrupts
-from patches import M3Patchilizer, read_music
+from patches import M3Patchilizer, read_music, remove_unit_length
 from processes import Processes, precision
 
-MANIFEST = ".extraction.json"  # in OUT: which weights its features were made with
 LONGEST_WAIT = datetime.timedelta(days=30)  # of a process that is done for the others
 READ_TOGETHER = 16  # files that a worker hands over at a time
 WRITERS = 4  # threads; what they wait for is the disk
-SHOWN_FAILURES = 20  # on the terminal; errors.jsonl has all
+SHOWN_FAILURES = 20  # on the terminal; OUT.errors.jsonl has all
 
 
-def read_patches(path: Path) -> np.ndarray:
-    """A music file as patches with the special ones, uint8 [T, P]. Raises InputError for a file without music."""
-    return M3Patchilizer().encode(read_music(path), add_special_patches=True)
+def beside(target: Path, suffix: str) -> Path:
+    """The file of an extraction that stands beside its output folder, under its name."""
+    target = target.resolve()
+    if not target.name:
+        raise InputError(f"{target}: name an output folder below it; beside it stands what its features were made with")
+    return target.with_name(target.name + suffix)
+
+
+def read_patches(keep_unit_length: bool, path: Path) -> np.ndarray:
+    """A music file as patches with the special ones, uint8 [T, P]. Raises InputError for a file without music.
+
+    keep_unit_length: with its header line `L:1/8`, if the model wants it so (`model.keep_unit_length`).
+    """
+    return encode_music(read_music(path), keep_unit_length)
+
+
+def encode_music(text: str, keep_unit_length: bool) -> np.ndarray:
+    """The same of the text of a file."""
+    text = text if keep_unit_length else remove_unit_length(text)
+    return M3Patchilizer().encode_array(text, add_special_patches=True)
 
 
 def arguments(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
@@ -74,8 +93,11 @@ def find_weights(job: Processes, constant: str, download: bool) -> Path:
 
 def load(model: nn.Module, path: Path, prefix: str = "") -> nn.Module:
     """The model with the weights of a checkpoint whose names begin with `prefix`, on the device of this process."""
-    weights = load_checkpoint(path)["model"]
-    load_weights(model, {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}, path)
+    checkpoint = load_checkpoint(path)
+    load_weights(model, checkpoint["model"], path, prefix)
+    if checkpoint["is_clamp3"]:
+        model.keep_unit_length = False  # type: ignore[assignment]
+        print(f"{path}: {AUDIO_LEFT_OUT}", file=sys.stderr)
     return model.eval().to(Processes().device)
 
 
@@ -86,20 +108,23 @@ def extract(
     suffixes: tuple[str, ...],
     weights_path: Path,
     load_model: Callable[[], nn.Module],
-    read: Callable[[Path], np.ndarray],
+    read: Callable[[bool, Path], np.ndarray],
     pooled: bool,
+    keep_unit_length: bool,
 ) -> int:
     """Writes the features of all files of `source` below `target`. Every process takes its share of the files.
 
     Args:
-        read: a file -> what the model reads (patches or token ids); raises InputError for a bad file.
+        read: (keep_unit_length, file) -> what the model reads: patches, with the line `L:1/8` or without, or token
+            ids. Raises InputError for a bad file.
+        keep_unit_length: of models that are not CLaMP 3, which has it without.
     Returns:
         the exit status: 0, or 1 if a file failed.
     """
     files, others = job.together(lambda: list_files(source, suffixes))
     if not files:
         raise InputError(f"{source}: there is no {' or '.join(suffixes)} file in it")
-    job.together(lambda: prepare_target(target, weights_path, pooled) if job.rank == 0 else None)
+    job.together(lambda: prepare_target(target, weights_path, pooled, keep_unit_length) if job.rank == 0 else None)
     base = source.parent if source.is_file() else source
     names = output_names(files, ".npy")
     share = files[job.rank :: job.world_size]
@@ -125,8 +150,13 @@ def extract(
     dtype = precision(job.device, config.EXTRACT_PRECISION)
     device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
     job.say(f"{len(files)} files, {job.world_size} x {device}, {str(dtype).removeprefix('torch.')}, {weights_path}")
+    reading = read_ahead(base, todo, partial(read, bool(model and model.keep_unit_length)))
     bar = tqdm(total=len(todo), desc="extraction", unit="file", disable=job.rank != 0)
-    with bar, closing(read_ahead(base, todo, read)) as reader, ThreadPoolExecutor(WRITERS) as writers:
+    with (
+        bar,
+        closing(reading) as reader,
+        ThreadPoolExecutor(WRITERS) as writers,
+    ):
         under_way: deque[tuple[Path, Future]] = deque()
         if model:
             for feature in embed(model, contents(), pooled, config.EXTRACT_BATCH_TOKENS, dtype):
@@ -195,26 +225,52 @@ def write(path: Path, feature: np.ndarray) -> str | None:
     return None
 
 
-def prepare_target(target: Path, weights_path: Path, pooled: bool) -> None:
-    """Makes the folder for features, and notes in it what they are made with.
+FACTS = ("sha256", "form", "precision", "unit length")  # in which all features of a folder agree
 
-    Raises InputError if there are features in it already that were made with other weights or in another form.
+
+def _facts(made_with: dict, names: list[str]) -> str:
+    """Some facts of a folder of features, for a message."""
+    weights = made_with["weights"]
+    return ", ".join(
+        f"{weights} ({made_with[n][:12]}...)" if n == "sha256" else f"{n} {made_with.get(n)}" for n in names
+    )
+
+
+def prepare_target(target: Path, weights_path: Path, pooled: bool, keep_unit_length: bool = False) -> None:
+    """Makes the folder for features, and notes beside it what they are made with.
+
+    Raises InputError if there are features in it already that were made with other weights or in another form, or if
+    nothing can be written beside it.
     """
     with open(weights_path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    made_with = {"weights": weights_path.name, "sha256": digest, "form": "--normalize" if pooled else "temporal"}
+    made_with = {
+        "weights": weights_path.name,
+        "sha256": digest,
+        "form": "--normalize" if pooled else "temporal",
+        "precision": config.EXTRACT_PRECISION,
+        "unit length": "kept" if keep_unit_length else "left out",
+    }
     made_with |= published.origin(weights_path, digest)
-    manifest = target / MANIFEST
+    manifest = beside(target, ".extraction.json")
     before = json.loads(manifest.read_text()) if manifest.exists() else made_with
-    if any(before[fact] != made_with[fact] for fact in ("sha256", "form")):
+    differing = [fact for fact in FACTS if before.get(fact) != made_with[fact]]
+    if differing:
         raise InputError(
-            f"{target}: holds features made with {before['weights']}, {before['form']}, which is not what is asked for"
-            f" now ({made_with['weights']}, {made_with['form']}); name another output folder"
+            f"{target}: holds features of {_facts(before, differing)}, and not of {_facts(made_with, differing)}, as is"
+            f" asked for now; name another output folder, or remove it and {manifest}"
         )
     target.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)
-    with atomic_write(manifest, "w") as file:
-        json.dump(made_with, file)
+    remove_leftovers(manifest.parent, below=False)
+    try:
+        with atomic_write(manifest, "w") as file:
+            json.dump(made_with, file)
+    except OSError as error:
+        raise InputError(
+            f"{manifest}: {error.strerror}; beside the folder of features stands what they were made with, so name an"
+            f" output folder whose parent can be written, such as {target / 'features'}"
+        ) from None
 
 
 def is_finished(source: Path, feature: Path) -> bool:
@@ -226,8 +282,8 @@ def is_finished(source: Path, feature: Path) -> bool:
 
 
 def report(target: Path, failures: list[dict]) -> None:
-    """Names the files that failed: on the terminal, and in errors.jsonl."""
-    path = target / "errors.jsonl"
+    """Names the files that failed: on the terminal, and beside the output folder."""
+    path = beside(target, ".errors.jsonl")
     if not failures:
         path.unlink(missing_ok=True)
         return

@@ -8,11 +8,11 @@ from transformers import AutoConfig, PreTrainedConfig
 
 
 class HubModel(PyTorchModelHubMixin):
-    """`config.json` holds the arguments that a model was made with, `model.safetensors` its weights."""
+    """`config.json` holds the configurations that a model was made with, `model.safetensors` its weights."""
 
     @classmethod
     def _encode_arg(cls, argument: Any) -> Any:
-        """For `config.json`: the configuration of a text model whole, but for the folder that it is from."""
+        """For `config.json`: the configuration of a part whole, but for the folder that it is from."""
         if not isinstance(argument, PreTrainedConfig):
             return super()._encode_arg(argument)
         values = json.loads(argument.to_json_string(use_diff=False))
@@ -21,9 +21,9 @@ class HubModel(PyTorchModelHubMixin):
 
     @classmethod
     def _decode_arg(cls, expected_type: Any, value: Any) -> Any:
-        if expected_type is not PreTrainedConfig:
-            return super()._decode_arg(expected_type, value)
-        return AutoConfig.for_model(**value)
+        if isinstance(value, dict) and "model_type" in value:
+            return AutoConfig.for_model(**value)
+        return super()._decode_arg(expected_type, value)
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> Any:
@@ -34,14 +34,15 @@ class HubModel(PyTorchModelHubMixin):
         """What the model is, its sizes, and whatever else is known, such as the epoch of a checkpoint."""
         kind = type(self).__name__
         arguments: dict[str, Any] = dict(self._hub_mixin_config or {})  # type: ignore[arg-type]
-        text_config = arguments.pop("text_config", None)
-        facts = {"parameters": sum(p.numel() for p in self.parameters()), **arguments, **facts}  # type: ignore[attr-defined]
-        if text_config:
-            facts["text model"] = "{model_type}, {num_hidden_layers} layers of width {hidden_size}".format(
-                **text_config
-            )
+        sizes = {name: _size(value) if isinstance(value, dict) else value for name, value in arguments.items()}
+        facts = {"parameters": sum(p.numel() for p in self.parameters()), **sizes, **facts}  # type: ignore[attr-defined]
         table = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in facts.items())
         return ModelCard(_CARD.format(kind=kind, about=_ABOUT[kind], table=table))
+
+
+def _size(values: dict[str, Any]) -> str:
+    part = AutoConfig.for_model(**values)
+    return f"{part.model_type}, {part.num_hidden_layers} layers of width {part.hidden_size}"
 
 
 _ABOUT = {

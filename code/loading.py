@@ -22,7 +22,6 @@ from files import InputError
 from processes import Processes
 
 TRIES = 100  # pieces tried in place of a bad one, before the data as a whole is called bad
-REMOVE_INSTRUMENTS = 0.9  # probability with which a piece loses its instruments in training
 
 
 class Paths:
@@ -53,8 +52,8 @@ class PieceDataset(Dataset):
         raise NotImplementedError
 
     def load(self, index: int, rng: random.Random) -> dict:
-        """One piece, with its `name`; what is random about it comes from `rng`. Raises InputError if the piece is
-        bad."""
+        """One piece, with its `name`; what is random about it comes from `rng`. `problems`, if there, names
+        what is wrong with parts of it that it can do without. Raises InputError if the piece is bad."""
         raise NotImplementedError
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
@@ -63,7 +62,8 @@ class PieceDataset(Dataset):
         problems: list[str] = []
         for _ in range(TRIES):
             try:
-                return {**self.load(index, rng), "problems": problems}
+                sample = self.load(index, rng)
+                return {**sample, "problems": problems + sample.get("problems", [])}
             except InputError as error:
                 problems.append(str(error))
             index = rng.randrange(len(self))

@@ -2,7 +2,7 @@
 
 The tokens of a batch stand one after another in one row [1, N, H]. Only inside attention are they laid out per
 sequence, in buckets of similar length; PyTorch's fused kernel (`scaled_dot_product_attention`) runs once for each.
-`packed_attention` is given to a transformers model as its attention implementation, named "packed".
+`packed_attention` is a transformers model's attention implementation, named "packed", while `run_packed` runs it.
 
 Symbols: B sequences, T positions, N = sum of the lengths, H hidden size, A heads, D = H / A.
 """
@@ -172,17 +172,22 @@ def packable(config: PreTrainedConfig) -> bool:
 
 def first_position(config: PreTrainedConfig) -> int:
     """The position id of a sequence's first token: RoBERTa's kin count from behind the padding id."""
-    return 0 if config.model_type == "bert" else config.pad_token_id + 1
+    return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
 
 
 def run_packed(model: PreTrainedModel, packing: Packing, first: int = 0, **inputs: Tensor) -> Tensor:
-    """The last hidden state [N, H] of a transformers model on packed `input_ids` [N] or `inputs_embeds` [N, H]."""
+    """The last hidden state [N, H] of a transformers model on packed `input_ids` [N] or `inputs_embeds` [N, H].
+
+    Only here does the model attend through `packed_attention`: called directly, it takes padded batches as usual.
+    """
     inputs = {name: value[None] for name, value in inputs.items()}
-    output = model(position_ids=packing.positions[None] + first, packing=packing, use_cache=False, **inputs)
+    usual = model.config._attn_implementation
+    model.config._attn_implementation = "packed"
+    try:
+        output = model(position_ids=packing.positions[None] + first, packing=packing, use_cache=False, **inputs)
+    finally:
+        model.config._attn_implementation = usual
     return output.last_hidden_state[0]
 
 
-def use_packed_attention(model: PreTrainedModel) -> None:
-    """Makes a transformers model attend through `packed_attention`; it must then be called through `run_packed`."""
-    AttentionInterface.register("packed", packed_attention)
-    model.set_attn_implementation("packed")
+AttentionInterface.register("packed", packed_attention)

@@ -18,12 +18,22 @@ from typing import Any
 import config
 from files import InputError, atomic_write
 
-REPOSITORY = "sander-wood/clamp2"
 M3 = "weights_m3_p_size_64_p_length_512_t_layers_3_p_layers_12_h_size_768_lr_0.0001_batch_16_mask_0.45.pth"
 CLAMP2 = (
     "weights_clamp2_h_size_768_lr_5e-05_batch_128_scale_1_t_length_128_t_model_FacebookAI_xlm-roberta-base"
     "_t_dropout_True_m3_True.pth"
 )
+CLAMP3_C2, CLAMP3_SAAS = (
+    f"weights_clamp3_{version}_h_size_768_t_model_FacebookAI_xlm-roberta-base_t_length_128_a_size_768_a_layers_12"
+    "_a_length_128_s_size_768_s_layers_12_p_size_64_p_length_512.pth"
+    for version in ("c2", "saas")
+)
+REPOSITORIES = {
+    M3: "sander-wood/clamp2",
+    CLAMP2: "sander-wood/clamp2",
+    CLAMP3_C2: "sander-wood/clamp3",
+    CLAMP3_SAAS: "sander-wood/clamp3",
+}
 
 
 @dataclass
@@ -46,12 +56,12 @@ def provide(path: Path, download: bool = False, command: str = "") -> None:
     """
     if path.is_file():
         return
-    if path.name not in (M3, CLAMP2):
+    if path.name not in REPOSITORIES:
         raise InputError(f"{path}: there are no such weights; train them, or set their path in {config.source()}")
     if not (download or _agreed(path)):
         command = command or shlex.join(["python", *sys.argv, "--download"])
         raise InputError(
-            f"{path}: there are no such weights; `{command}` fetches the published ones from {REPOSITORY};"
+            f"{path}: there are no such weights; `{command}` fetches the published ones from {REPOSITORIES[path.name]};"
             f" or train them, or set their path in {config.source()}"
         )
     fetch(path)
@@ -62,7 +72,7 @@ def _agreed(path: Path) -> bool:
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()) or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         return False
     size = _metadata(path.name).size / 1e9
-    question = f"Fetch the published ones from {REPOSITORY} ({size:.1f} GB)? [y/N] "
+    question = f"Fetch the published ones from {REPOSITORIES[path.name]} ({size:.1f} GB)? [y/N] "
     print(f"{path}: there are no such weights.\n{question}", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -72,12 +82,12 @@ def _metadata(name: str) -> Any:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
     if constants.HF_HUB_OFFLINE:
-        raise InputError(f"{name} of {REPOSITORY} is not here, and HF_HUB_OFFLINE forbids to fetch it")
+        raise InputError(f"{name} of {REPOSITORIES[name]} is not here, and HF_HUB_OFFLINE forbids to fetch it")
     try:
-        return get_hf_file_metadata(hf_hub_url(REPOSITORY, name))
+        return get_hf_file_metadata(hf_hub_url(REPOSITORIES[name], name))
     except _network_errors() as error:
         raise InputError(
-            f"{name} of {REPOSITORY} cannot be had from {constants.ENDPOINT} ({_reason(error)}); connect to the"
+            f"{name} of {REPOSITORIES[name]} cannot be had from {constants.ENDPOINT} ({_reason(error)}); connect to the"
             " network, or name a mirror in HF_ENDPOINT"
         ) from error
 
@@ -87,8 +97,8 @@ def fetch(path: Path) -> None:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import WeakFileLock
 
-    found = _metadata(path.name)
-    url = hf_hub_url(REPOSITORY, path.name, revision=found.commit_hash)
+    found, repository = _metadata(path.name), REPOSITORIES[path.name]
+    url = hf_hub_url(repository, path.name, revision=found.commit_hash)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{found.etag[:12]}.part")
     lock = path.with_name(path.name + ".lock")
@@ -101,10 +111,10 @@ def fetch(path: Path) -> None:
         if len(found.etag) == len(digest) and found.etag != digest:  # of files of any size, it is their SHA-256
             part.unlink()
             raise InputError(
-                f"{path.name} of {REPOSITORY} came damaged: its SHA-256 is {digest}, the hub's is {found.etag};"
+                f"{path.name} of {repository} came damaged: its SHA-256 is {digest}, the hub's is {found.etag};"
                 " it was thrown away; start again"
             )
-        origin = Origin(REPOSITORY, found.commit_hash, digest, part.stat().st_size)
+        origin = Origin(repository, found.commit_hash, digest, part.stat().st_size)
         with atomic_write(_note(path), "w") as note:
             json.dump(asdict(origin), note)
         os.replace(part, path)

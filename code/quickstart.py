@@ -169,6 +169,7 @@ def constants_of(folder: Path, plan: Plan) -> dict:
         "CLAMP2_BATCH_SIZE": 64 // PROCESSES,
         "WARMUP_STEPS": 20,
         "MAX_GRAD_NORM": 1.0,
+        "KEEP_UNIT_LENGTH": False,  # these weights are trained without that line
         "M3_WEIGHTS_PATH": str(folder / "weights_m3.pth"),
         "CLAMP2_WEIGHTS_PATH": str(folder / "weights_clamp2.pth"),
         "FEATURE_CACHE": str(folder / "cache"),

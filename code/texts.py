@@ -16,6 +16,7 @@ from transformers import (
 
 import config
 from files import InputError, read_utf8
+from packing import first_position
 
 
 def read_text(path: Path) -> list[str]:
@@ -37,10 +38,9 @@ def join_lines(lines: list[str], tokenizer: PreTrainedTokenizerBase) -> str:
     return (tokenizer.sep_token or "\n").join(lines)
 
 
-def tokenize(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> np.ndarray:
-    """Token ids, int64 [T], with the special ones; cut to `max_length` if that is given."""
-    ids = tokenizer(text, truncation=max_length is not None, max_length=max_length, verbose=False)["input_ids"]
-    return np.array(ids, np.int64)
+def tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Token ids, int64 [T], with the special ones, however many they are."""
+    return np.array(tokenizer(text, verbose=False)["input_ids"], np.int64)
 
 
 def load_tokenizer() -> PreTrainedTokenizerBase:
@@ -49,34 +49,50 @@ def load_tokenizer() -> PreTrainedTokenizerBase:
 
 def load_text_config() -> PreTrainedConfig:
     """All that CLaMP 2 needs of the text model to load weights of its own."""
-    return _load(AutoConfig)
+    text_config = _load(AutoConfig)
+    _check_positions(text_config)
+    return text_config
 
 
-def load_text_model() -> PreTrainedModel:
-    """The pre-trained text model, in float32 whatever its checkpoint is in.
+def load_text_model(name: str = "") -> PreTrainedModel:
+    """A pre-trained text model, by default that of config.py, in float32 whatever its checkpoint is in.
 
     Raises InputError if a weight is not in its checkpoint, the unused pooler's apart.
     """
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # it would report the pooler, from every process
-    model, info = _load(AutoModel, dtype=torch.float32, output_loading_info=True)
+    model, info = _load(AutoModel, name, dtype=torch.float32, output_loading_info=True)
     transformers.utils.logging.set_verbosity(verbosity)
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith("pooler.")):
         raise InputError(
-            f"TEXT_MODEL_NAME = {config.TEXT_MODEL_NAME!r}: {len(missing)} weights of the text model are not in its"
-            f" checkpoint (the first: {missing[0]})"
+            f"TEXT_MODEL_NAME = {name or config.TEXT_MODEL_NAME!r}: {len(missing)} weights of the text model are not in"
+            f" its checkpoint (the first: {missing[0]})"
         )
+    _check_positions(model.config)
     return model
 
 
-def _load(loader, **options):
-    name = config.text_model()
+def _check_positions(text_config: PreTrainedConfig) -> None:
+    """Raises InputError if the text model has too few positions for MAX_TEXT_LENGTH tokens."""
+    if getattr(text_config, "max_position_embeddings", None) is None:
+        return
+    positions = text_config.max_position_embeddings - first_position(text_config)
+    if positions < config.MAX_TEXT_LENGTH:
+        raise InputError(
+            f"MAX_TEXT_LENGTH = {config.MAX_TEXT_LENGTH}, but the text model has {positions} positions for tokens"
+            f" (TEXT_MODEL_NAME = {config.TEXT_MODEL_NAME!r}); set it in {config.source()}"
+        )
+
+
+def _load(loader, name: str = "", **options):
+    name = name or config.TEXT_MODEL_NAME
+    folder = config.text_model() if name == config.TEXT_MODEL_NAME else name
     transformers.utils.logging.disable_progress_bar()  # of every process, for what takes a moment
     try:
-        return loader.from_pretrained(name, **options)
+        return loader.from_pretrained(folder, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"TEXT_MODEL_NAME = {config.TEXT_MODEL_NAME!r} cannot be loaded ({reason}); give the folder of a"
+            f"TEXT_MODEL_NAME = {name!r} cannot be loaded ({reason}); give the folder of a"
             f" transformers model or a name on the hub; set it in {config.source()}"
         ) from None

@@ -24,13 +24,12 @@ Exit status: 0 done, 2 something to mend (one line says what), 130 told to stop,
 
 import argparse
 import contextlib
-import json
-import os
 import random
 import sys
+from array import array
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -38,89 +37,15 @@ from torch.utils.data import DataLoader
 import config
 import processes
 import training
-from checkpoints import load_checkpoint, load_weights
 from files import InputError
-from loading import REMOVE_INSTRUMENTS, PieceDataset, make_loader, pad
-from patches import M3Patchilizer, read_music, remove_instrument_info
+from loading import PieceDataset, make_loader, pad
+from patches import M3Patchilizer, random_segment, read_music, remove_instrument_info, remove_unit_length
 from processes import autocast
-from texts import join_lines, load_text_config, load_text_model, load_tokenizer, tokenize
-from utils import CLaMP2Model, ClipLoss, split_data
+from records import Jsonl, choose_text, fixed_text
+from texts import join_lines, load_tokenizer, tokenize
+from utils import CLaMP2Model, ClipLoss, empty_clamp2, encoder_config, split_data
 
-METADATA = ("title", "composer", "genres", "description", "lyrics", "tags", "ensembles", "instruments")
-
-
-class Jsonl:
-    """The records of a JSONL file, read one at a time through an index of byte offsets."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        starts = [0]
-        with open(path, "rb") as file:
-            for block in iter(lambda: file.read(1 << 24), b""):
-                starts.extend(
-                    (np.flatnonzero(np.frombuffer(block, np.uint8) == 10) + (file.tell() - len(block) + 1)).tolist()
-                )
-        if path.stat().st_size == starts[-1]:
-            starts.pop()  # nothing behind the last newline
-        self.starts = np.array(starts, np.int64)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, line: int) -> dict:
-        """The record of a line, counted from 0. Raises InputError that names file and line."""
-        with open(self.path, "rb") as file:
-            file.seek(int(self.starts[line]))
-            text = file.readline()
-        where = f"{self.path}, line {line + 1}"
-        try:
-            record = json.loads(text)
-            json.dumps(record, ensure_ascii=False).encode()  # half of a surrogate pair (`\\ud83d`) is no text
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: not JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise InputError(f"{where}: not a JSON object")
-        paths = record.get("filepaths")
-        if not (isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths)):
-            raise InputError(f"{where}: `filepaths` is not a list of paths")
-        for path in paths:
-            if "\0" in path:
-                raise InputError(f"{where}: the path {path!r} has a NUL in it")
-            if os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == "..":
-                raise InputError(f"{where}: the path {path!r} leaves the folder of the JSONL file")
-        return record
-
-
-def metadata_lines(record: dict) -> list[str]:
-    """The lines of the metadata fields, each once, in their order. Missing and null fields give none."""
-    values: list[str] = []
-    for field in METADATA:
-        value = record.get(field)
-        values += [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
-    return list(dict.fromkeys(line.strip() for value in values for line in value.splitlines() if line.strip()))
-
-
-def summaries(value: object) -> list[str]:
-    """The texts of `summary_en` (a string or a list of strings) or `summary_nen` (a dict or a list of dicts)."""
-    items = value if isinstance(value, list) else [value]
-    texts = [item.get("summary") if isinstance(item, dict) else item for item in items]
-    return [text for text in texts if isinstance(text, str) and text.strip()]
-
-
-def choose_text(record: dict, rng: random.Random) -> list[str]:
-    """The lines of text of a piece in training (paper, section 3.3, "text dropout"): with probability 1/2 some of the
-    metadata lines, each with probability 1/2, in random order; else a summary, English or not, equally likely."""
-    metadata = metadata_lines(record)
-    by_language = [
-        texts for texts in (summaries(record.get("summary_en")), summaries(record.get("summary_nen"))) if texts
-    ]
-    if metadata and (rng.random() < 0.5 or not by_language):
-        lines = [line for line in metadata if rng.random() < 0.5] or metadata
-        rng.shuffle(lines)
-        return lines
-    if by_language:
-        return [rng.choice(rng.choice(by_language))]
-    return []
+REMOVE_INSTRUMENTS = 0.9  # probability with which a piece loses its instruments in training
 
 
 class CLaMP2Dataset(PieceDataset):
@@ -128,44 +53,45 @@ class CLaMP2Dataset(PieceDataset):
 
     def __init__(self, records: Jsonl, lines: list[int], tokenizer, train: bool, seed: int):
         super().__init__(train, seed)
-        self.records, self.lines, self.tokenizer = records, np.array(lines, np.int64), tokenizer
+        self.records, self.lines, self.tokenizer = records, array("q", lines), tokenizer
         self.patchilizer = M3Patchilizer()
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def load(self, index: int, rng: random.Random) -> dict:
-        line = int(self.lines[index])
-        record = self.records[line]
-        where = f"{self.records.path}, line {line + 1}"
-        if self.train and config.TEXT_DROPOUT:
-            lines = choose_text(record, rng)
-        else:
-            lines = (summaries(record.get("summary_en")) or summaries(record.get("summary_nen")))[:1] or metadata_lines(
-                record
-            )
+        record, where = self.records[self.lines[index]], self.records.where(self.lines[index])
+        lines = choose_text(record, rng) if self.train and config.TEXT_DROPOUT else fixed_text(record)
         if not lines:
             raise InputError(f"{where}: there is no text in it, neither metadata nor a summary")
-        path = self._choose_path(record["filepaths"], rng)
-        try:
-            music = read_music(path)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+        path, music, bad = self._read_music(record["filepaths"], where, rng)
         if self.train and rng.random() < REMOVE_INSTRUMENTS:
             music = remove_instrument_info(music)
-        patches = self.patchilizer.encode(
-            music, add_special_patches=True, truncate=True, random_truncate=self.train, rng=rng
+        patches = self.patchilizer.encode_array(
+            remove_unit_length(music), add_special_patches=True, truncate=True, random_truncate=self.train, rng=rng
         )
-        text = join_lines(lines, self.tokenizer)
-        return {"name": str(path), "text": tokenize(text, self.tokenizer, config.MAX_TEXT_LENGTH), "music": patches}
+        ids = tokenize(join_lines(lines, self.tokenizer), self.tokenizer)
+        limit = config.MAX_TEXT_LENGTH
+        ids = ids[random_segment(len(ids), limit, rng)] if self.train else ids[:limit]
+        return {"name": str(path), "text": ids, "music": patches, "problems": bad}
 
-    def _choose_path(self, paths: list[str], rng: random.Random) -> Path:
-        """A random one in training; in evaluation the first .abc file, if there is one."""
+    def _read_music(self, paths: list[str], where: str, rng: random.Random) -> tuple[Path, str, list[str]]:
+        """Path and text of a random file in training; in evaluation of the first .abc file, if there is one.
+
+        One that cannot be used is named, and another one tried. Raises InputError if none can.
+        """
         if self.train:
-            chosen = rng.choice(paths)
+            order = rng.sample(paths, len(paths))
         else:
-            chosen = next((path for path in paths if path.lower().endswith(".abc")), paths[0])
-        return self.records.path.parent / chosen
+            order = sorted(paths, key=lambda path: not path.lower().endswith(".abc"))
+        bad: list[str] = []
+        for name in order:
+            path = self.records.path.parent / name
+            try:
+                return path, read_music(path), bad
+            except InputError as error:
+                bad.append(f"{where}: {error}")
+        raise InputError("; ".join(bad))
 
 
 class Collate:
@@ -181,6 +107,21 @@ class Collate:
 INPUTS = ("text_ids", "text_masks", "music_patches", "music_masks")
 
 
+class Pairs(torch.nn.Module):
+    """The features of pairs of text and music, [B, CLAMP2_HIDDEN_SIZE] each, through DistributedDataParallel.
+
+    A step compares them itself (`ClipLoss`), since it may make them in parts.
+    """
+
+    def __init__(self, model: Any):  # a CLaMP2Model
+        super().__init__()
+        self.model = model
+
+    def forward(self, text_ids: Tensor, text_masks: Tensor, patches: Tensor, music_masks: Tensor):
+        text = self.model.get_text_features(text_ids, text_masks, get_normalized=True)
+        return text, self.model.get_music_features(patches, music_masks, get_normalized=True)
+
+
 def step(run: training.Training, batch: dict) -> training.Step:
     """Back-propagates the contrastive loss over the pairs of all processes.
 
@@ -191,7 +132,7 @@ def step(run: training.Training, batch: dict) -> training.Step:
     inputs = [batch[name] for name in INPUTS]
     size = config.CLAMP2_MICRO_BATCH or len(inputs[0])
     parts = list(zip(*(tensor.split(size) for tensor in inputs), strict=True))
-    loss_function = ClipLoss()
+    loss_function = ClipLoss(local_loss=True, gather_with_grad=True)
     if len(parts) == 1:
         with autocast(run.device, run.dtype):
             text, music = run.parallel(*parts[0])
@@ -203,14 +144,14 @@ def step(run: training.Training, batch: dict) -> training.Step:
     for part in parts:
         states.append(random_state(run.device))
         with torch.no_grad(), autocast(run.device, run.dtype):
-            features.append(run.model(*part))
+            features.append(run.module(*part))
     text, music = (torch.cat(side).detach().requires_grad_() for side in zip(*features, strict=True))
     loss = loss_function(text, music)
     run.scaler.scale(loss).backward()
     for i, part in enumerate(parts):
         set_random_state(run.device, states[i])
         last = i == len(parts) - 1
-        alone = last or run.parallel is run.model
+        alone = last or run.processes.world_size == 1
         with contextlib.nullcontext() if alone else run.parallel.no_sync():  # type: ignore[operator]
             with autocast(run.device, run.dtype):
                 part_text, part_music = run.parallel(*part)
@@ -236,7 +177,7 @@ def evaluate(run: training.Training, loader: DataLoader) -> float:
     texts, music = [], []
     for batch in run.evaluation_batches(loader):
         with autocast(run.device, run.dtype):
-            text_features, music_features = run.model(*(batch[name] for name in INPUTS))
+            text_features, music_features = run.module(*(batch[name] for name in INPUTS))
         texts.append(text_features.float().cpu())
         music.append(music_features.float().cpu())
     own = (torch.cat(texts), torch.cat(music)) if texts else None
@@ -248,7 +189,7 @@ def evaluate(run: training.Training, loader: DataLoader) -> float:
         if part:  # rank r had the pieces r, r + world_size, ...
             sides[0, rank :: len(parts)], sides[1, rank :: len(parts)] = part
     groups = -(-count // (run.settings.batch_size * run.processes.world_size))
-    loss_function = ClipLoss(local=True)
+    loss_function = ClipLoss(world_size=1)
     losses = [
         loss_function(text, music) * len(text)
         for text, music in zip(*(side.tensor_split(groups) for side in sides), strict=True)
@@ -277,31 +218,6 @@ def open_jsonl(name: str, value: str) -> Jsonl:
     return records
 
 
-def load_m3(model: CLaMP2Model, path: Path) -> None:
-    """Starts the music encoder from the encoder of M3 weights."""
-    weights = load_checkpoint(path)["model"]
-    encoder = {name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")}
-    load_weights(model.music_model, encoder, path)
-
-
-def new_model(job: processes.Processes) -> CLaMP2Model:
-    """CLaMP 2 before its first step: the pre-trained text model, and M3's encoder, if it is wanted and there."""
-    torch.manual_seed(0)  # every rank starts from the same weights
-    text_model = load_text_model()
-    model = CLaMP2Model(text_model.config)
-    load_weights(model.text_model, text_model.state_dict(), Path(config.text_model()))
-    m3_path = config.resolve(config.M3_WEIGHTS_PATH)
-    if config.CLAMP2_LOAD_M3 and m3_path.exists():
-        load_m3(model, m3_path)
-        job.say(f"the music encoder starts from {m3_path}")
-    elif config.CLAMP2_LOAD_M3:
-        job.say(
-            f"the music encoder starts from new weights: CLAMP2_LOAD_M3 is True, but {m3_path} does not exist;"
-            " train M3 first to begin with what it has learnt"
-        )
-    return model
-
-
 def main(job: processes.Processes) -> int:
     settings = training.Settings(
         name="clamp2",
@@ -316,8 +232,17 @@ def main(job: processes.Processes) -> int:
     )
     (train_records, train_lines), (eval_records, eval_lines) = split_jsonl()
     tokenizer = load_tokenizer()
-    model = CLaMP2Model(load_text_config()) if settings.checkpoint else new_model(job)
-    run = training.Training(settings, job, model)
+    torch.manual_seed(0)  # every rank starts from the same weights
+    if settings.checkpoint:
+        model = empty_clamp2()
+    else:
+        model = CLaMP2Model(
+            encoder_config(),
+            text_model_name=config.TEXT_MODEL_NAME,
+            hidden_size=config.CLAMP2_HIDDEN_SIZE,
+            load_m3=config.CLAMP2_LOAD_M3,
+        )
+    run = training.Training(settings, job, model, Pairs)
     collate = Collate(tokenizer.pad_token_id)
     train_loader, eval_loader = (
         make_loader(dataset, settings.batch_size, job, collate)

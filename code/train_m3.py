@@ -33,10 +33,10 @@ import config
 import processes
 import training
 from files import InputError, list_files
-from loading import REMOVE_INSTRUMENTS, Paths, PieceDataset, make_loader, pad
-from patches import M3Patchilizer, mask_patches, read_music, remove_instrument_info
+from loading import Paths, PieceDataset, make_loader, pad
+from patches import M3Patchilizer, corrupt_patches, read_music, remove_unit_length
 from processes import autocast
-from utils import M3Model, split_data
+from utils import M3Model, decoder_config, encoder_config, split_data
 
 
 class M3Dataset(PieceDataset):
@@ -52,13 +52,11 @@ class M3Dataset(PieceDataset):
 
     def load(self, index: int, rng: random.Random) -> dict:
         path = self.files[index]
-        text = read_music(path)
-        if self.train and rng.random() < REMOVE_INSTRUMENTS:
-            text = remove_instrument_info(text)
-        target = self.patchilizer.encode(
+        text = remove_unit_length(read_music(path))
+        target = self.patchilizer.encode_array(
             text, add_special_patches=True, truncate=True, random_truncate=self.train, rng=rng
         )
-        corrupted, selected = mask_patches(target, np.random.default_rng(rng.getrandbits(64)), self.train)
+        corrupted, selected = corrupt_patches(target, np.random.default_rng(rng.getrandbits(64)), self.train)
         return {"name": str(path), "input": corrupted, "selected": selected, "target": target}
 
 
@@ -132,7 +130,7 @@ def main(job: processes.Processes) -> int:
         train_files, eval_files = split_data(train_files)
 
     torch.manual_seed(0)  # every rank starts from the same weights
-    run = training.Training(settings, job, M3Model())
+    run = training.Training(settings, job, M3Model(encoder_config(), decoder_config()))
     train_loader, eval_loader = (
         make_loader(dataset, settings.batch_size, job, collate)
         for dataset in (M3Dataset(train_files, True, run.seed), M3Dataset(eval_files, False, 0))

@@ -84,10 +84,19 @@ class Training:
     step(training, batch) -> Step           back-propagates the loss of a batch
     evaluate(training, loader) -> float     the loss on the evaluation data, the same on every rank
 
-    Attributes: `model`, and `parallel`, the same model with gradients averaged over the processes.
+    Args:
+        wrap: what a step runs is `wrap(model)`; by default the model itself.
+    Attributes: `model`; `module`, which is `wrap(model)`; and `parallel`, the same with gradients averaged over all
+    processes.
     """
 
-    def __init__(self, settings: Settings, processes: Processes, model: nn.Module):
+    def __init__(
+        self,
+        settings: Settings,
+        processes: Processes,
+        model: nn.Module,
+        wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+    ):
         self.settings, self.processes = settings, processes
         logger = choose_logger(settings.name, settings.wandb_log)
         self.log = RunLog(processes, settings.name, settings.logs_path, logger, settings.weights_path.stem)
@@ -106,10 +115,10 @@ class Training:
         self.started_from = "new weights"
         self._stop = False
         self._load()
-        self.parallel = model
+        self.parallel = self.module = wrap(model)
         if processes.world_size > 1:
             ids = [processes.local_rank] if self.device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+            self.parallel = DistributedDataParallel(self.module, device_ids=ids, gradient_as_bucket_view=True)
         if settings.deterministic:
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 

@@ -1,47 +1,88 @@
-"""The models, M3 and CLaMP 2, their contrastive loss, and embedding with them. What they read is made in `patches.py`.
+"""The models, M3 and CLaMP 2, and their contrastive loss, under the published names and signatures.
+
+A padded batch of the public methods is packed first (`packing.py`); training, evaluation and extraction take the same
+packed path. What the models read is made in `patches.py` and `texts.py`.
 
 Symbols, here and in the other files: B batch, T patches (or text tokens) of a piece, P characters of a patch
 (PATCH_SIZE), N real patches (or tokens) of a batch, H hidden size.
 """
 
 import copy
+import math
+import os
 import random
+import re
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedConfig
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
+from unidecode import unidecode
 
+import config
+from checkpoints import load_checkpoint, load_weights
 from config import (
     CLAMP2_HIDDEN_SIZE,
+    CLAMP2_LOAD_M3,
     EVAL_SPLIT,
+    KEEP_UNIT_LENGTH,
     LOGIT_SCALE,
-    M3_HIDDEN_SIZE,
-    PATCH_LENGTH,
-    PATCH_NUM_LAYERS,
     PATCH_SIZE,
-    TOKEN_NUM_LAYERS,
+    TEXT_MODEL_NAME,
 )
 from dropout import use_cheap_dropout
 from files import InputError
 from hub_model import HubModel
-from packing import Packing, first_position, packable, run_packed, use_packed_attention
+from packing import Packing, first_position, packable, run_packed
 from patches import BOS, EOS, PAD, VOCABULARY, M3Patchilizer, mask_patches, read_music, remove_instrument_info
+from processes import Processes
+from texts import load_text_config, load_text_model
 
+# What programs written for the published code take from here with `from utils import *`: the constants of config.py too
+_CONSTANTS = {name: value for name, value in vars(config).items() if name.isupper() and not name.startswith("_")}
+globals().update(_CONSTANTS)
+has_distributed = dist.is_available()
 __all__ = [
+    "AutoModel",
+    "BertModel",
     "CLaMP2Model",
     "ClipLoss",
+    "F",
+    "GPT2Config",
+    "GPT2LMHeadModel",
     "M3Model",
     "M3PatchEncoder",
     "M3Patchilizer",
     "M3TokenDecoder",
+    "PreTrainedModel",
+    "dist",
+    "has_distributed",
     "mask_patches",
+    "math",
+    "os",
+    "random",
+    "re",
     "read_music",
     "remove_instrument_info",
     "split_data",
+    "torch",
+    "unidecode",
+    *_CONSTANTS,
 ]
 
 HEAD_SIZE = 64  # of every attention head
@@ -72,33 +113,56 @@ def split_data(data: Sequence[T], eval_ratio: float = EVAL_SPLIT) -> tuple[list[
     return order[count:], order[:count]
 
 
+def encoder_config() -> BertConfig:
+    """The configuration of the patch encoder with the sizes of config.py."""
+    return BertConfig(
+        vocab_size=1,
+        hidden_size=config.M3_HIDDEN_SIZE,
+        num_hidden_layers=config.PATCH_NUM_LAYERS,
+        num_attention_heads=config.M3_HIDDEN_SIZE // HEAD_SIZE,
+        intermediate_size=config.M3_HIDDEN_SIZE * 4,
+        max_position_embeddings=config.PATCH_LENGTH,
+    )
+
+
+def decoder_config() -> GPT2Config:
+    """The configuration of the token decoder with the sizes of config.py."""
+    return GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=PATCH_SIZE,
+        n_embd=config.M3_HIDDEN_SIZE,
+        n_layer=config.TOKEN_NUM_LAYERS,
+        n_head=config.M3_HIDDEN_SIZE // HEAD_SIZE,
+        n_inner=config.M3_HIDDEN_SIZE * 4,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
+
+
+def empty_clamp2() -> "CLaMP2Model":
+    """A CLaMP 2 of the sizes of config.py with random weights, for a checkpoint to be loaded into."""
+    return CLaMP2Model.from_configs(load_text_config(), encoder_config(), config.CLAMP2_HIDDEN_SIZE)
+
+
+def unflatten(patches: Tensor) -> Tensor:
+    """[B, T, P], or [B, T * P] as the published trainer has them, -> [B, T, P]"""
+    return patches.reshape(len(patches), -1, PATCH_SIZE)
+
+
 class M3PatchEncoder(nn.Module):
     """Patches -> one feature each: a linear embedding of the patch's characters, then BERT over the patches."""
 
-    def __init__(
-        self,
-        patch_size: int = PATCH_SIZE,
-        patch_length: int = PATCH_LENGTH,
-        hidden_size: int = M3_HIDDEN_SIZE,
-        num_layers: int = PATCH_NUM_LAYERS,
-    ):
+    keep_unit_length = False  # M3 reads music without its header line `L:1/8`, in training and in extraction
+
+    def __init__(self, config: BertConfig):
         super().__init__()
-        self.patch_size = patch_size
-        self.patch_embedding = nn.Linear(patch_size * VOCABULARY, hidden_size)
+        self.config = config
+        self.patch_embedding = nn.Linear(PATCH_SIZE * VOCABULARY, config.hidden_size)
         nn.init.normal_(self.patch_embedding.weight, std=0.02)
-        self.base = BertModel(
-            BertConfig(
-                vocab_size=1,
-                hidden_size=hidden_size,
-                num_hidden_layers=num_layers,
-                num_attention_heads=hidden_size // HEAD_SIZE,
-                intermediate_size=hidden_size * 4,
-                max_position_embeddings=patch_length,
-            )
-        )
+        self.base = BertModel(copy.deepcopy(config))
         freeze_unused(self.base)
         self.base.embeddings.word_embeddings.requires_grad_(False)  # the patch embedding stands in for it
-        use_packed_attention(self.base)
         use_cheap_dropout(self.base)
 
     def embed(self, patches: Tensor) -> Tensor:
@@ -106,11 +170,10 @@ class M3PatchEncoder(nn.Module):
 
         Where a patch's end is PAD, the columns of PAD are summed once for all patches of that length.
         """
-        size = self.patch_size
         columns = self.patch_embedding.weight.t().contiguous()  # [P * V, H]: row p * V + v is of id v at place p
-        lengths = size - (patches != PAD).flip(1).int().argmax(1)  # [N], of a patch without its last PADs
+        lengths = PATCH_SIZE - (patches != PAD).flip(1).int().argmax(1)  # [N], of a patch without its last PADs
         lengths = lengths.where((patches != PAD).any(1), lengths.new_zeros(()))
-        places = torch.arange(size, device=patches.device)
+        places = torch.arange(PATCH_SIZE, device=patches.device)
         used = places < lengths[:, None]  # [N, P]
         tokens = (places * VOCABULARY + patches.long())[used]  # [characters of all patches]
         offsets = lengths.cumsum(0) - lengths
@@ -120,126 +183,180 @@ class M3PatchEncoder(nn.Module):
         after = torch.cat([pads.flip(0).cumsum(0).flip(0), pads.new_zeros((1, pads.shape[1]))])  # [P + 1, H]
         return characters + after[lengths] + self.patch_embedding.bias
 
-    def encode(self, packing: Packing, patches: Tensor) -> Tensor:
-        """Packed patches [N, P] -> features [N, H]."""
-        return run_packed(self.base, packing, inputs_embeds=self.embed(patches))
-
     def features(self, packing: Packing, patches: Tensor, pooled: bool = False) -> Tensor:
-        """What `embedding.embed` asks a model for: packed patches [N, P] -> [N, H]."""
+        """Packed patches [N, P] -> features [N, H]. `embedding.embed` and the models below call it."""
         if pooled:
             raise ValueError("M3 has no pooled features; CLaMP 2 has")
-        return self.encode(packing, patches)
+        return run_packed(self.base, packing, inputs_embeds=self.embed(patches))
 
-    def forward(self, input_patches: Tensor, input_masks: Tensor) -> Tensor:
-        """[B, T, P] ids and [B, T] masks -> [B, T, H]; zero where there is no patch."""
+    def forward(self, input_patches: Tensor, input_masks: Tensor) -> BaseModelOutput:
+        """Patches [B, T, P] or [B, T * P] and masks [B, T] -> `last_hidden_state` [B, T, H], zero at padding."""
         packing = Packing(input_masks)
-        return packing.unpack(self.encode(packing, packing.pack(input_patches)))
+        features = self.features(packing, packing.pack(unflatten(input_patches)))
+        return BaseModelOutput(last_hidden_state=packing.unpack(features))
+
+
+@dataclass
+class M3Output(ModelOutput):
+    loss: Tensor | None = None  # mean cross-entropy over the characters of the selected patches
+    characters: Tensor | None = None  # how many there are
 
 
 class M3TokenDecoder(nn.Module):
     """Restores the characters of a patch, one after another, from the patch's feature: GPT-2."""
 
-    def __init__(
-        self,
-        patch_size: int = PATCH_SIZE,
-        hidden_size: int = M3_HIDDEN_SIZE,
-        num_layers: int = TOKEN_NUM_LAYERS,
-    ):
+    def __init__(self, config: GPT2Config):
         super().__init__()
-        self.base = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=VOCABULARY,
-                n_positions=patch_size,
-                n_embd=hidden_size,
-                n_layer=num_layers,
-                n_head=hidden_size // HEAD_SIZE,
-                bos_token_id=BOS,
-                eos_token_id=EOS,
-                pad_token_id=PAD,
-                activation_function="gelu_pytorch_tanh",  # GPT-2's own "gelu_new", in one kernel
-            )
-        )
-        use_packed_attention(self.base)
+        self.config = config
+        config = copy.deepcopy(config)
+        config.bos_token_id, config.eos_token_id, config.pad_token_id = BOS, EOS, PAD
+        if config.activation_function == "gelu_new":
+            config.activation_function = "gelu_pytorch_tanh"  # the same, in one kernel
+        self.base = GPT2LMHeadModel(config)
         use_cheap_dropout(self.base)
 
-    def forward(self, features: Tensor, target_patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, H] of patches [N, P] -> the summed cross-entropy of their characters, and their number.
+    def forward(self, patch_features: Tensor, target_patches: Tensor) -> M3Output:
+        """Features [N, H] of patches [N, P] -> the mean cross-entropy of their characters.
 
         The feature stands where the embedding of BOS would. Nothing is computed for PAD, nor for a patch's last
         character as an input.
         """
+        target_patches = target_patches.reshape(len(patch_features), -1)
         real = target_patches != PAD  # [N, P]
         is_input = real[:, :-1] & real[:, 1:]  # [N, P - 1]: places with a character to predict behind them
         packing = Packing(is_input)
-        embeddings = self.base.transformer.wte(packing.pack(target_patches[:, :-1]).long())  # [characters, H]
-        first = packing.positions == 0
-        embeddings = torch.where(first[:, None], features[packing.sequences].to(embeddings.dtype), embeddings)
-        hidden = run_packed(self.base.transformer, packing, inputs_embeds=embeddings)
+        inputs = packing.pack(target_patches[:, :-1])  # [characters]
+        hidden = self._run(packing, inputs, patch_features[packing.sequences])
         logits = self.base.lm_head(hidden).float()  # [characters, V]
         labels = packing.pack(target_patches[:, 1:]).long()
-        return F.cross_entropy(logits, labels, reduction="sum"), torch.tensor(len(labels), device=logits.device)
+        return M3Output(F.cross_entropy(logits, labels), torch.tensor(len(labels), device=logits.device))
 
+    @torch.no_grad()
+    def generate(self, patch_feature: Tensor, tokens: Tensor) -> Tensor:
+        """The feature [H] of a patch and its first characters, ids [n], the BOS included -> the next one's
+        probabilities [V]."""
+        tokens = tokens.reshape(1, -1)
+        packing = Packing(torch.ones_like(tokens))
+        hidden = self._run(packing, tokens[0], patch_feature.reshape(1, -1).expand(tokens.shape[1], -1))
+        return self.base.lm_head(hidden[-1]).float().softmax(-1)
 
-class M3Output(NamedTuple):
-    loss: Tensor  # mean cross-entropy over the characters of the selected patches
-    characters: Tensor  # how many there are
+    def _run(self, packing: Packing, tokens: Tensor, features: Tensor) -> Tensor:
+        """Characters [n] of patches, and the features [n, H] of their patches -> hidden states [n, H]."""
+        embeddings = self.base.transformer.wte(tokens.long())
+        first = packing.positions == 0
+        embeddings = torch.where(first[:, None], features.to(embeddings.dtype), embeddings)
+        return run_packed(self.base.transformer, packing, inputs_embeds=embeddings)
 
 
 class M3Model(nn.Module, HubModel):
     """M3, the multimodal music model: encodes corrupted patches and restores the selected ones (paper, section 3.2)."""
 
-    def __init__(
-        self,
-        patch_size: int = PATCH_SIZE,
-        patch_length: int = PATCH_LENGTH,
-        hidden_size: int = M3_HIDDEN_SIZE,
-        patch_num_layers: int = PATCH_NUM_LAYERS,
-        token_num_layers: int = TOKEN_NUM_LAYERS,
-    ):
+    def __init__(self, encoder_config: BertConfig, decoder_config: GPT2Config):
         super().__init__()
-        self.encoder = M3PatchEncoder(patch_size, patch_length, hidden_size, patch_num_layers)
-        self.decoder = M3TokenDecoder(patch_size, hidden_size, token_num_layers)
+        self.config = encoder_config
+        self.encoder = M3PatchEncoder(encoder_config)
+        self.decoder = M3TokenDecoder(decoder_config)
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.patch_embedding.weight.device
 
     def forward(
         self, input_patches: Tensor, input_masks: Tensor, selected_indices: Tensor, target_patches: Tensor
     ) -> M3Output:
-        """input_patches, target_patches: ids [B, T, P]; input_masks, selected_indices: [B, T]."""
+        """input_patches, target_patches: ids [B, T, P] or [B, T * P]; input_masks, selected_indices: [B, T]."""
         packing = Packing(input_masks)
-        features = self.encoder.encode(packing, packing.pack(input_patches))  # [N, H]
+        features = self.encoder.features(packing, packing.pack(unflatten(input_patches)))  # [N, H]
         selected = packing.pack(selected_indices).bool()  # [N]
-        total, characters = self.decoder(features[selected], packing.pack(target_patches)[selected])
-        return M3Output(total / characters, characters)
+        return self.decoder(features[selected], packing.pack(unflatten(target_patches))[selected])
 
 
 class CLaMP2Model(nn.Module, HubModel):
-    """Text and music in one space (paper, section 3.3): a text model and the M3 encoder, each with a projection.
+    """Text and music in one space (paper, section 3.3): a text model and the M3 encoder, each with a projection."""
 
-    Args:
-        text_config: the configuration of the text model. Its weights are random until they are loaded.
-    """
+    keep_unit_length = (
+        KEEP_UNIT_LENGTH  # whether music is embedded with its header line `L:1/8`; CLaMP 3 has it without
+    )
 
     def __init__(
         self,
-        text_config: PreTrainedConfig,
+        music_config: BertConfig,
+        global_rank: int | None = None,
+        world_size: int | None = None,
+        text_model_name: str = TEXT_MODEL_NAME,
         hidden_size: int = CLAMP2_HIDDEN_SIZE,
-        patch_size: int = PATCH_SIZE,
-        patch_length: int = PATCH_LENGTH,
-        music_hidden_size: int = M3_HIDDEN_SIZE,
-        patch_num_layers: int = PATCH_NUM_LAYERS,
+        load_m3: bool = CLAMP2_LOAD_M3,
+        *,
+        text_config: PreTrainedConfig | None = None,
     ):
+        """With pre-trained parts to start a training from; `from_configs` makes one without.
+
+        Args:
+            music_config: of the M3 encoder.
+            global_rank, world_size: of the processes whose pairs are compared; default: those of torch.distributed.
+            text_model_name: of a text model that `from_pretrained` takes, its weights included.
+            load_m3: start the music encoder from M3_WEIGHTS_PATH of config.py, if there are such weights.
+            text_config: see `from_configs`.
+        Raises InputError if the text model or M3's weights cannot be used.
+        """
         super().__init__()
-        self.text_model = AutoModel.from_config(copy.deepcopy(text_config), dtype=torch.float32)
+        self.config = music_config
+        if text_config is None:
+            self.text_model = load_text_model(text_model_name)
+        else:
+            self.text_model = AutoModel.from_config(copy.deepcopy(text_config), dtype=torch.float32)
         freeze_unused(self.text_model)
         use_cheap_dropout(self.text_model)
-        if packable(self.text_model.config):
-            use_packed_attention(self.text_model)
         self.text_proj = nn.Linear(self.text_model.config.hidden_size, hidden_size)
         nn.init.normal_(self.text_proj.weight, std=0.02)
-        self.music_model = M3PatchEncoder(patch_size, patch_length, music_hidden_size, patch_num_layers)
-        self.music_proj = nn.Linear(music_hidden_size, hidden_size)
+        self.music_model = M3PatchEncoder(music_config)
+        self.music_proj = nn.Linear(music_config.hidden_size, hidden_size)
         nn.init.normal_(self.music_proj.weight, std=0.02)
+        self.loss_fn = ClipLoss(gather_with_grad=True, rank=global_rank, world_size=world_size)
+        if load_m3 and text_config is None:
+            self._start_from_m3(config.resolve(config.M3_WEIGHTS_PATH))
+        # what `config.json` of the hub's form holds: `from_pretrained` needs neither name nor weights of the text model
+        parts = {"music_config": music_config, "text_config": self.text_model.config}
+        self._hub_mixin_config = {name: self._encode_arg(part) for name, part in parts.items()}
+        self._hub_mixin_config["hidden_size"] = hidden_size
 
-    def encode_text(self, packing: Packing, text_ids: Tensor) -> Tensor:
+    @classmethod
+    def from_configs(
+        cls,
+        text_config: PreTrainedConfig,
+        music_config: BertConfig,
+        hidden_size: int = CLAMP2_HIDDEN_SIZE,
+    ) -> "CLaMP2Model":
+        """A model with random weights, for a checkpoint to be loaded into: the text model's are not read."""
+        return cls(music_config, hidden_size=hidden_size, text_config=text_config)
+
+    def _start_from_m3(self, path: Path) -> None:
+        """Starts the music encoder from the encoder of M3 weights, if they are there."""
+        if not path.exists():
+            Processes().say(
+                f"the music encoder starts from new weights: CLAMP2_LOAD_M3 is True, but {path} does not exist;"
+                " train M3 first to begin with what it has learnt"
+            )
+            return
+        load_weights(self.music_model, load_checkpoint(path)["model"], path, "encoder.")
+        Processes().say(f"the music encoder starts from {path}")
+
+    @property
+    def device(self) -> torch.device:
+        return self.text_proj.weight.device
+
+    def features(self, packing: Packing, tokens: Tensor, pooled: bool = False) -> Tensor:
+        """Packed patches [N, P] or token ids [N] -> [N, H], or, pooled and projected, [B, CLAMP2_HIDDEN_SIZE].
+
+        `embedding.embed` and the methods below call it.
+        """
+        is_music = tokens.ndim == 2
+        hidden = self.music_model.features(packing, tokens) if is_music else self._encode_text(packing, tokens)
+        if not pooled:
+            return hidden
+        return (self.music_proj if is_music else self.text_proj)(packing.mean(hidden))
+
+    def _encode_text(self, packing: Packing, text_ids: Tensor) -> Tensor:
         """Packed token ids [N] -> [N, H of the text model]."""
         config = self.text_model.config
         if packable(config):
@@ -247,64 +364,101 @@ class CLaMP2Model(nn.Module, HubModel):
         output = self.text_model(input_ids=packing.unpack(text_ids), attention_mask=packing.mask.long())
         return packing.pack(output.last_hidden_state)
 
-    def get_text_features(self, text_ids: Tensor, text_masks: Tensor) -> Tensor:
-        """Token ids and masks [B, T] -> pooled and projected [B, CLAMP2_HIDDEN_SIZE]."""
-        packing = Packing(text_masks)
-        return self.text_proj(packing.mean(self.encode_text(packing, packing.pack(text_ids))))
+    def get_text_features(self, text_inputs: Tensor, text_masks: Tensor, get_normalized: bool = False) -> Tensor:
+        """Token ids and masks [B, T] -> [B, T, H], or, pooled and projected, [B, CLAMP2_HIDDEN_SIZE].
 
-    def get_music_features(self, music_patches: Tensor, music_masks: Tensor) -> Tensor:
-        """Patches [B, T, P] and masks [B, T] -> pooled and projected [B, CLAMP2_HIDDEN_SIZE]."""
-        packing = Packing(music_masks)
-        return self.music_proj(packing.mean(self.music_model.encode(packing, packing.pack(music_patches))))
-
-    def features(self, packing: Packing, tokens: Tensor, pooled: bool = False) -> Tensor:
-        """What `embedding.embed` asks a model for.
-
-        Packed patches [N, P] or token ids [N] -> [N, H], or, pooled and projected, [B, CLAMP2_HIDDEN_SIZE].
+        get_normalized: pooled and projected. The name is the published one; the vectors are not of length 1.
         """
-        is_music = tokens.ndim == 2
-        hidden = self.music_model.encode(packing, tokens) if is_music else self.encode_text(packing, tokens)
-        if not pooled:
-            return hidden
-        return (self.music_proj if is_music else self.text_proj)(packing.mean(hidden))
+        packing = Packing(text_masks)
+        features = self.features(packing, packing.pack(text_inputs), get_normalized)
+        return features if get_normalized else packing.unpack(features)
 
-    def forward(
-        self, text_ids: Tensor, text_masks: Tensor, music_patches: Tensor, music_masks: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The features of texts and of music, [B, CLAMP2_HIDDEN_SIZE] each; `ClipLoss` compares them."""
-        return self.get_text_features(text_ids, text_masks), self.get_music_features(music_patches, music_masks)
+    def get_music_features(self, music_inputs: Tensor, music_masks: Tensor, get_normalized: bool = False) -> Tensor:
+        """As `get_text_features`, for patches [B, T, P] or [B, T * P] and masks [B, T]."""
+        packing = Packing(music_masks)
+        features = self.features(packing, packing.pack(unflatten(music_inputs)), get_normalized)
+        return features if get_normalized else packing.unpack(features)
+
+    @staticmethod
+    def avg_pooling(input_features: Tensor, input_masks: Tensor) -> Tensor:
+        """[B, T, H] and masks [B, T] -> the mean over what is not padding, [B, H]."""
+        packing = Packing(input_masks)
+        return packing.mean(packing.pack(input_features))
+
+    def forward(self, text_inputs: Tensor, text_masks: Tensor, music_inputs: Tensor, music_masks: Tensor) -> Tensor:
+        """The contrastive loss of pairs of texts and music; see `ClipLoss`."""
+        text = self.get_text_features(text_inputs, text_masks, get_normalized=True)
+        music = self.get_music_features(music_inputs, music_masks, get_normalized=True)
+        return self.loss_fn(text, music, LOGIT_SCALE)
 
 
 class ClipLoss(nn.Module):
     """Symmetric cross-entropy over the dot products of all texts with all music, of all processes.
 
     Each process forms the rows of its own pairs only, so that memory grows linearly with their number. The mean over
-    the processes is the loss of the global batch, and so is its gradient.
+    the processes is the loss of the global batch, and so is its gradient. The arguments are the published ones.
+
+    Args:
+        local_loss: report the loss of this process's rows; else that of the global batch. The gradient is the same.
+        gather_with_grad: let gradients reach the features of other processes too, as both trainers need.
+        cache_labels: has no effect; labels cost nothing.
+        rank, world_size: of the processes whose pairs are compared; default: those of torch.distributed, if it is in
+            use. A `world_size` of 1 compares this process's own pairs.
     """
 
-    def __init__(self, logit_scale: float = LOGIT_SCALE, local: bool = False):
-        """local: over the pairs of this process only."""
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        use_horovod: bool = False,
+    ):
         super().__init__()
-        self.logit_scale = logit_scale
-        self.distributed = _is_distributed() and not local
+        if use_horovod:
+            raise ValueError("Horovod is not supported; processes are joined by torch.distributed")
+        joined = has_distributed and dist.is_initialized()
+        self.local_loss, self.gather_with_grad = local_loss, gather_with_grad
+        self.world_size = (dist.get_world_size() if joined else 1) if world_size is None else world_size
+        self.rank = (dist.get_rank() if joined else 0) if rank is None else rank
 
-    def forward(self, text_features: Tensor, music_features: Tensor) -> Tensor:
-        """text_features, music_features: [B, H], of the same B on every process."""
+    def forward(
+        self,
+        text_features: Tensor,
+        music_features: Tensor,
+        logit_scale: float | Tensor = LOGIT_SCALE,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """text_features, music_features: [B, H], of the same B on every process. -> the loss, or
+        {"contrastive_loss": the loss}."""
         with torch.autocast(text_features.device.type, enabled=False):
             text_features, music_features = text_features.float(), music_features.float()
-            rank = dist.get_rank() if self.distributed else 0
-            labels = torch.arange(len(text_features), device=text_features.device) + rank * len(text_features)
-            text_logits = self.logit_scale * text_features @ self._all(music_features).t()  # [B, B of all processes]
-            music_logits = self.logit_scale * music_features @ self._all(text_features).t()
-            return (F.cross_entropy(text_logits, labels) + F.cross_entropy(music_logits, labels)) / 2
+            all_text, all_music, first = self._all(text_features), self._all(music_features), 0
+            if not (self.local_loss or self.gather_with_grad):  # only other rows than its own bring all the gradient
+                text_features, music_features = all_text, all_music
+            elif self.world_size > 1:
+                first = self.rank * len(text_features)
+            labels = torch.arange(len(text_features), device=text_features.device) + first
+            text_logits = logit_scale * text_features @ all_music.t()  # [B, B of all processes]
+            music_logits = logit_scale * music_features @ all_text.t()
+            loss = (F.cross_entropy(text_logits, labels) + F.cross_entropy(music_logits, labels)) / 2
+            if self.world_size > 1 and not self.local_loss:
+                mean = loss.detach().clone()
+                dist.all_reduce(mean)
+                loss = loss + (mean / self.world_size - loss.detach())
+        return {"contrastive_loss": loss} if output_dict else loss
 
     def _all(self, features: Tensor) -> Tensor:
-        """The rows of all processes, in the order of their ranks: [B, H] -> [B of all, H], with gradient."""
-        return _Gather.apply(features) if self.distributed else features
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
+        """The rows of all processes, in the order of their ranks: [B, H] -> [B of all, H]."""
+        if self.world_size == 1:
+            return features
+        if self.gather_with_grad:
+            return _Gather.apply(features)
+        parts = [torch.empty_like(features) for _ in range(self.world_size)]
+        dist.all_gather(parts, features.detach().contiguous())
+        parts[self.rank] = features
+        return torch.cat(parts)
 
 
 class _Gather(torch.autograd.Function):

@@ -24,10 +24,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 import files
+import records
+from records import FIELDS, METADATA, is_blank
 
-# The format of a record: its fields, in their order. Metadata fields hold a text, a list of texts, or null.
-METADATA = ("title", "composer", "genres", "description", "lyrics", "tags", "ensembles", "instruments")
-FIELDS = (*METADATA, "summary_en", "summary_nen", "filepaths")
 MUSIC = (".abc", ".mtf")
 
 
@@ -45,11 +44,9 @@ def parse(data: bytes) -> dict:
     Raises Unfit if it is no JSON object, or a field of metadata holds something else than text.
     """
     try:
-        record = json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise Unfit("not a JSON text in UTF-8", str(error)) from None
-    if not isinstance(record, dict):
-        raise Unfit("not a JSON object", f"a {type(record).__name__}; a .json file holds one record")
+        record = records.parse(data)
+    except files.InputError as error:
+        raise Unfit("not a record", str(error)) from None
     for field in METADATA:
         value = record.get(field)
         for item in value if isinstance(value, list) else [value]:
@@ -57,11 +54,6 @@ def parse(data: bytes) -> dict:
                 found = f"{type(item).__name__} {json.dumps(item)[:40]}"
                 raise Unfit(f"`{field}` is neither text nor a list of texts", f"it holds {found}")
     return {field: record.get(field) for field in FIELDS} | record
-
-
-def is_blank(value: object) -> bool:
-    """Whether a value says nothing: null, blank text, and "None", which some sets of metadata have in its place."""
-    return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
 
 
 def for_training(record: dict, folder: Path) -> tuple[dict, list[str]]:
@@ -74,7 +66,7 @@ def for_training(record: dict, folder: Path) -> tuple[dict, list[str]]:
     Raises Unfit if the record cannot be used at all.
     """
     texts = {field: _without_blanks(record[field]) for field in METADATA}
-    english, others = _without_blanks(record["summary_en"]), record["summary_nen"]
+    english, others = _without_blanks(record["summary_en"]), _without_blanks(record["summary_nen"])
     if not all(isinstance(text, str) for text in _listed(english)):
         raise Unfit("`summary_en` is neither text nor a list of texts")
     if not all(isinstance(other, dict) and isinstance(other.get("summary"), str | None) for other in _listed(others)):
@@ -84,9 +76,9 @@ def for_training(record: dict, folder: Path) -> tuple[dict, list[str]]:
     if texts["title"] is None and english is None and others is None:
         raise Unfit("neither a title nor a summary")
 
-    paths = record["filepaths"]
-    if not isinstance(paths, list) or not paths:
-        raise Unfit("`filepaths` is not a list of paths", json.dumps(paths)[:80])
+    paths = _without_blanks(record["filepaths"])
+    if not isinstance(paths, list):
+        raise Unfit("`filepaths` is not a list of paths", json.dumps(record["filepaths"])[:80])
     problems = {str(path): _problem(path, folder) for path in paths}
     kept = [path for path in paths if not problems[str(path)]]
     left_out = [f"{path}: {problem}" for path, problem in problems.items() if problem]

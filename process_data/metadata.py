@@ -72,7 +72,7 @@ def with_summaries(record: dict, english: object, other: object) -> dict:
     """The record with the summaries that it lacks."""
     return record | {
         "summary_en": english if merge_jsonl.is_blank(record["summary_en"]) else record["summary_en"],
-        "summary_nen": record["summary_nen"] or other,
+        "summary_nen": other if merge_jsonl.is_blank(record["summary_nen"]) else record["summary_nen"],
     }
 
 
@@ -87,4 +87,4 @@ def write(job: jobs.Job, record: dict) -> None:
 
 
 def has_summaries(record: dict) -> bool:
-    return bool(not merge_jsonl.is_blank(record["summary_en"]) and record["summary_nen"])
+    return not any(merge_jsonl.is_blank(record[field]) for field in ("summary_en", "summary_nen"))

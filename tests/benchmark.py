@@ -48,7 +48,7 @@ import embedding
 import loading
 import train_clamp2
 import utils
-from patches import M3Patchilizer, mask_patches, read_music
+from patches import M3Patchilizer, corrupt_patches, read_music, remove_unit_length
 from processes import autocast, keep_freed_memory, precision
 
 WORKS = ("m3_step", "clamp2_step", "extract_clamp2_abc", "extract_clamp2", "extract_m3")
@@ -128,10 +128,12 @@ def new_model(name: str) -> nn.Module:
     """At published sizes, with the same random weights each time."""
     torch.manual_seed(0)
     if name == "m3_step":
-        return utils.M3Model()
+        return utils.M3Model(utils.encoder_config(), utils.decoder_config())
     if name == "extract_m3":
-        return utils.M3PatchEncoder()
-    return utils.CLaMP2Model(XLMRobertaConfig(vocab_size=250_002, max_position_embeddings=514, type_vocab_size=1))
+        return utils.M3PatchEncoder(utils.encoder_config())
+    return utils.CLaMP2Model.from_configs(
+        XLMRobertaConfig(vocab_size=250_002, max_position_embeddings=514, type_vocab_size=1)
+    )
 
 
 # --- the works ----------------------------------------------------------------------------------------------------
@@ -155,7 +157,7 @@ class Work:
         self.music, self.pieces, self.tokens = music, len(music), sum(map(len, music))
         batch, texts, characters, segments, selected_patches = (), [], [], [], 0
         if name == "m3_step":
-            masked = [mask_patches(piece, np.random.default_rng(0)) for piece in music]
+            masked = [corrupt_patches(piece, np.random.default_rng(0)) for piece in music]
             chosen = [piece[selected.astype(bool)] for piece, (_, selected) in zip(music, masked, strict=True)]
             characters = [int(count) for rows in chosen for count in (rows != 0).sum(1)]
             selected_patches = len(characters)
@@ -188,8 +190,9 @@ class Work:
         """The loss, with its gradients in the parameters."""
         if self.name == "clamp2_step" and not self.plain:  # the trainer's own, with its CLAMP2_MICRO_BATCH
             scaler = torch.amp.GradScaler(self.device.type, enabled=False)
+            pairs, job = train_clamp2.Pairs(self.model), SimpleNamespace(world_size=1)
             run = SimpleNamespace(
-                model=self.model, parallel=self.model, device=self.device, dtype=self.dtype, scaler=scaler
+                module=pairs, parallel=pairs, processes=job, device=self.device, dtype=self.dtype, scaler=scaler
             )
             return train_clamp2.step(run, dict(zip(train_clamp2.INPUTS, self.batch, strict=True))).total  # type: ignore[arg-type]
         with autocast(self.device, self.dtype):
@@ -299,7 +302,9 @@ def reading_time(paths: list[Path]) -> tuple[float, float]:
     times = []
     for path in paths:
         start = time.perf_counter()
-        patchilizer.encode(read_music(path), add_special_patches=True, random_truncate=True, rng=random.Random(0))
+        patchilizer.encode_array(
+            remove_unit_length(read_music(path)), add_special_patches=True, random_truncate=True, rng=random.Random(0)
+        )
         times.append((time.perf_counter() - start) * 1e3)
     return statistics.median(times), statistics.median(path.stat().st_size for path in paths) / 1e3
 
@@ -320,7 +325,7 @@ def many_pieces() -> list[dict]:
                 "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
                 "paths, _ = files.list_files(Path(sys.argv[2]), ('.abc', '.mtf'))\n"
                 "train, held_out = utils.split_data(paths); listed = time.perf_counter() - start\n"
-                "for path in train + held_out: n += len(p.encode(patches.read_music(sys.argv[2] / path)))\n"
+                "for path in train + held_out: n += len(p.encode_array(patches.read_music(sys.argv[2] / path)))\n"
                 "print(len(paths), listed, time.perf_counter() - start,\n"
                 "      resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
             )
@@ -345,7 +350,9 @@ def many_processes(args: argparse.Namespace) -> list[dict]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         torch.manual_seed(0)
-        torch.save({"model": utils.M3Model().state_dict()}, folder / "m3.pth")
+        torch.save(
+            {"model": utils.M3Model(utils.encoder_config(), utils.decoder_config()).state_dict()}, folder / "m3.pth"
+        )
         for count in (14, 10, 40):
             (folder / str(count)).mkdir()
             for number in range(count):
@@ -397,7 +404,9 @@ def load_pieces(args: argparse.Namespace, number: int, is_abc_only: bool) -> tup
         rng.shuffle(pool)
     half = number if is_abc_only else number - number // 2
     paths = pools[0][:half] + ([] if is_abc_only else pools[1][: number // 2])
-    return [M3Patchilizer().encode(read_music(path), add_special_patches=True) for path in paths], paths
+    return [
+        M3Patchilizer().encode_array(remove_unit_length(read_music(path)), add_special_patches=True) for path in paths
+    ], paths
 
 
 def measure(name: str, args: argparse.Namespace, rate: float) -> dict:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "code"))
+sys.path[:0] = [str(ROOT / "code"), str(ROOT / "tests")]
 
 from transformers import AutoConfig
 
@@ -19,6 +19,7 @@ import train_clamp2
 import train_m3
 import training
 import utils
+from helpers import m3_configs
 
 KIT = ROOT / "tests" / "kit"
 
@@ -55,7 +56,7 @@ def main(job):
     results = {}
 
     torch.manual_seed(0)
-    m3 = utils.M3Model(hidden_size=64, patch_num_layers=2, token_num_layers=1)
+    m3 = utils.M3Model(*m3_configs())
     run = Run(settings, job, m3)
     run.parallel.eval()  # no dropout
     results["m3_loss"] = mean_loss(job, train_m3.step(run, dict(zip(names, share(job, m3_inputs), strict=True))))
@@ -64,10 +65,9 @@ def main(job):
     for micro_batch in (0, 1):
         train_clamp2.config.CLAMP2_MICRO_BATCH = micro_batch
         torch.manual_seed(0)
-        clamp2 = utils.CLaMP2Model(
-            AutoConfig.from_pretrained(KIT / "tiny-xlmr"), 48, music_hidden_size=64, patch_num_layers=2
-        )
-        run = Run(settings, job, clamp2)
+        text_config = AutoConfig.from_pretrained(KIT / "tiny-xlmr")
+        clamp2 = utils.CLaMP2Model.from_configs(text_config, m3_configs()[0], 48)
+        run = Run(settings, job, clamp2, train_clamp2.Pairs)
         run.parallel.eval()
         inputs = share(job, [texts, text_masks, m3_inputs[3], m3_inputs[1]])
         told = train_clamp2.step(run, dict(zip(train_clamp2.INPUTS, inputs, strict=True)))

@@ -27,6 +27,17 @@ KIT_MODEL = {
 }
 
 
+def m3_configs(hidden: int = 64, layers: int = 2, decoder_layers: int = 1) -> tuple:
+    """The configurations of an encoder and a decoder as programs write them; by default the kit's."""
+    from transformers import BertConfig, GPT2Config
+
+    sizes = {"num_attention_heads": hidden // 64, "intermediate_size": hidden * 4, "max_position_embeddings": 512}
+    encoder = BertConfig(vocab_size=1, hidden_size=hidden, num_hidden_layers=layers, **sizes)
+    decoder = {"n_positions": 64, "n_embd": hidden, "n_layer": decoder_layers, "n_head": hidden // 64}
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return encoder, GPT2Config(vocab_size=128, n_inner=hidden * 4, **decoder, **ids)
+
+
 def write_config(path: Path, **constants) -> Path:
     """A file for CLAMP2_CONFIG."""
     path.write_text("".join(f"{name} = {value!r}\n" for name, value in constants.items()))

@@ -101,11 +101,13 @@ def cut(patches, length, rng, train):
     return patches[start : start + length]
 
 
+def patches_of(text):
+    text = "".join(line for line in text.splitlines(True) if line != "L:1/8\n")
+    return M3Patchilizer().encode_array(text, add_special_patches=True)
+
+
 def m3_piece(path, rng, train, length):
-    text = read_music(path)
-    if train and rng.random() < 0.9:
-        text = remove_instrument_info(text)
-    target = cut(M3Patchilizer().encode(text, add_special_patches=True), length, rng, train)
+    target = cut(patches_of(read_music(path)), length, rng, train)
     dice = np.random.default_rng(rng.getrandbits(64))
     selected = sorted(dice.permutation(len(target))[: math.ceil(0.45 * len(target))].tolist())
     corrupted, draw = target.copy(), dice.random() if train else 1.0
@@ -120,7 +122,7 @@ def m3_piece(path, rng, train, length):
     return {"name": path.name, "input": corrupted, "selected": selected, "target": target, "kind": kind}
 
 
-def clamp2_piece(record, rng, train, folder, length, tokenizer):
+def clamp2_piece(record, rng, train, folder, length, tokenizer, text_length=128):
     values = [record.get(field) or [] for field in METADATA]
     values = [item for value in values for item in (value if isinstance(value, list) else [value])]
     metadata = list(dict.fromkeys(line.strip() for value in values for line in value.split("\n") if line.strip()))
@@ -136,12 +138,14 @@ def clamp2_piece(record, rng, train, folder, length, tokenizer):
     else:
         lines = [rng.choice(rng.choice(languages))]
     paths = record["filepaths"]
-    path = folder / (rng.choice(paths) if train else next((p for p in paths if p.endswith(".abc")), paths[0]))
+    first = rng.sample(paths, len(paths))[0] if train else next((p for p in paths if p.endswith(".abc")), paths[0])
+    path = folder / first
     music = read_music(path)
     if train and rng.random() < 0.9:
         music = remove_instrument_info(music)
-    patches = cut(M3Patchilizer().encode(music, add_special_patches=True), length, rng, train)
-    return {"name": path.name, "text": tokenizer("</s>".join(lines))["input_ids"], "music": patches}
+    patches = cut(patches_of(music), length, rng, train)
+    ids = cut(tokenizer("</s>".join(lines))["input_ids"], text_length, rng, train)
+    return {"name": path.name, "text": ids, "music": patches}
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------

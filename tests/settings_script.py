@@ -20,7 +20,7 @@ from loading import make_loader
 from patches import M3Patchilizer
 from processes import Processes
 from small_runs import Pieces, a_run
-from texts import load_text_config, load_tokenizer
+from texts import load_tokenizer
 
 LONG = ROOT / "tests" / "kit" / "interleaved" / "long_duo.abc"
 
@@ -73,13 +73,14 @@ def main():
         records.write_text(json.dumps({"summary_en": "a word and " * 20, "filepaths": [LONG.name]}) + "\n")
         pair = train_clamp2.CLaMP2Dataset(train_clamp2.Jsonl(records), [0], load_tokenizer(), True, 0)[1, 0]
         losses = contrastive(Path(folder))
-    m3, clamp2 = utils.M3Model().state_dict(), utils.CLaMP2Model(load_text_config()).state_dict()
-    halves = utils.M3PatchEncoder().state_dict(), utils.M3TokenDecoder().state_dict()
+    encoder, decoder = utils.encoder_config(), utils.decoder_config()
+    m3, clamp2 = utils.M3Model(encoder, decoder).state_dict(), utils.empty_clamp2().state_dict()
+    halves = utils.M3PatchEncoder(encoder).state_dict(), utils.M3TokenDecoder(decoder).state_dict()
     facts = {
         "halves of m3": {name: list(value.shape) for half in halves for name, value in half.items()},
         "m3": {name: list(value.shape) for name, value in m3.items()},
         "clamp2": {name: list(value.shape) for name, value in clamp2.items()},
-        "patches": list(M3Patchilizer().encode(LONG.read_text(), truncate=True).shape),
+        "patches": list(M3Patchilizer().encode_array(LONG.read_text(), truncate=True).shape),
         "patches of a piece": list(piece["target"].shape),
         "selected": int(piece["selected"].sum()),
         "patches of a pair": list(pair["music"].shape),

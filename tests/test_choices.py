@@ -22,7 +22,7 @@ import train_m3
 from files import InputError
 from helpers import KIT
 from loading import Batches, PieceDataset
-from patches import BOS, EOS, MASK, PAD, M3Patchilizer, mask_patches, remove_instrument_info
+from patches import BOS, EOS, MASK, PAD, M3Patchilizer, corrupt_patches, remove_instrument_info
 from processes import Processes
 from texts import tokenize
 from train_clamp2 import choose_text
@@ -344,7 +344,7 @@ def test_a_piece_is_masked_or_shuffled_or_left_as_it_was():
     rng = np.random.default_rng(0)
     kinds = []
     for _ in range(6500):
-        corrupted, selected = mask_patches(patches, rng)
+        corrupted, selected = corrupt_patches(patches, rng)
         assert same(corrupted[~selected], before[~selected]) and same(patches, before)
         kinds.append(kind_of(corrupted, before, selected))
         if kinds[-1] == "shuffle":
@@ -356,7 +356,7 @@ def test_a_piece_is_masked_or_shuffled_or_left_as_it_was():
 def test_every_set_of_patches_is_selected_as_often_as_the_others():
     patches = np.array([MARK] * 5, np.uint8)
     rng = np.random.default_rng(0)
-    sets = [tuple(mask_patches(patches, rng)[1].nonzero()[0].tolist()) for _ in range(3000)]
+    sets = [tuple(corrupt_patches(patches, rng)[1].nonzero()[0].tolist()) for _ in range(3000)]
     # wrong: neighbours (a fifth each), never the first or the last (a fourth each)
     assert_shares(sets, dict.fromkeys(combinations(range(5), 3), (1 / 10, 1 / 5)))
 
@@ -367,7 +367,7 @@ def test_the_number_of_selected_patches_is_rounded_up(train):
     for count in range(1, 130):
         patches = np.full((count, 8), 40, np.uint8)
         for options, percent in (({}, 45), ({"mask_ratio": 0.25}, 25), ({"mask_ratio": 1.0}, 100)):
-            corrupted, selected = mask_patches(patches, rng, train, **options)
+            corrupted, selected = corrupt_patches(patches, rng, train, **options)
             assert selected.dtype == bool and selected.sum() == -(-percent * count // 100)
             assert train or same(corrupted, patches)
 
@@ -378,7 +378,7 @@ def shuffles(patches, draws):
     rng = np.random.default_rng(0)
     found = []
     while len(found) < draws:
-        corrupted, selected = mask_patches(patches, rng, mask_ratio=1.0)
+        corrupted, selected = corrupt_patches(patches, rng, mask_ratio=1.0)
         if kind_of(corrupted, patches, selected) == "shuffle":
             found.append(corrupted[:-1])
     return np.array(found)

@@ -4,10 +4,13 @@ import json
 import os
 import shutil
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import extraction
+from files import InputError
 from helpers import CODE, KIT, KIT_MODEL, free_port, run, run_ranks, run_script, write_config
 
 VALUES = np.load(KIT / "values.npz")
@@ -111,7 +114,7 @@ def test_temporal_features_resume_and_bad_files(source, config, tmp_path):
     result = run_script(CODE / "extract_clamp2.py", folder, target, config=config)
     assert result.returncode == 1
     assert "20 done, 0 skipped (they were there), 4 failed" in result.stdout
-    errors = [json.loads(line) for line in (target / "errors.jsonl").read_text().splitlines()]
+    errors = [json.loads(line) for line in (tmp_path / "out.errors.jsonl").read_text().splitlines()]
     assert [error["file"] for error in errors] == ["bad.abc", "empty.txt", "silent.mtf", "\udcff.mtf"]
     assert "bad.abc: not UTF-8" in errors[0]["error"] and errors[0]["error"] in result.stderr
     for name in golden("clamp2_temporal/"):
@@ -132,13 +135,62 @@ def test_temporal_features_resume_and_bad_files(source, config, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "2 done, 18 skipped" in result.stdout
     assert np.load(target / "words" / "lines.npy").shape[1] < 38 and (target / "music" / "duo.npy").exists()
-    assert not (target / "errors.jsonl").exists() and not leftover.exists()
+    assert not (tmp_path / "out.errors.jsonl").exists() and not leftover.exists()
 
     result = run_script(CODE / "extract_clamp2.py", folder, target, "--normalize", config=config)
-    assert (
-        result.returncode == 2
-        and "holds features made with weights_clamp2_kit.pth, temporal, which is not" in result.stderr
-    )
+    assert result.returncode == 2 and "holds features of form temporal, and not of form --normalize" in result.stderr
+
+
+def test_the_output_folder_holds_features_and_nothing_else(source, config, tmp_path):
+    """What programs do with it. Two extractions into two folders of one parent do not disturb each other."""
+    flat = tmp_path / "in"
+    shutil.copytree(KIT / "interleaved", flat)
+    (flat / "bad.abc").write_bytes(b"\xff")
+    for name, options in (("temporal", []), ("pooled", ["--normalize"])):
+        for status in (1, 1):  # the second start finds it all done but the bad file
+            out = tmp_path / "features" / name
+            result = run_script(CODE / "extract_clamp2.py", flat, out, *options, config=config)
+            assert result.returncode == status, result.stderr
+    for name, width in (("temporal", 64), ("pooled", 48)):
+        out = tmp_path / "features" / name
+        features = [np.load(os.path.join(out, file))[0] for file in os.listdir(out)]
+        assert len(features) == 9 and all(feature.shape[-1] == width for feature in features)
+        noted = json.loads((tmp_path / "features" / f"{name}.extraction.json").read_text())
+        assert noted["form"] == ("--normalize" if name == "pooled" else "temporal")
+        assert json.loads((tmp_path / "features" / f"{name}.errors.jsonl").read_text())["file"] == "bad.abc"
+    beside = {f"{name}.{what}" for name in ("temporal", "pooled") for what in ("extraction.json", "errors.jsonl")}
+    assert set(os.listdir(tmp_path / "features")) == {"temporal", "pooled", *beside}
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/.", "/sub/.."])
+def test_what_stands_beside_a_folder_has_its_name(tmp_path, monkeypatch, ending):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("out")
+    for name in ("out", "link", str(tmp_path / "out")):
+        assert extraction.beside(Path(name + ending), ".errors.jsonl") == tmp_path / "out.errors.jsonl"
+    monkeypatch.chdir(tmp_path / "out")
+    assert extraction.beside(Path("."), ".errors.jsonl") == tmp_path / "out.errors.jsonl"
+    with pytest.raises(InputError, match="/: name an output folder below it"):
+        extraction.beside(Path("/"), ".errors.jsonl")
+
+
+def test_a_folder_beside_which_nothing_can_be_written(tmp_path, monkeypatch):
+    """Such as a mount point in a folder of the system."""
+    (tmp_path / "weights.pth").touch()
+    real = extraction.atomic_write
+
+    def refused(path, *arguments, **options):
+        if path.parent == tmp_path:
+            raise OSError(30, "Read-only file system", str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(extraction, "atomic_write", refused)
+    problem = r"mount\.extraction\.json: Read-only file system; .*, such as .*/mount/features"
+    with pytest.raises(InputError, match=problem):
+        extraction.prepare_target(tmp_path / "mount", tmp_path / "weights.pth", True)
+    extraction.prepare_target(tmp_path / "mount" / "features", tmp_path / "weights.pth", True)
+    assert (tmp_path / "mount" / "features.extraction.json").exists()
 
 
 def test_reading_ahead_changes_nothing(source, tmp_path):
@@ -153,7 +205,7 @@ def test_reading_ahead_changes_nothing(source, tmp_path):
         config = write_config(tmp_path / "config.py", **KIT_MODEL, NUM_WORKERS=workers, EXTRACT_BATCH_TOKENS=512)
         result = run_script(CODE / "extract_clamp2.py", folder, tmp_path / str(workers), "--normalize", config=config)
         assert result.returncode == 1 and "100 done, 0 skipped (they were there), 4 failed" in result.stdout
-        told.append((tmp_path / str(workers) / "errors.jsonl").read_text())
+        told.append((tmp_path / f"{workers}.errors.jsonl").read_text())
     assert told[0] == told[1]
     assert written(tmp_path / "0") == written(tmp_path / "2")
     for name in written(tmp_path / "0"):

@@ -24,7 +24,7 @@ def manifest_of(target: Path) -> Path:
 
 
 def errors_of(target: Path) -> Path:
-    return target / "errors.jsonl"
+    return target.with_name(target.name + ".errors.jsonl")
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoTokenizer, XLMRobertaConfig
 import utils
 from checkpoints import load_checkpoint, load_weights
 from embedding import embed
-from helpers import SHARED_GOLDEN
+from extraction import read_patches
+from helpers import SHARED_GOLDEN, m3_configs
 from patches import M3Patchilizer, read_music
 from texts import join_lines, read_text, tokenize
 
@@ -32,12 +33,12 @@ def values():
 
 
 def tiny_m3():
-    return utils.M3Model(hidden_size=128, patch_num_layers=3, token_num_layers=2)
+    return utils.M3Model(*m3_configs(128, 3, 2))
 
 
 def tiny_clamp2():
     text_config = AutoConfig.from_pretrained(SHARED_GOLDEN / "tiny-xlmr")
-    return utils.CLaMP2Model(text_config, hidden_size=96, music_hidden_size=128, patch_num_layers=3)
+    return utils.CLaMP2Model.from_configs(text_config, m3_configs(128, 3)[0], 96)
 
 
 def with_weights(model, name):
@@ -57,14 +58,14 @@ def clamp2():
     return with_weights(tiny_clamp2(), "weights_clamp2_tiny.pth")
 
 
-def music(name):
-    return read_music(SHARED_GOLDEN / ("mtf" if name.endswith(".mtf") else "interleaved") / name)
+def patches_of(name, keep_unit_length=False):
+    return read_patches(keep_unit_length, SHARED_GOLDEN / ("mtf" if name.endswith(".mtf") else "interleaved") / name)
 
 
-def array_of(name, tokenizer):
+def array_of(name, tokenizer, keep_unit_length=False):
     if name.endswith(".txt"):
         return tokenize(join_lines(read_text(SHARED_GOLDEN / "texts" / name), tokenizer), tokenizer)
-    return M3Patchilizer().encode(music(name), add_special_patches=True)
+    return patches_of(name, keep_unit_length)
 
 
 def test_sizes_are_those_of_the_tiny_configuration():
@@ -78,7 +79,7 @@ def test_patches_of_every_piece():
     pieces = [path.name for kind in ("interleaved", "mtf") for path in (SHARED_GOLDEN / kind).iterdir()]
     assert sorted(golden) == sorted(pieces) and len(golden) > 90
     for name, facts in golden.items():
-        patches = M3Patchilizer().encode(music(name), add_special_patches=True)
+        patches = patches_of(name)
         assert len(patches) == facts["n_patches"], name
         assert hashlib.sha256(patches.tobytes()).hexdigest() == facts["sha256"], name
 
@@ -86,14 +87,16 @@ def test_patches_of_every_piece():
 def test_decode_inverts_encode():
     for path in (SHARED_GOLDEN / "mtf").iterdir():
         text = read_music(path)
-        assert M3Patchilizer(patch_size=1000).decode(M3Patchilizer(patch_size=1000).encode(text)) == text, path.name
+        assert M3Patchilizer(patch_size=1000).decode(M3Patchilizer(patch_size=1000).encode_array(text)) == text, (
+            path.name
+        )
 
 
 @pytest.mark.parametrize(
     ("name", "model"),
     [
-        ("m3", utils.M3Model),
-        ("clamp2", lambda: utils.CLaMP2Model(PUBLISHED_TEXT)),
+        ("m3", lambda: utils.M3Model(utils.encoder_config(), utils.decoder_config())),
+        ("clamp2", lambda: utils.CLaMP2Model.from_configs(PUBLISHED_TEXT)),
         ("m3_tiny", tiny_m3),
         ("clamp2_tiny", tiny_clamp2),
     ],
@@ -118,7 +121,7 @@ def test_clamp2_features(clamp2, values, kind):
     tokenizer = AutoTokenizer.from_pretrained(SHARED_GOLDEN / "tiny-xlmr")
     names = [name.removeprefix(kind) for name in values if name.startswith(kind)]
     assert len(names) == 11
-    features = embed(clamp2, (array_of(name, tokenizer) for name in names), pooled=kind == "clamp2_normalized/")
+    features = embed(clamp2, (array_of(name, tokenizer, True) for name in names), pooled=kind == "clamp2_normalized/")
     for name, feature in zip(names, features, strict=True):
         np.testing.assert_allclose(feature, values[kind + name], atol=1e-4, rtol=0, err_msg=name)
 
@@ -132,4 +135,4 @@ def test_m3_loss(m3, values):
 
 def test_contrastive_loss(values):
     text, music = (torch.from_numpy(values[f"clip_loss/{side}"]) for side in ("text", "music"))
-    assert abs(utils.ClipLoss(logit_scale=1)(text, music).item() - values["clip_loss/loss"]) < 1e-4
+    assert abs(utils.ClipLoss()(text, music, 1).item() - values["clip_loss/loss"]) < 1e-4

@@ -69,8 +69,8 @@ from utils import CLaMP2Model, M3Model
 m3 = M3Model.from_pretrained("{converted}/m3")
 clamp2 = CLaMP2Model.from_pretrained("{converted}/clamp2")
 assert not m3.training and not clamp2.training
-patches = read_patches(Path("{KIT}/interleaved/duo.abc"))
-np.savez("{tmp_path}/out.npz", m3=next(embed(m3.encoder, [patches])), music=next(embed(clamp2, [patches], True)))
+m3_patches, patches = (read_patches(keep, Path("{KIT}/interleaved/duo.abc")) for keep in (False, True))
+np.savez("{tmp_path}/out.npz", m3=next(embed(m3.encoder, [m3_patches])), music=next(embed(clamp2, [patches], True)))
 tokenizer = AutoTokenizer.from_pretrained("{converted}/clamp2")
 print(tokenizer("a jig")["input_ids"])
 """
@@ -94,13 +94,14 @@ def test_what_is_in_the_folders(converted):
     assert {path.stat().st_mode for path in (converted / "m3").iterdir()} == {reference.stat().st_mode}
     checkpoint = torch.load(WEIGHTS["clamp2"], weights_only=True)
     settings = json.loads((converted / "clamp2" / "config.json").read_text())
-    assert (settings["music_hidden_size"], settings["hidden_size"], settings["patch_num_layers"]) == (64, 48, 2)
+    music = settings["music_config"]
+    assert (music["hidden_size"], settings["hidden_size"], music["num_hidden_layers"]) == (64, 48, 2)
     assert settings["text_config"]["model_type"] == "xlm-roberta" and str(converted) not in json.dumps(settings)
     card = (converted / "clamp2" / "README.md").read_text()
     count = sum(value.numel() for value in checkpoint["model"].values())
     for row in (
         f"| parameters | {count} |",
-        "| patch num layers | 2 |",
+        "| music config | bert, 2 layers of width 64 |",
         "| made from | weights_clamp2_kit.pth |",
         f"| epoch | {checkpoint['epoch']} |",
     ):

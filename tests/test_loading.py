@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections import Counter
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 import config
 import train_clamp2
@@ -19,13 +19,10 @@ import training
 import utils
 from checkpoints import load_checkpoint
 from files import InputError
-from helpers import KIT, KIT_SIZES
+from helpers import KIT, m3_configs
 from loading import Batches, PieceDataset, make_loader, pad
-from patches import M3Patchilizer, read_music
+from patches import M3Patchilizer, read_music, remove_unit_length
 from processes import Processes, precision
-
-TINY_M3 = {"hidden_size": 64, "patch_num_layers": 2, "token_num_layers": 1}
-TINY_CLAMP2 = {"hidden_size": KIT_SIZES["CLAMP2_HIDDEN_SIZE"], "music_hidden_size": 64, "patch_num_layers": 2}
 
 
 def batches(count, size, world_size, train=True, epoch=1):
@@ -262,7 +259,7 @@ def test_what_clamp2_trains_on_and_is_evaluated_on(tmp_path, monkeypatch, loader
 
 # --- what is done to a piece ----------------------------------------------------------------------------------------
 def patches_of(text):
-    return M3Patchilizer().encode(text, add_special_patches=True)
+    return M3Patchilizer().encode_array(remove_unit_length(text), add_special_patches=True)
 
 
 def test_m3_cuts_long_pieces_at_random_in_training_only():
@@ -279,6 +276,68 @@ def test_m3_cuts_long_pieces_at_random_in_training_only():
     assert np.array_equal(evaluated["target"], whole[:512]) and np.array_equal(evaluated["input"], whole[:512])
 
 
+def test_a_file_that_cannot_be_used_is_named_and_another_one_of_the_record_is_tried(tmp_path):
+    for kind in ("interleaved", "mtf"):
+        (tmp_path / kind).symlink_to(KIT / kind)
+    (tmp_path / "empty.abc").touch()
+    (tmp_path / "binary.mtf").write_bytes(b"\xff")
+    good = "mtf/many_tracks.mtf"
+    records = [
+        {"title": "one bad", "filepaths": ["empty.abc", good]},
+        {"title": "two bad", "filepaths": ["gone.mtf", "binary.mtf", good]},
+        {"title": "all bad", "filepaths": ["empty.abc", "binary.mtf"]},
+    ]
+    path = tmp_path / "pieces.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    tokenizer = AutoTokenizer.from_pretrained(KIT / "tiny-xlmr")
+    for train in (True, False):
+        dataset = train_clamp2.CLaMP2Dataset(train_clamp2.Jsonl(path), [0, 1, 2], tokenizer, train, 0)
+        seen: dict[int, set] = {0: set(), 1: set()}
+        for epoch in range(40):
+            for index in (0, 1):
+                sample = dataset[epoch, index]
+                assert sample["name"] == str(tmp_path / good)
+                assert tokenizer.decode(sample["text"], skip_special_tokens=True) == records[index]["title"]
+                seen[index] |= {problem.removeprefix(f"{path}, line {index + 1}: ") for problem in sample["problems"]}
+        assert seen[0] == {f"{tmp_path}/empty.abc: the file is empty"}
+        assert len(seen[1]) == 2 and any("gone.mtf: No such file" in problem for problem in seen[1])
+        sample = dataset[0, 2]  # another record stands in
+        assert sample["name"] == str(tmp_path / good)
+        assert any("empty.abc: the file is empty" in p and "binary.mtf: not UTF-8" in p for p in sample["problems"])
+
+
+def test_a_long_text_is_cut_to_its_head_its_tail_or_a_random_middle(tmp_path, monkeypatch):
+    """Equally likely in training; to its head in evaluation. 40 tokens are cut to 10: 31 places."""
+    (tmp_path / "mtf").symlink_to(KIT / "mtf")
+    path = tmp_path / "pieces.jsonl"
+    path.write_text(json.dumps({"summary_en": "la " * 38, "filepaths": ["mtf/plain.mtf"]}) + "\n")
+    monkeypatch.setattr(config, "MAX_TEXT_LENGTH", 10)
+
+    class Tokenizer:
+        sep_token, sep_token_id, pad_token_id = "</s>", 2, 1
+
+        def __call__(self, text, **_):
+            return {"input_ids": [0, *range(10, 10 + len(text.split())), 2]}
+
+    whole = [0, *range(10, 48), 2]
+    dataset = train_clamp2.CLaMP2Dataset(train_clamp2.Jsonl(path), [0], Tokenizer(), True, 0)
+    starts: Counter = Counter()
+    for epoch in range(1200):
+        ids = dataset[epoch, 0]["text"].tolist()
+        start = whole.index(ids[0])
+        assert ids == whole[start : start + 10]
+        starts[start] += 1
+    # head and tail: 1/3 each, and their share of the middle; 5 standard deviations of 1,200 draws are 83
+    for end in (0, 30):
+        assert abs(starts[end] - 1200 * (1 / 3 + 1 / 93)) < 83, starts
+    assert sum(starts.values()) - starts[0] - starts[30] > 290  # of 387; a third of them if there were no third way
+    assert len(starts) == 31  # each of the others is drawn 13 times on average
+    evaluated = train_clamp2.CLaMP2Dataset(train_clamp2.Jsonl(path), [0], Tokenizer(), False, 0)
+    assert evaluated[0, 0]["text"].tolist() == whole[:10]
+    monkeypatch.setattr(config, "MAX_TEXT_LENGTH", 40)
+    assert dataset[0, 0]["text"].tolist() == evaluated[0, 0]["text"].tolist() == whole
+
+
 # --- evaluation -----------------------------------------------------------------------------------------------------
 class Run(training.Training):
     """A training of which only the evaluation is run."""
@@ -287,9 +346,9 @@ class Run(training.Training):
         pass
 
 
-def a_run(model, batch_size=4, job=None):
+def a_run(model, batch_size=4, job=None, wrap=lambda model: model):
     settings = training.Settings("m3", 1, 1e-3, batch_size, True, False, False, Path("w"), Path("l"))
-    run = Run(settings, job or Processes(0, 0, 1), model)
+    run = Run(settings, job or Processes(0, 0, 1), model, wrap)
     run.model.eval()
     return run
 
@@ -301,7 +360,7 @@ def no_workers(monkeypatch):
 
 def test_the_loss_of_m3_s_evaluation_is_the_mean_over_characters():
     torch.manual_seed(0)
-    model = utils.M3Model(**TINY_M3)
+    model = utils.M3Model(*m3_configs())
     torch.nn.init.normal_(model.decoder.base.lm_head.weight)  # so that the pieces differ
     files = sorted(str(path) for kind in ("interleaved", "mtf") for path in (KIT / kind).iterdir())
     dataset = train_m3.M3Dataset(files, False, 0)
@@ -332,8 +391,11 @@ def test_the_loss_of_clamp2_s_evaluation_is_that_of_all_pairs(world_size, monkey
             return {"name": str(index), "index": index}
 
     class Model(torch.nn.Linear):
-        def forward(self, rows, *_):
-            return text[rows], music[rows]
+        def get_text_features(self, rows, _, get_normalized):
+            return text[rows]
+
+        def get_music_features(self, rows, _, get_normalized):
+            return music[rows]
 
     def collate(samples):
         return dict.fromkeys(train_clamp2.INPUTS, torch.tensor([sample["index"] for sample in samples]))
@@ -343,9 +405,9 @@ def test_the_loss_of_clamp2_s_evaluation_is_that_of_all_pairs(world_size, monkey
     job = Processes(world_size - 1, world_size - 1, world_size)
     monkeypatch.setattr(job, "gather", lambda own: [*others, own])
     monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
-    run = a_run(Model(1, 1), batch_size, job)
+    run = a_run(Model(1, 1), batch_size, job, train_clamp2.Pairs)
     loss = train_clamp2.evaluate(run, make_loader(Rows(False, 0), batch_size, job, collate))
-    halves = [utils.ClipLoss(local=True)(text[half], music[half]) for half in (slice(0, 5), slice(5, 10))]
+    halves = [utils.ClipLoss(world_size=1)(text[half], music[half]) for half in (slice(0, 5), slice(5, 10))]
     assert abs(loss - float(sum(halves)) / 2) < 1e-6
 
 
@@ -396,11 +458,8 @@ def test_clamp2_starts_from_m3_and_the_text_model(tmp_path, monkeypatch, load_m3
     shutil.copytree(KIT / "tiny-xlmr", folder)
     text = {name: value + 1 for name, value in load_file(folder / "model.safetensors").items()}  # no seed gives these
     save_file(text, folder / "model.safetensors", {"format": "pt"})
-    monkeypatch.setattr(train_clamp2, "CLaMP2Model", partial(utils.CLaMP2Model, **TINY_CLAMP2))
-    monkeypatch.setattr(config, "TEXT_MODEL_NAME", str(folder))
     monkeypatch.setattr(config, "M3_WEIGHTS_PATH", str(KIT / "weights_m3_kit.pth"))
-    monkeypatch.setattr(config, "CLAMP2_LOAD_M3", load_m3)
-    model = train_clamp2.new_model(Processes(0, 0, 1))
+    model = utils.CLaMP2Model(m3_configs()[0], text_model_name=str(folder), hidden_size=48, load_m3=load_m3)
     m3 = load_checkpoint(KIT / "weights_m3_kit.pth")["model"]
     ours = model.music_model.state_dict()
     assert all(torch.equal(value, m3[f"encoder.{name}"]) for name, value in ours.items()) == load_m3
@@ -410,10 +469,11 @@ def test_clamp2_starts_from_m3_and_the_text_model(tmp_path, monkeypatch, load_m3
 
 
 def test_clamp2_says_that_there_are_no_weights_of_m3(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_clamp2, "CLaMP2Model", partial(utils.CLaMP2Model, **TINY_CLAMP2))
-    monkeypatch.setattr(config, "TEXT_MODEL_NAME", str(KIT / "tiny-xlmr"))
     monkeypatch.setattr(config, "M3_WEIGHTS_PATH", str(tmp_path / "none.pth"))
-    models = [train_clamp2.new_model(Processes(0, 0, 1)) for _ in range(2)]
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(utils.CLaMP2Model(m3_configs()[0], text_model_name=str(KIT / "tiny-xlmr"), hidden_size=48))
     assert capsys.readouterr().out.count(f"CLAMP2_LOAD_M3 is True, but {tmp_path}/none.pth does not exist") == 2
     first, second = (model.music_model.state_dict() for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)  # as on every rank

@@ -10,7 +10,7 @@ import pytest
 
 import gpt4_summarize
 import merge_jsonl
-import train_clamp2
+import records as training_records
 from merge_jsonl import FIELDS, METADATA
 
 NEN = {"language": "German", "summary": "Ein Lied."}
@@ -61,6 +61,8 @@ GOOD = {
     "upper case": record(filepaths=["abc/B.ABC"]),
     "all fields": dict.fromkeys(METADATA, "x") | record(genres=["a", None], summary_en="A song.", summary_nen=NEN),
     "unknown field": record(id=7),
+    "summary_nen None": record(summary_nen="None"),
+    "list of None": record(summary_nen=["None", None, NEN], genres=["None", ""], filepaths=["None", "abc/a.abc"]),
 }
 
 
@@ -76,12 +78,14 @@ def test_what_is_fit_is_merged_and_training_reads_it(data, capsys):
     assert merged["list of summaries"]["summary_en"] == ["A song.", "An air."]
     assert merged["list of summaries"]["summary_nen"] == [NEN, NEN]
     assert merged["unknown field"]["id"] == 7
+    assert merged["summary_nen None"]["summary_nen"] is None and merged["list of None"]["summary_nen"] == [NEN]
+    assert merged["list of None"]["genres"] is None and merged["list of None"]["filepaths"] == ["abc/a.abc"]
 
-    lines = train_clamp2.Jsonl(data / "train.jsonl")  # what the trainer itself makes of it
+    lines = training_records.Jsonl(data / "train.jsonl")  # what the trainer itself makes of it
     for line, name in enumerate(sorted(GOOD)):
         found = lines[line]
-        texts = train_clamp2.metadata_lines(found)
-        texts += train_clamp2.summaries(found["summary_en"]) + train_clamp2.summaries(found["summary_nen"])
+        texts = training_records.metadata_lines(found)
+        texts += training_records.summaries(found["summary_en"]) + training_records.summaries(found["summary_nen"])
         assert texts and "None" not in texts, name
         assert all((data / path).is_file() for path in found["filepaths"]), name
 
@@ -135,9 +139,15 @@ UNFIT = {  # record -> what the report says of it
     "summary_nen": (record(summary_nen="Ein Lied."), "`summary_nen` is neither"),
     "infinite": (b'{"title": "A", "year": Infinity, "filepaths": ["abc/a.abc"]}', "JSON in UTF-8 cannot"),
     "half a pair": (b'{"title": "\\ud83d", "filepaths": ["abc/a.abc"]}', "JSON in UTF-8 cannot"),
-    "no JSON": (b'{"title": ', "not a JSON text"),
-    "latin": ('{"title": "é"}'.encode("latin-1"), "not a JSON text"),
-    "a list": ([record()], "not a JSON object"),
+    "no JSON": (b'{"title": ', "not JSON ("),
+    "latin": ('{"title": "é"}'.encode("latin-1"), "not JSON ("),
+    "a list": ([record()], "not a JSON object, but a list"),
+    "Python": (b"{'title': 'A', 'filepaths': ['abc/a.abc']}", "Python's notation, not JSON: write null for None"),
+    "Python's None": (
+        b'{"title": None, "filepaths": ["abc/a.abc"]}',
+        "Python's notation, not JSON: write null for None",
+    ),
+    "paths that do not apply": (record(filepaths=["None", None, ""]), "not a list of paths"),
 }
 
 

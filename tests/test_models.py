@@ -15,18 +15,18 @@ import packing
 import utils
 from checkpoints import load_checkpoint, load_weights
 from embedding import embed, segment_starts
+from extraction import read_patches
 from files import InputError
-from helpers import KIT, KIT_SIZES
-from patches import M3Patchilizer, read_music
+from helpers import KIT, m3_configs
 from texts import join_lines, read_text, tokenize
 
 VALUES = np.load(KIT / "values.npz")
-SIZES = {"hidden_size": KIT_SIZES["M3_HIDDEN_SIZE"], "patch_num_layers": 2, "token_num_layers": 1}
+ENCODER, DECODER = m3_configs()
 
 
 @pytest.fixture(scope="module")
 def m3():
-    model = utils.M3Model(**SIZES)
+    model = utils.M3Model(ENCODER, DECODER)
     path = KIT / "weights_m3_kit.pth"
     load_weights(model, load_checkpoint(path)["model"], path)
     return model.eval()
@@ -34,9 +34,7 @@ def m3():
 
 @pytest.fixture(scope="module")
 def clamp2():
-    model = utils.CLaMP2Model(
-        AutoConfig.from_pretrained(KIT / "tiny-xlmr"), hidden_size=48, music_hidden_size=64, patch_num_layers=2
-    )
+    model = utils.CLaMP2Model.from_configs(AutoConfig.from_pretrained(KIT / "tiny-xlmr"), ENCODER, 48)
     path = KIT / "weights_clamp2_kit.pth"
     load_weights(model, load_checkpoint(path)["model"], path)
     return model.eval()
@@ -48,11 +46,11 @@ def golden(prefix):
     return names
 
 
-def array_of(name, tokenizer):
+def array_of(name, tokenizer, keep_unit_length=False):
     if name.endswith(".txt"):
         return tokenize(join_lines(read_text(KIT / "texts" / name), tokenizer), tokenizer)
     path = KIT / ("mtf" if name.endswith(".mtf") else "interleaved") / name
-    return M3Patchilizer().encode(read_music(path), add_special_patches=True)
+    return read_patches(keep_unit_length, path)
 
 
 def batch(prefix, *names):
@@ -72,7 +70,7 @@ def test_golden_m3_features(m3, batch_tokens):
 @pytest.mark.parametrize("batch_tokens", [100, 10**6])
 def test_golden_clamp2_features(clamp2, tokenizer, kind, batch_tokens):
     names = golden(kind)
-    arrays = (array_of(name, tokenizer) for name in names)
+    arrays = (array_of(name, tokenizer, keep_unit_length=True) for name in names)
     for name, feature in zip(names, embed(clamp2, arrays, kind == "clamp2_normalized/", batch_tokens), strict=True):
         np.testing.assert_allclose(feature, VALUES[kind + name], atol=1e-4, rtol=0, err_msg=name)
 
@@ -94,7 +92,7 @@ def test_golden_m3_loss(m3):
 
 
 def test_golden_contrastive_loss():
-    loss = utils.ClipLoss(logit_scale=1)(*batch("clip_loss", "text", "music"))
+    loss = utils.ClipLoss()(*batch("clip_loss", "text", "music"), 1)
     assert abs(loss.item() - VALUES["clip_loss/loss"]) < 1e-4
 
 
@@ -163,7 +161,10 @@ XLMR = XLMRobertaConfig(vocab_size=250002, max_position_embeddings=514, type_voc
 
 def published_models():
     with torch.device("meta"):
-        return {"m3": utils.M3Model(), "clamp2": utils.CLaMP2Model(XLMR)}
+        return {
+            "m3": utils.M3Model(utils.encoder_config(), utils.decoder_config()),
+            "clamp2": utils.CLaMP2Model.from_configs(XLMR),
+        }
 
 
 def test_state_dicts_of_published_size():
@@ -183,10 +184,10 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(
         InputError, match=r"weights_m3_kit.*encoder\.patch_embedding\.weight is \[64, 8192\].*\[128, 8192\]"
     ):
-        load_weights(utils.M3Model(hidden_size=128, patch_num_layers=2, token_num_layers=1), weights, path)
+        load_weights(utils.M3Model(*m3_configs(hidden=128)), weights, path)
     del weights["encoder.patch_embedding.bias"]
     with pytest.raises(InputError, match=r"1 entries are missing \(the first: encoder\.patch_embedding\.bias\)"):
-        load_weights(utils.M3Model(**SIZES), weights, path)
+        load_weights(utils.M3Model(ENCODER, DECODER), weights, path)
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path):
@@ -277,14 +278,14 @@ def test_packed_text_model_is_the_padded_one():
     )
     torch.manual_seed(0)
     padded = XLMRobertaModel(config).eval()
-    model = utils.CLaMP2Model(config, 48, music_hidden_size=64, patch_num_layers=1).eval()
+    model = utils.CLaMP2Model.from_configs(config, m3_configs(layers=1)[0], 48).eval()
     model.text_model.load_state_dict(padded.state_dict())
     ids = torch.randint(4, 100, (5, 40))
     masks = torch.arange(40) < torch.tensor([40, 3, 17, 8, 25])[:, None]
     ids[~masks] = 1
     expected = padded(input_ids=ids, attention_mask=masks.long()).last_hidden_state
     mean = (expected * masks[..., None]).sum(1) / masks.sum(1, keepdim=True)
-    torch.testing.assert_close(model.get_text_features(ids, masks), model.text_proj(mean), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.get_text_features(ids, masks, True), model.text_proj(mean), atol=1e-5, rtol=1e-5)
 
 
 def test_another_kind_of_text_model_runs_padded():
@@ -292,11 +293,11 @@ def test_another_kind_of_text_model_runs_padded():
         "distilbert", vocab_size=100, dim=64, n_layers=2, n_heads=2, hidden_dim=128, max_position_embeddings=64
     )
     torch.manual_seed(0)
-    model = utils.CLaMP2Model(config, 48, music_hidden_size=64, patch_num_layers=1).eval()
+    model = utils.CLaMP2Model.from_configs(config, m3_configs(layers=1)[0], 48).eval()
     ids, masks = torch.randint(4, 100, (3, 20)), torch.arange(20) < torch.tensor([20, 5, 11])[:, None]
-    together = model.get_text_features(ids, masks)
+    together = model.get_text_features(ids, masks, True)
     for row, length in enumerate((20, 5, 11)):
-        alone = model.get_text_features(ids[row : row + 1, :length], masks[row : row + 1, :length])
+        alone = model.get_text_features(ids[row : row + 1, :length], masks[row : row + 1, :length], True)
         torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=1e-5)
 
 
@@ -370,7 +371,7 @@ def test_every_transformer_runs_the_fused_attention(m3, clamp2):
 
 
 def test_bert_config_is_the_published_one():
-    config = utils.M3Model(**SIZES).encoder.base.config
+    config = utils.M3Model(ENCODER, DECODER).encoder.base.config
     assert config.hidden_dropout_prob == BertConfig().hidden_dropout_prob == 0.1
     assert config.num_attention_heads == 1 and config.intermediate_size == 256
 

@@ -16,14 +16,15 @@ import published
 from helpers import CODE, KIT, KIT_MODEL, KIT_SIZES, environment, run, run_script, write_config
 from hub import serving
 
+REPOSITORY = "sander-wood/clamp2"
 HELD = {published.M3: (KIT / "weights_m3_kit.pth").read_bytes(), published.CLAMP2: (KIT / "weights_clamp2_kit.pth").read_bytes()}  # fmt: skip
-M3_FILE = f"{published.REPOSITORY}/{published.M3}"
+M3_FILE = f"{REPOSITORY}/{published.M3}"
 M3_SIZE = len(HELD[published.M3])
 
 
 @pytest.fixture
 def hub():
-    with serving({f"{published.REPOSITORY}/{name}": content for name, content in HELD.items()}) as hub:
+    with serving({f"{REPOSITORY}/{name}": content for name, content in HELD.items()}) as hub:
         yield hub
 
 
@@ -79,10 +80,10 @@ def test_two_processes_fetch_once_and_record_it(hub, config, tmp_path):
     assert result.returncode == 0, result.stderr
     assert_fetched(tmp_path)
     assert hub.asked == [(M3_FILE, 0)]
-    digest, revision = hashlib.sha256(HELD[published.M3]).hexdigest(), hub.commit(published.REPOSITORY)
-    assert f"{published.REPOSITORY}, revision {revision}, SHA-256 {digest}" in result.stdout
-    manifest = json.loads((tmp_path / "out" / ".extraction.json").read_text())
-    assert (manifest["repository"], manifest["revision"], manifest["sha256"]) == (published.REPOSITORY, revision, digest)  # fmt: skip
+    digest, revision = hashlib.sha256(HELD[published.M3]).hexdigest(), hub.commit(REPOSITORY)
+    assert f"{REPOSITORY}, revision {revision}, SHA-256 {digest}" in result.stdout
+    manifest = json.loads((tmp_path / "out.extraction.json").read_text())
+    assert (manifest["repository"], manifest["revision"], manifest["sha256"]) == (REPOSITORY, revision, digest)  # fmt: skip
     feature, golden = np.load(tmp_path / "out" / "duo.npy"), np.load(KIT / "values.npz")["m3/duo.abc"]
     np.testing.assert_allclose(feature[0], golden, atol=1e-4, rtol=0)
     again = run_script(*command, config=config)  # without the network
@@ -173,9 +174,7 @@ def test_on_a_terminal_it_asks(hub, config, tmp_path, answer, status):
     printed = started.communicate(timeout=300)[0].decode()
     os.close(ours)
     assert started.returncode == status, told
-    question = (
-        f"Fetch the published ones from {published.REPOSITORY} ({len(HELD[published.CLAMP2]) / 1e9:.1f} GB)? [y/N]"
-    )
+    question = f"Fetch the published ones from {REPOSITORY} ({len(HELD[published.CLAMP2]) / 1e9:.1f} GB)? [y/N]"
     assert question in told.decode()
     assert ("3.21M/3.21M" in told.decode()) == (status == 0)  # the progress bar
     assert printed.count("rank   score  name") == (status == 0)

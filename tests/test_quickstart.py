@@ -280,7 +280,7 @@ def test_the_whole_on_a_few_pieces(tmp_path, monkeypatch, capfd):
     assert all((folder / picture).stat().st_size > 1000 for picture in report.PICTURES)
     rates = [training_rate(folder / f"logs_clamp2{slow}.txt") for slow in ("", "_slow")]
     assert rates[1] == pytest.approx(rates[0] / 5)
-    assert json.loads((folder / "features" / ".extraction.json").read_text())["weights"] == "weights_clamp2_slow.pth"
+    assert json.loads((folder / "features.extraction.json").read_text())["weights"] == "weights_clamp2_slow.pth"
     # what is held out has no part in training
     names = {part: {path.stem for path in (folder / "mtf" / part).glob("*.mtf")} for part in quickstart.PARTS}
     assert {part: len(found) for part, found in names.items()} == {"train": 48, "validation": 4, "test": 12}

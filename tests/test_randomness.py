@@ -2,7 +2,6 @@
 
 import itertools
 import random
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import train_m3
 import training
 import utils
 from files import InputError
-from helpers import KIT, KIT_SIZES
+from helpers import KIT, KIT_SIZES, m3_configs
 from loading import Batches, PieceDataset, make_loader
 from processes import Processes
 
@@ -42,8 +41,8 @@ def set_global_states(seed):
 def tiny_model(kind):
     torch.manual_seed(0)
     if kind == "m3":
-        return utils.M3Model(**TINY_M3)
-    return utils.CLaMP2Model(AutoConfig.from_pretrained(KIT / "tiny-xlmr"), **TINY_CLAMP2)
+        return utils.M3Model(*m3_configs())
+    return utils.CLaMP2Model.from_configs(AutoConfig.from_pretrained(KIT / "tiny-xlmr"), m3_configs()[0], 48)
 
 
 def pairs(count):
@@ -65,7 +64,7 @@ def outputs(kind, model):
     """What the model gives for a batch in the mode that it is in."""
     if kind == "m3":
         return [train_m3.forward(model, m3_batch()).loss]
-    return list(model(*pairs(2).values()))
+    return list(train_clamp2.Pairs(model)(*pairs(2).values()))
 
 
 # --- dropout --------------------------------------------------------------------------------------------------------
@@ -244,15 +243,13 @@ def test_new_weights_are_the_same_on_every_rank(kind, tmp_path, monkeypatch):
     class MadeError(Exception):
         """Carries the model that a trainer starts with."""
 
-    def made(settings, job, model):
+    def made(settings, job, model, *_):
         raise MadeError(model)
 
     monkeypatch.setattr(training, "Training", made)
-    monkeypatch.setattr(train_m3, "M3Model", partial(utils.M3Model, **TINY_M3))
-    monkeypatch.setattr(train_clamp2, "CLaMP2Model", partial(utils.CLaMP2Model, **TINY_CLAMP2))
     (tmp_path / "pieces.jsonl").write_text('{"filepaths": ["a.abc"]}\n' * 2)
     constants = {"TRAIN_FOLDERS": [str(KIT / "mtf")], "TRAIN_JSONL": str(tmp_path / "pieces.jsonl")}
-    constants |= {"CLAMP2_LOAD_M3": False, "TEXT_MODEL_NAME": str(KIT / "tiny-xlmr")}
+    constants |= KIT_SIZES | {"CLAMP2_LOAD_M3": False, "TEXT_MODEL_NAME": str(KIT / "tiny-xlmr")}
     constants |= {"M3_WEIGHTS_PATH": str(tmp_path / "m3.pth"), "CLAMP2_WEIGHTS_PATH": str(tmp_path / "clamp2.pth")}
     for name, value in constants.items():
         monkeypatch.setattr(config, name, value)

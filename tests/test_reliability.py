@@ -139,7 +139,7 @@ def test_bad_files_cost_an_extraction_themselves_alone(tmp_path, script, suffixe
         verdicts[name] = BAD
     result = run(CODE / f"{script}.py", source, out, config=write_config(tmp_path / "kit.py", **KIT_MODEL))
     assert result.returncode == 1, result.stderr
-    failed = json_lines(out / "errors.jsonl")
+    failed = json_lines(tmp_path / "out.errors.jsonl")
     names = output_names(list_files(source, suffixes)[0], ".npy")
     done = {path.as_posix() for path, name in names.items() if os.path.exists(out / name)}
     assert_accounted_for(verdicts, done, failed)
@@ -224,7 +224,7 @@ class Tool:
 
     def may_be_rewritten(self, name: str) -> bool:
         """By a run that continues."""
-        return self.is_log(name) or name in ("all.jsonl", ".extraction.json")
+        return self.is_log(name) or name in ("all.jsonl", "features.extraction.json")
 
 
 def copies(folder: Path, sources: list[Path], count: int) -> Path:
@@ -268,7 +268,8 @@ def extraction(script: str, *options: str):
 
         def run(self, kill_after=None):
             source = self.folder / "in"
-            return run(CODE / f"{script}.py", source, self.out, *options, config=self.config, kill_after=kill_after)
+            features = self.out / "features"  # beside which stands what the extraction notes
+            return run(CODE / f"{script}.py", source, features, *options, config=self.config, kill_after=kill_after)
 
         @staticmethod
         def same(ours, theirs):
@@ -432,7 +433,7 @@ def test_killed_at_random_moments_and_started_again(tmp_path, serve, name):
     ended = tool.undisturbed()
     duration = time.monotonic() - began
     wanted = tool.outputs()
-    assert ended.returncode == int("errors.jsonl" in wanted), ended.stderr
+    assert ended.returncode == int(any(name.endswith("errors.jsonl") for name in wanted)), ended.stderr
     assert wanted
     rng = random.Random(name)
     kills, runs, partial = 0, 0, 0
@@ -588,7 +589,7 @@ def test_shards_that_are_unequal_empty_or_bad(tmp_path):
     ranks = run_ranks(3, CODE / "extract_m3.py", tmp_path / "in", tmp_path / "out", config=config)
     assert [rank.returncode for rank in ranks] == [1, 1, 1], ranks
     assert "1 done, 0 skipped (they were there), 1 failed" in ranks[0].stdout
-    assert list(json_lines(tmp_path / "out" / "errors.jsonl")) == ["zzz.abc"]
+    assert list(json_lines(tmp_path / "out.errors.jsonl")) == ["zzz.abc"]
 
 
 # --- trust ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import train_m3
 import training
 import utils
 from files import InputError
-from helpers import KIT
+from helpers import KIT, m3_configs
 from loading import make_loader
 from processes import Processes
 from small_runs import (
@@ -295,7 +295,7 @@ def test_the_losses_of_m3(tmp_path, monkeypatch):
     """
     heard = wandb_that_listens(monkeypatch)
     torch.manual_seed(0)
-    model = StillM3(patch_length=512, hidden_size=64, patch_num_layers=1, token_num_layers=1)
+    model = StillM3(*m3_configs(layers=1))
     torch.nn.init.normal_(model.decoder.base.lm_head.weight)  # so that the losses of the pieces differ
     train, evaluation = (
         [str(KIT / "interleaved" / f"{name}.abc") for name in names.split()]

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import types
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ import extraction
 import train_clamp2
 import train_m3
 import training
-import utils
 from helpers import KIT, KIT_MODEL, KIT_SIZES, ROOT, run_script, write_config
 from loading import make_loader
 from pieces import Piece
@@ -157,8 +155,6 @@ def prepare(patch, folder, kind, **constants):
     for name, value in constants.items():
         assert type(value) is type(getattr(config, name))
         patch.setattr(config, name, value)
-    patch.setattr(train_m3, "M3Model", partial(utils.M3Model, **TINY_M3))
-    patch.setattr(train_clamp2, "CLaMP2Model", partial(utils.CLaMP2Model, **TINY_CLAMP2))
 
 
 TRAINERS = {"m3": train_m3, "clamp2": train_clamp2}

@@ -140,7 +140,7 @@ def test_bad_records_are_named_and_cost_no_request(place, serve):
     assert server.counts == {"good": 1}
     said = errors(place / "out")
     assert set(said) == {"bad.json", "list.json", "latin.json", "deep.json", "gone.json"}
-    assert "`genres`" in said["bad.json"] and "one record" in said["list.json"]
+    assert "`genres`" in said["bad.json"] and "not a JSON object, but a list" in said["list.json"]
 
 
 def test_text_that_utf8_cannot_hold(place, serve):

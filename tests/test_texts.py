@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 import config
 from files import InputError
 from helpers import KIT
+from records import Jsonl, choose_text, fixed_text, is_blank, metadata_lines, summaries
 from texts import join_lines, load_text_model, read_text, text_lines, tokenize
-from train_clamp2 import Jsonl, choose_text, metadata_lines, summaries
 
 RECORD = {
     "title": "Morrison's",
@@ -31,6 +31,26 @@ RECORD = {
     "filepaths": ["a.abc"],
 }
 LINES = ["Morrison's", "Folk", "Dance", "A jig.", "A fast one.", "Duo", "Fiddle", "Flute"]
+
+
+NOTHING = (None, "None", " None ", "", " \n", [])
+
+
+@pytest.mark.parametrize("value", NOTHING)
+def test_a_field_that_does_not_apply(value):
+    """In any of the ways of saying so, a field is as if it were missing."""
+    assert is_blank(value) and not is_blank("none") and not is_blank(["x"])
+    for field in ("title", "genres", "summary_en", "summary_nen"):
+        for given in (value, [value], [value, value]):
+            blank, missing = RECORD | {field: given}, {k: v for k, v in RECORD.items() if k != field}
+            for read in (metadata_lines, fixed_text, lambda record: choose_text(record, random.Random(1))):
+                assert read(blank) == read(missing), (field, given)
+    assert summaries({"language": "None", "summary": value}) == summaries([{"summary": value}, value]) == []
+    assert summaries([value, "One."]) == ["One."]
+    assert metadata_lines({"genres": ["Folk", value, "Dance"]} if value != [] else {"genres": ["Folk", "Dance"]}) == [
+        "Folk",
+        "Dance",
+    ]
 
 
 def test_metadata_lines():
@@ -82,13 +102,13 @@ def test_bad_text_files(tmp_path, data, problem):
         read_text(path)
 
 
-def test_tokens_are_cut_to_a_length():
+def test_tokens():
     tokenizer = AutoTokenizer.from_pretrained(KIT / "tiny-xlmr")
     text = join_lines(["one line", "another line"], tokenizer)
     assert text == "one line</s>another line"
     assert join_lines(["one", "two"], SimpleNamespace(sep_token=None)) == "one\ntwo"  # a tokenizer without a separator
-    whole, cut = tokenize(text, tokenizer), tokenize(text, tokenizer, max_length=6)
-    assert len(cut) == 6 < len(whole) and cut[-1] == whole[-1] == tokenizer.eos_token_id
+    whole = tokenize(text, tokenizer)
+    assert whole[0] == tokenizer.bos_token_id and whole[-1] == tokenizer.eos_token_id
     assert (whole == tokenizer.sep_token_id).sum() == 2 and whole.dtype == np.int64
 
 
@@ -118,7 +138,7 @@ def test_jsonl_is_read_by_byte_offsets(tmp_path):
         path.write_text(text + end, encoding="utf-8")
         records = Jsonl(path)
         assert len(records) == 50 and [records[i] for i in range(50)] == lines
-        assert records.starts.nbytes == 50 * 8
+        assert records.starts.itemsize == records.lines.itemsize == 8
 
 
 def test_a_long_jsonl_file_is_read_in_blocks(tmp_path):
@@ -149,9 +169,10 @@ def test_paths_within_the_folder(tmp_path, name):
     [
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ('{"title": "\\ud83d", "filepaths": ["a.abc"]}', "not JSON .*surrogates"),
-        ("", "not JSON"),
-        ("[1]", "not a JSON object"),
+        ('{"title": "\\ud83d", "filepaths": ["a.abc"]}', "half of a surrogate pair"),
+        ("{'title': 'x', 'filepaths': ['a.abc']}", "Python's notation, not JSON: write null for None, and double"),
+        ('{"title": None, "filepaths": ["a.abc"]}', "Python's notation, not JSON"),
+        ("[1]", "not a JSON object, but a list"),
         ('{"filepaths": ["a\\u0000.abc"]}', "has a NUL in it"),
         ('{"title": "x"}', "`filepaths` is not a list"),
         ('{"filepaths": "a.abc"}', "`filepaths` is not a list"),
@@ -167,4 +188,43 @@ def test_bad_records(tmp_path, line, problem):
     records = Jsonl(path)
     assert records[0] == {"filepaths": ["a.abc"]}
     with pytest.raises(InputError, match=rf"a\.jsonl, line 2: .*{problem}"):
+        records[1]
+
+
+def test_blank_lines_are_no_records_and_lines_keep_their_numbers(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [
+        "",
+        '{"filepaths": ["1.abc"]}',
+        "   ",
+        "",
+        '{"filepaths": ["2.abc"]}',
+        "{bad",
+        "\t",
+        '{"filepaths": ["3.abc"]}',
+        "",
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    records = Jsonl(path)
+    assert len(records) == 4
+    assert [records[i]["filepaths"] for i in (0, 1, 3)] == [["1.abc"], ["2.abc"], ["3.abc"]]
+    assert [records.where(i) for i in range(4)] == [f"{path}, line {number}" for number in (2, 5, 6, 8)]
+    with pytest.raises(InputError, match=r"a\.jsonl, line 6: not JSON"):
+        records[2]
+
+
+@pytest.mark.parametrize("text", ['[{"title": "x"}]', '\n [\n{"title": "x"},\n{"title": "y"}\n]\n', "[]"])
+def test_a_json_array_is_one_error(tmp_path, text):
+    path = tmp_path / "a.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"a\.jsonl: a JSON array; write one object a line"):
+        Jsonl(path)
+
+
+def test_paths_that_do_not_apply_are_left_out(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"filepaths": [null, "a.abc", "None", ""]}\n{"filepaths": ["None", null]}\n')
+    records = Jsonl(path)
+    assert records[0] == {"filepaths": ["a.abc"]}
+    with pytest.raises(InputError, match="line 2: `filepaths` is not a list of paths: there is none in it"):
         records[1]

@@ -19,7 +19,19 @@ import train_m3
 import training
 import utils
 from files import InputError
-from helpers import CODE, KIT, KIT_MODEL, KIT_SIZES, ROOT, free_port, run, run_ranks, run_script, write_config
+from helpers import (
+    CODE,
+    KIT,
+    KIT_MODEL,
+    KIT_SIZES,
+    ROOT,
+    free_port,
+    m3_configs,
+    run,
+    run_ranks,
+    run_script,
+    write_config,
+)
 
 LAUNCH = ("-m", "torch.distributed.launch", "--nproc_per_node=2", "--use_env", f"--master_port={free_port()}")
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
@@ -106,20 +118,19 @@ def evaluated_again(folder, kind):
     weights = torch.load(folder / f"weights_{kind}.pth", weights_only=True)["model"]
     if kind == "m3":
         files = sorted((KIT / "interleaved").iterdir()) + sorted((KIT / "mtf").iterdir())
-        model = utils.M3Model(hidden_size=64, patch_num_layers=2, token_num_layers=1)
+        model = utils.M3Model(*m3_configs())
         model.load_state_dict(weights)
         dataset = train_m3.M3Dataset([str(path) for path in utils.split_data(files, 0.2)[1]], False, 0)
         outputs = [train_m3.forward(model.eval(), train_m3.collate([dataset[0, i]])) for i in range(len(dataset))]
         return sum(float(out.loss * out.characters) for out in outputs) / sum(int(out.characters) for out in outputs)
     tokenizer = AutoTokenizer.from_pretrained(KIT / "tiny-xlmr")
-    model = utils.CLaMP2Model(
-        AutoConfig.from_pretrained(KIT / "tiny-xlmr"), 48, music_hidden_size=64, patch_num_layers=2
-    )
+    model = utils.CLaMP2Model.from_configs(AutoConfig.from_pretrained(KIT / "tiny-xlmr"), m3_configs()[0], 48)
     model.load_state_dict(weights)
     lines = utils.split_data(range(14), 0.2)[1]
     dataset = train_clamp2.CLaMP2Dataset(train_clamp2.Jsonl(folder / "pieces.jsonl"), lines, tokenizer, False, 0)
     pairs = [train_clamp2.Collate(tokenizer.pad_token_id)([dataset[0, i]]) for i in range(len(dataset))]
-    features = [model.eval()(*(pair[name] for name in train_clamp2.INPUTS)) for pair in pairs]
+    make = train_clamp2.Pairs(model.eval())
+    features = [make(*(pair[name] for name in train_clamp2.INPUTS)) for pair in pairs]
     text, music = (torch.cat(side) for side in zip(*features, strict=True))
     own, rows, columns = (text * music).sum(1), (text @ music.t()).logsumexp(1), (music @ text.t()).logsumexp(1)
     return float((rows + columns - 2 * own).mean() / 2)

@@ -1,0 +1,142 @@
+"""The training records of CLaMP 2: their fields, the JSONL file that holds them, and a piece's text in training.
+
+Shared by `code/` and `process_data/`.
+"""
+
+import ast
+import json
+import os
+import random
+from array import array
+from pathlib import Path
+
+from files import InputError
+
+# Metadata fields hold a text, a list of texts, or nothing.
+METADATA = ("title", "composer", "genres", "description", "lyrics", "tags", "ensembles", "instruments")
+FIELDS = (*METADATA, "summary_en", "summary_nen", "filepaths")
+MAX_PYTHON = 2**20  # characters of a text that is tried as Python
+
+
+def is_blank(value: object) -> bool:
+    """Whether a value says that a field does not apply: null, blank text, "None", or an empty list."""
+    return value is None or value == [] or (isinstance(value, str) and value.strip() in ("", "None"))
+
+
+def parse(data: bytes) -> dict:
+    """A record from its JSON text. Raises InputError that says what it is instead."""
+    try:
+        text = data.decode("utf-8-sig")
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if _is_python(data):
+            raise InputError("Python's notation, not JSON: write null for None, and double quotes") from None
+        raise InputError(f"not JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise InputError(f"not a JSON object, but a {type(record).__name__}")
+    return record
+
+
+def _is_python(data: bytes) -> bool:
+    """Whether a text is a record as Python prints it: single quotes, `None`."""
+    if len(data) > MAX_PYTHON or not data.lstrip().startswith(b"{"):
+        return False
+    try:
+        return isinstance(ast.literal_eval(data.decode().strip()), dict)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return False
+
+
+class Jsonl:
+    """The records of a JSONL file, read one at a time through an index of byte offsets. Blank lines are no records.
+
+    Raises InputError if the file is a JSON array.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.starts, self.lines = array("q"), array("q")  # byte offset and number of each line that is not blank
+        start = 0
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.isspace():
+                    self.starts.append(start)
+                    self.lines.append(number)
+                if len(self.starts) == 1 and line.lstrip().startswith(b"["):
+                    raise InputError(f"{path}: a JSON array; write one object a line, without brackets around all")
+                start += len(line)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def where(self, index: int) -> str:
+        """File and line of a record, for messages."""
+        return f"{self.path}, line {self.lines[index]}"
+
+    def __getitem__(self, index: int) -> dict:
+        """A record, counted from 0, with usable `filepaths`. Raises InputError that names file and line."""
+        with open(self.path, "rb") as file:
+            file.seek(self.starts[index])
+            text = file.readline()
+        try:
+            record = parse(text)
+            json.dumps(record, ensure_ascii=False).encode()
+            return record | {"filepaths": checked_paths(record.get("filepaths"))}
+        except UnicodeEncodeError as error:
+            raise InputError(f"{self.where(index)}: half of a surrogate pair is no text ({error})") from None
+        except InputError as error:
+            raise InputError(f"{self.where(index)}: {error}") from None
+
+
+def checked_paths(paths: object) -> list[str]:
+    """The paths of a record, relative to the JSONL's folder, which they may not leave. Raises InputError."""
+    if not (isinstance(paths, list) and all(isinstance(path, str) or path is None for path in paths)):
+        raise InputError("`filepaths` is not a list of paths")
+    kept = [path for path in paths if not is_blank(path)]
+    if not kept:
+        raise InputError("`filepaths` is not a list of paths: there is none in it")
+    for path in kept:
+        if "\0" in path:
+            raise InputError(f"the path {path!r} has a NUL in it")
+        if os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == "..":
+            raise InputError(f"the path {path!r} leaves the folder of the JSONL file")
+    return kept
+
+
+def metadata_lines(record: dict) -> list[str]:
+    """The lines of the metadata fields, each once, in their order. A field that does not apply gives none."""
+    values: list[str] = []
+    for field in METADATA:
+        value = record.get(field)
+        values += [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
+    lines = (line.strip() for value in values if not is_blank(value) for line in value.split("\n"))
+    return list(dict.fromkeys(filter(None, lines)))
+
+
+def summaries(value: object) -> list[str]:
+    """The texts of `summary_en` (a string or a list of strings) or `summary_nen` (a dict or a list of dicts)."""
+    items = value if isinstance(value, list) else [value]
+    texts = [item.get("summary") if isinstance(item, dict) else item for item in items]
+    return [text for text in texts if isinstance(text, str) and not is_blank(text)]
+
+
+def choose_text(record: dict, rng: random.Random) -> list[str]:
+    """The lines of text of a piece in training (paper, section 3.3, "text dropout"): with probability 1/2 some of the
+    metadata lines, each with probability 1/2, in random order; else a summary, English or not, equally likely."""
+    metadata = metadata_lines(record)
+    by_language = [
+        texts for texts in (summaries(record.get("summary_en")), summaries(record.get("summary_nen"))) if texts
+    ]
+    if metadata and (rng.random() < 0.5 or not by_language):
+        lines = [line for line in metadata if rng.random() < 0.5] or metadata
+        rng.shuffle(lines)
+        return lines
+    if by_language:
+        return [rng.choice(rng.choice(by_language))]
+    return []
+
+
+def fixed_text(record: dict) -> list[str]:
+    """The lines of text of a piece in evaluation: the English summary, or else another one, or else all metadata."""
+    found = summaries(record.get("summary_en")) or summaries(record.get("summary_nen"))
+    return found[:1] or metadata_lines(record)

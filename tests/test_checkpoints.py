@@ -1,0 +1,194 @@
+"""Checkpoints as people have them: of CLaMP 3, from wrapped models, as safetensors, without unused parts, or damaged."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import published
+from checkpoints import load_checkpoint, load_weights
+from files import InputError
+from helpers import CODE, KIT, KIT_MODEL, SHARED_GOLDEN, m3_configs, run, run_script, write_config
+from hub import serving
+from utils import M3Model
+
+M3, CLAMP2 = (KIT / f"weights_{name}_kit.pth" for name in ("m3", "clamp2"))
+VALUES = np.load(KIT / "values.npz")
+
+
+def weights(path=CLAMP2):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def as_clamp3(model):
+    """The state dict of CLaMP 2 as CLaMP 3 has it."""
+    renamed = {name.replace("music_", "symbolic_", 1): value for name, value in model.items()}
+    return renamed | {"audio_model.embeddings.LayerNorm.weight": torch.ones(3), "audio_proj.weight": torch.ones(3, 3)}
+
+
+WAYS = {
+    "wrapped": lambda model: {f"module.{name}": value for name, value in model.items()},
+    "compiled": lambda model: {f"_orig_mod.{name}": value for name, value in model.items()},
+    "both": lambda model: {f"module._orig_mod.{name}": value for name, value in model.items()},
+    "position ids": lambda model: model | {"text_model.embeddings.position_ids": torch.arange(130)[None]},
+    "no pooler": lambda model: {name: value for name, value in model.items() if "pooler" not in name},
+    "clamp3": as_clamp3,
+}
+
+
+def extract(tmp_path, path, source=KIT / "mtf", out="out", **changes):
+    config = write_config(tmp_path / "config.py", **(KIT_MODEL | {"CLAMP2_WEIGHTS_PATH": str(path)} | changes))
+    return run_script(CODE / "extract_clamp2.py", source, tmp_path / out, "--normalize", config=config)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_features_from(tmp_path, way):
+    (tmp_path / "in").mkdir()
+    for name in ("mtf/plain.mtf", "texts/one_line.txt"):
+        shutil.copy(KIT / name, tmp_path / "in")
+    torch.save({"model": WAYS[way](weights())}, tmp_path / "w.pth")
+    result = extract(tmp_path, tmp_path / "w.pth", tmp_path / "in")
+    assert result.returncode == 0, result.stderr
+    for name in ("plain.mtf", "one_line.txt"):
+        feature = np.load(tmp_path / "out" / f"{name.split('.')[0]}.npy")[0]
+        np.testing.assert_allclose(feature, VALUES[f"clamp2_normalized/{name}"], atol=1e-4, rtol=0)
+    assert ("of CLaMP 3: its audio tower is left out" in result.stderr) == (way == "clamp3")
+
+
+def test_safetensors_in_place_of_a_pth(tmp_path):
+    save_file(weights(), tmp_path / "w.safetensors")
+    (tmp_path / "in").mkdir()
+    shutil.copy(KIT / "mtf" / "plain.mtf", tmp_path / "in")
+    assert extract(tmp_path, tmp_path / "w.safetensors", tmp_path / "in").returncode == 0
+    feature = np.load(tmp_path / "out" / "plain.npy")[0]
+    np.testing.assert_allclose(feature, VALUES["clamp2_normalized/plain.mtf"], atol=1e-4, rtol=0)
+    (tmp_path / "w.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0not json")
+    with pytest.raises(InputError, match=r"w\.safetensors: not a checkpoint that can be loaded safely"):
+        load_checkpoint(tmp_path / "w.safetensors")
+
+
+def test_an_entry_that_is_tied_to_another_one_may_be_missing(tmp_path):
+    state = weights(M3)
+    del state["decoder.base.lm_head.weight"]
+    model = M3Model(*m3_configs())
+    load_weights(model, state, tmp_path)
+    assert torch.equal(model.decoder.base.lm_head.weight, state["decoder.base.transformer.wte.weight"])
+    del state["decoder.base.transformer.wte.weight"]
+    with pytest.raises(InputError, match="2 entries are missing"):
+        load_weights(model, state, tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("prefix", ["", "encoder."])
+def test_weights_that_are_not_finite_are_named(tmp_path, value, prefix):
+    state = weights(M3)
+    state["encoder.base.encoder.layer.1.output.dense.bias"][5] = value
+    model = M3Model(*m3_configs())
+    with pytest.raises(InputError, match=r"w\.pth: encoder\.base\.encoder\.layer\.1\.output\.dense\.bias has a NaN or"):
+        load_weights(model.encoder if prefix else model, state, tmp_path / "w.pth", prefix)
+
+
+def test_extraction_with_weights_that_are_not_finite(tmp_path):
+    state = weights()
+    state["text_proj.bias"][0] = float("nan")
+    torch.save({"model": state}, tmp_path / "w.pth")
+    result = extract(tmp_path, tmp_path / "w.pth", KIT / "texts")
+    assert result.returncode == 2 and "w.pth: text_proj.bias has a NaN" in result.stderr
+    assert not list((tmp_path / "out").rglob("*.npy"))
+
+
+def test_more_tokens_than_the_text_model_has_positions_for(tmp_path):
+    settings = json.loads((KIT / "tiny-xlmr" / "config.json").read_text())
+    positions = settings["max_position_embeddings"] - settings["pad_token_id"] - 1
+    assert extract(tmp_path, CLAMP2, KIT / "texts", MAX_TEXT_LENGTH=positions).returncode == 0
+    result = extract(tmp_path, CLAMP2, KIT / "texts", "more", MAX_TEXT_LENGTH=positions + 1)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    told = f"error: MAX_TEXT_LENGTH = {positions + 1}, but the text model has {positions} positions"
+    assert result.stderr.startswith(told) and str(tmp_path / "config.py") in result.stderr
+
+
+# --- CLaMP 3 --------------------------------------------------------------------------------------------------------
+@pytest.mark.skipif(not SHARED_GOLDEN.is_dir(), reason="the golden values of CLaMP 3 are not here")
+@pytest.mark.parametrize("kind", ["temporal", "global"])
+def test_golden_clamp3(tmp_path, kind):
+    golden = np.load(SHARED_GOLDEN / "clamp3" / "values.npz")
+    names = [name.removeprefix(f"{kind}/") for name in golden if name.startswith(f"{kind}/")]
+    assert len(names) == 8
+    (tmp_path / "in").mkdir()
+    for name in names:
+        [path] = [path for folder in ("interleaved", "mtf", "texts") for path in (KIT / folder).glob(name)]
+        shutil.copy(path, tmp_path / "in")
+    weights_path = str(SHARED_GOLDEN / "clamp3" / "weights_clamp3_tiny.pth")
+    config = write_config(tmp_path / "kit.py", **(KIT_MODEL | {"CLAMP2_WEIGHTS_PATH": weights_path}))
+    options = ["--normalize"] if kind == "global" else []
+    result = run_script(CODE / "extract_clamp2.py", tmp_path / "in", tmp_path / "out", *options, config=config)
+    assert result.returncode == 0, result.stderr
+    for name in names:
+        feature = np.load(tmp_path / "out" / f"{name.split('.')[0]}.npy")[0]
+        np.testing.assert_allclose(feature, golden[f"{kind}/{name}"], atol=1e-4, rtol=0, err_msg=name)
+
+
+@pytest.fixture
+def clamp3(tmp_path):
+    """A configuration with the kit's CLaMP 2 as a CLaMP 3."""
+    torch.save({"model": as_clamp3(weights()), "epoch": 3}, tmp_path / "clamp3.pth")
+    changes = {"CLAMP2_WEIGHTS_PATH": str(tmp_path / "clamp3.pth"), "FEATURE_CACHE": str(tmp_path / "cache")}
+    return write_config(tmp_path / "clamp3.py", **(KIT_MODEL | changes))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_unit_length_line_is_read_where_the_weights_want_it(tmp_path, clamp3, kept):
+    """CLaMP 2 as config.py says, CLaMP 3 never; both in extraction and in search."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    text = (KIT / "interleaved" / "duo.abc").read_text()
+    assert text.count("L:1/8\n") == 1
+    (plain / "duo.abc").write_text(text.replace("L:1/8\n", ""))
+    kit = write_config(tmp_path / "kit.py", **KIT_MODEL, KEEP_UNIT_LENGTH=kept, FEATURE_CACHE=str(tmp_path / "cache"))
+    clamp3.write_text(clamp3.read_text() + f"KEEP_UNIT_LENGTH = {kept}\n")
+    found = {}
+    for name, config in (("clamp2", kit), ("clamp3", clamp3)):
+        for source in (KIT / "interleaved" / "duo.abc", plain / "duo.abc"):
+            out = tmp_path / name / source.parent.name
+            command = [CODE / "extract_clamp2.py", source, out, "--normalize"]
+            assert run_script(*command, config=config).returncode == 0
+            feature = np.load(out / "duo.npy")[0]
+            search = tmp_path / "search.json"
+            command = ["search", source, KIT / "interleaved", "--json", search]
+            result = run_script(CODE / "semantic_search.py", *command, config=config)
+            assert result.returncode == 0, result.stderr
+            score = next(hit["score"] for hit in json.loads(search.read_text())["hits"] if "duo" in hit["name"])
+            found[name, source.parent.name] = feature, score
+    for name in ("clamp2", "clamp3"):
+        same = np.abs(found[name, "interleaved"][0] - found[name, "plain"][0]).max() < 1e-5
+        assert same == (name == "clamp3" or not kept)
+        assert (found[name, "plain"][1] > 1 - 1e-5) == same and found[name, "interleaved"][1] > 1 - 1e-5
+    golden = np.abs(found["clamp2", "interleaved"][0] - VALUES["clamp2_normalized/duo.abc"]).max() < 1e-4
+    assert golden == kept
+
+
+def test_clamp3_in_the_form_of_the_hub(tmp_path, clamp3):
+    result = run_script(CODE / "convert_checkpoint.py", tmp_path / "clamp3.pth", tmp_path / "hub", config=clamp3)
+    assert result.returncode == 0 and "its audio tower is left out" in result.stdout, result.stderr
+    result = run_script(CODE / "convert_checkpoint.py", tmp_path / "hub", tmp_path / "back.pth", config=clamp3)
+    assert result.returncode == 0, result.stderr
+    back, original = weights(tmp_path / "back.pth"), weights()
+    assert back.keys() == original.keys() and all(torch.equal(back[name], original[name]) for name in back)
+
+
+@pytest.mark.parametrize("name", [published.CLAMP3_C2, published.CLAMP3_SAAS])
+def test_published_clamp3_is_downloaded(tmp_path, clamp3, name):
+    content = (tmp_path / "clamp3.pth").read_bytes()
+    config = write_config(tmp_path / "kit.py", **(KIT_MODEL | {"CLAMP2_WEIGHTS_PATH": str(tmp_path / "here" / name)}))
+    command = [CODE / "extract_clamp2.py", KIT / "texts", tmp_path / "out", "--normalize"]
+    result = run_script(*command, config=config)
+    assert result.returncode == 2 and "fetches the published ones from sander-wood/clamp3" in result.stderr
+    with serving({f"sander-wood/clamp3/{name}": content}) as hub:
+        result = run(*command, "--download", config=config, **hub.environment(tmp_path / "home"))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "here" / name).read_bytes() == content
+    feature = np.load(tmp_path / "out" / "one_line.npy")[0]
+    np.testing.assert_allclose(feature, VALUES["clamp2_normalized/one_line.txt"], atol=1e-4, rtol=0)
