@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import files
 import gpt4_summarize
 import merge_jsonl
 import records as training_records
@@ -187,6 +188,16 @@ def test_the_report_of_an_earlier_run_goes(data):
     write(data, {"b": record()})
     assert merge(data) == 0
     assert not (data / "train.left_out.jsonl").exists() and len(read(data / "train.jsonl")) == 2
+
+
+def test_what_a_killed_run_left_beside_the_file_goes(data):
+    """But not what lies below: that is the music's folder, and large."""
+    left = [folder / f"{files._TEMPORARY}99999999-x" for folder in (data, data / "abc")]  # no process has that id
+    for path in left:
+        path.touch()
+    write(data, {"a": record()})
+    assert merge(data) == 0
+    assert [path.exists() for path in left] == [False, True]
 
 
 def test_nothing_fit_leaves_the_file_as_it_was(data, capsys):
