@@ -7,13 +7,14 @@
 
 The mutants are those of cosmic-ray's operators, and statements that are left out (a call, an assignment to an attribute
 or an item, `+=`). A sample takes places in the source at random, each as likely as any other, and at each place one of
-its mutants. Left out is what cannot change a result: annotations, progress bars, the test of `__name__`, decorators
-that a module does not load without or that only save time; and what does not compile.
+its mutants. Left out is what cannot change a result: annotations, progress bars, `strict=` of zip, the test of
+`__name__`, decorators that a module does not load without or that only save time; and what does not compile.
 
 Each worker has a copy of the tree, and each mutant a process, forked from one that has imported the large libraries.
 It runs the tests that TESTS names for its file, up to the first that fails; a test that takes three times as long as
 it does without a mutant, and a minute more, has failed. Tests that fail without a mutant are left out and named; so
-are those of SLOW, through real launchers and by the clock. A mutant that survives is printed; "all" weights the files by their places.
+are those of SLOW, through real launchers and by the clock. A mutant that survives is printed; "all" weights the files
+by their places.
 """
 
 import argparse
@@ -124,6 +125,8 @@ def meaningless(source: str) -> list[tuple]:
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             nodes += [name for name in node.decorator_list if ast.unparse(name).startswith(DECORATORS)]
             nodes.append(getattr(node, "returns", None))
+        elif isinstance(node, ast.keyword) and node.arg == "strict":
+            nodes.append(node.value)
         elif (isinstance(node, ast.Call) and ast.unparse(node.func) in COSMETIC) or (
             isinstance(node, ast.Compare) and ast.unparse(node.left) == "__name__"
         ):
