@@ -96,7 +96,7 @@ def load(model: nn.Module, path: Path, prefix: str = "") -> nn.Module:
     checkpoint = load_checkpoint(path)
     load_weights(model, checkpoint["model"], path, prefix)
     if checkpoint["is_clamp3"]:
-        model.keep_unit_length = False  # type: ignore[assignment]
+        model.is_clamp3 = True  # type: ignore[assignment]
         print(f"{path}: {AUDIO_LEFT_OUT}", file=sys.stderr)
     return model.eval().to(Processes().device)
 

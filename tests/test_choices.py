@@ -152,11 +152,11 @@ def test_a_line_among_many_is_kept_with_probability_one_half():
 
 
 # --- the music of a piece in training -------------------------------------------------------------------------------
-def test_m3_removes_the_instruments_of_nine_pieces_in_ten_and_corrupts_nine_in_ten(tmp_path):
+def test_m3_keeps_the_instruments_and_corrupts_nine_pieces_in_ten(tmp_path):
     texts = [VIOLIN, STRINGS]
     dataset = m3_dataset(tmp_path, {"a.abc": VIOLIN, "b.mtf": STRINGS})
     samples = [(text, dataset[epoch, index]) for epoch in range(2250) for index, text in enumerate(texts)]
-    assert_shares((removal(sample, text) for text, sample in samples), {True: (0.9, 0.85), False: (0.1, 0.15)})
+    assert not any(removal(sample, text) for text, sample in samples)
     kinds = (kind_of(sample["input"], sample["target"], sample["selected"]) for _, sample in samples)
     assert_shares(kinds, {"mask": (0.8, 0.9), "shuffle": (0.1, 0.2), "as it was": (0.1, 0.2)})
 
@@ -321,12 +321,11 @@ def test_a_long_text_is_cut_to_the_length_in_config(tmp_path, monkeypatch, train
     text = " ".join(f"word{number}" for number in range(40))
     whole = tokenize(text, TOKENIZER)
     dataset = clamp2_dataset(tmp_path, {"a.abc": VIOLIN}, [{"summary_en": text, "filepaths": ["a.abc"]}], train)
-    for epoch in range(5):
+    for epoch in range(20):
         tokens = dataset[epoch, 0]["text"]
-        assert len(tokens) == 16 < len(whole)
-        assert tokens[0] == TOKENIZER.bos_token_id and tokens[-1] == TOKENIZER.eos_token_id
-        if not train:
-            assert same(tokens[:-1], whole[:15])
+        places = [start for start in range(len(whole) - 15) if same(whole[start : start + 16], tokens)]
+        assert len(tokens) == 16 < len(whole) and places
+        assert train or 0 in places  # test_loading.py has the shares of head, tail and middle
 
 
 # --- corruption -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ SUFFIXES = (".abc", ".txt")
 
 
 def manifest_of(target: Path) -> Path:
-    return target / extraction.MANIFEST
+    return target.with_name(target.name + ".extraction.json")
 
 
 def errors_of(target: Path) -> Path:
@@ -46,15 +47,18 @@ def model(monkeypatch):
     return given
 
 
-def read(path: Path) -> np.ndarray:
+def read(keep_unit_length: bool, path: Path) -> np.ndarray:
     text = path.read_text()
     if text == "bad":
         raise InputError(f"{path}: no music in it")
     return np.arange(3 * int(text), dtype=np.float32).reshape(-1, 3)
 
 
-def extract(source, target, weights, pooled=False, job=None, load_model=lambda: "a model") -> int:
-    return extraction.extract(job or Processes(), source, target, SUFFIXES, weights, load_model, read, pooled)
+def extract(source, target, weights, pooled=False, job=None, load_model=lambda: A_MODEL) -> int:
+    return extraction.extract(job or Processes(), source, target, SUFFIXES, weights, load_model, read, pooled, False)
+
+
+A_MODEL = types.SimpleNamespace(keep_unit_length=False)
 
 
 def no_model():
@@ -265,7 +269,10 @@ def test_the_manifest_says_what_the_features_were_made_with(tmp_path, weights):
 
 @pytest.mark.parametrize(
     ("content", "pooled", "made_with"),
-    [(b"WEIGHTS", False, "other.pth, temporal"), (b"weights", True, "other.pth, --normalize")],
+    [
+        (b"WEIGHTS", False, "other weights"),
+        (b"weights", True, "form temporal, and not of form --normalize"),
+    ],
     ids=["weights", "form"],
 )
 def test_a_folder_of_other_features_is_refused_and_left_as_it_is(tmp_path, weights, capsys, content, pooled, made_with):
@@ -279,15 +286,35 @@ def test_a_folder_of_other_features_is_refused_and_left_as_it_is(tmp_path, weigh
     other.write_bytes(content)
     with pytest.raises(InputError) as raised:
         extract(source, target, other, pooled, load_model=no_model)
+    here, asked = (hashlib.sha256(data).hexdigest()[:12] for data in (b"weights", content))
+    of = f"weights.pth ({here}...), and not of other.pth ({asked}...)" if here != asked else made_with
     assert str(raised.value) == (
-        f"{target}: holds features made with weights.pth, temporal, which is not what is asked for"
-        f" now ({made_with}); name another output folder"
+        f"{target}: holds features of {of}, as is asked for now; name another output folder, or remove it and"
+        f" {manifest_of(target)}"
     )
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path != other}
     assert after == before
     other.write_bytes(b"weights")  # the same, under another name
     assert extract(source, target, other) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "1 done, 1 skipped (they were there), 0 failed"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("EXTRACT_PRECISION", "bfloat16", "precision float32, and not of precision bfloat16"),
+        ("KEEP_UNIT_LENGTH", False, "unit length kept, and not of unit length left out"),
+    ],
+)
+def test_features_of_other_settings_are_refused(tmp_path, weights, monkeypatch, name, value, told):
+    def prepare():
+        extraction.prepare_target(tmp_path / "out", weights, False, config.KEEP_UNIT_LENGTH)
+
+    prepare()
+    prepare()
+    monkeypatch.setattr(config, name, value)
+    with pytest.raises(InputError, match=told):
+        prepare()
 
 
 def test_nothing_to_extract_leaves_no_folder(tmp_path, weights):

@@ -191,8 +191,8 @@ def loaders(monkeypatch):
             raise Loaders(*arguments[:2])
 
     monkeypatch.setattr(training, "Training", Seven)
-    monkeypatch.setattr(train_m3, "M3Model", lambda: None)
-    monkeypatch.setattr(train_clamp2, "new_model", lambda job: None)
+    monkeypatch.setattr(train_m3, "M3Model", lambda *_: None)
+    monkeypatch.setattr(train_clamp2, "CLaMP2Model", lambda *_, **__: None)
 
     def start(main):
         with pytest.raises(Loaders) as stopped:

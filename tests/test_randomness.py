@@ -20,8 +20,6 @@ from helpers import KIT, KIT_SIZES, m3_configs
 from loading import Batches, PieceDataset, make_loader
 from processes import Processes
 
-TINY_M3 = {"hidden_size": 64, "patch_num_layers": 2, "token_num_layers": 1}
-TINY_CLAMP2 = {"hidden_size": KIT_SIZES["CLAMP2_HIDDEN_SIZE"], "music_hidden_size": 64, "patch_num_layers": 2}
 FILES = [str(path) for kind in ("interleaved", "mtf") for path in sorted((KIT / kind).iterdir())]
 ALONE = Processes(0, 0, 1)
 
@@ -113,10 +111,10 @@ def test_attention_weights_are_dropped_at_the_rate_asked_for(causal):
     assert abs(float(kept.float().mean()) - 0.75) < 5 * (0.25 * 0.75 / len(kept)) ** 0.5  # five standard deviations
 
 
-def a_run(model, folder=Path("none"), num_epoch=1, batch_size=2, job=ALONE, deterministic=True):
+def a_run(model, folder=Path("none"), num_epoch=1, batch_size=2, job=ALONE, deterministic=True, wrap=lambda it: it):
     paths = folder / "weights.pth", folder / "logs.txt"
     settings = training.Settings("m3", num_epoch, 1e-3, batch_size, deterministic, False, False, *paths)
-    return training.Training(settings, job, model)
+    return training.Training(settings, job, model, wrap)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
@@ -133,14 +131,16 @@ def test_micro_batches_with_dropout_give_the_gradient_of_the_whole_batch(size, m
 
     def by_hand():
         parts = zip(*(tensor.split(size) for tensor in batch.values()), strict=True)
-        text, music = (torch.cat(side) for side in zip(*(model(*part) for part in parts), strict=True))
+        text, music = (
+            torch.cat(side) for side in zip(*(train_clamp2.Pairs(model)(*part) for part in parts), strict=True)
+        )
         scores = text @ music.T
         loss = -(scores.log_softmax(1).diag().mean() + scores.log_softmax(0).diag().mean()) / 2
         loss.backward()
         return loss
 
     def by_the_trainer():
-        return train_clamp2.step(a_run(model), batch).total
+        return train_clamp2.step(a_run(model, wrap=train_clamp2.Pairs), batch).total
 
     monkeypatch.setattr(config, "CLAMP2_MICRO_BATCH", size)
     loss, ours = gradients(by_the_trainer)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 import cache
 import clamp2
@@ -18,14 +19,14 @@ import extraction
 import train_clamp2
 import train_m3
 import training
-from helpers import KIT, KIT_MODEL, KIT_SIZES, ROOT, run_script, write_config
+import utils
+from helpers import KIT, KIT_MODEL, KIT_SIZES, ROOT, m3_configs, run_script, write_config
 from loading import make_loader
+from patches import M3Patchilizer
 from pieces import Piece
 from processes import Processes
 from small_runs import AdamW, Pieces, a_run, collate, finish, given, linear, records, wandb_that_listens
 
-TINY_M3 = {"hidden_size": 64, "patch_num_layers": 1, "token_num_layers": 1}
-TINY_CLAMP2 = {"hidden_size": KIT_SIZES["CLAMP2_HIDDEN_SIZE"], "music_hidden_size": 64, "patch_num_layers": 2}
 MUSIC = sorted((KIT / "interleaved").glob("solo_*.abc")) + [KIT / "interleaved" / f"{n}.abc" for n in ("duo", "piano")]
 COVERED: set[str] = set()
 
@@ -151,6 +152,7 @@ def prepare(patch, folder, kind, **constants):
         "CLAMP2_WEIGHTS_PATH": str(folder / "w_clamp2.pth"),
         "CLAMP2_LOGS_PATH": str(folder / "l_clamp2.txt"),
         f"{kind.upper()}_BATCH_SIZE": 2,
+        **KIT_SIZES,
     } | constants
     for name, value in constants.items():
         assert type(value) is type(getattr(config, name))
@@ -347,7 +349,7 @@ def test_precision(start, kind):
     for value, expected in (("bfloat16", torch.bfloat16), ("float32", None)):
         run, train_loader, eval_loader = start(kind, PRECISION=value)
         met = []
-        run.model.register_forward_pre_hook(lambda *_, met=met: met.append(autocast_type()))
+        run.module.register_forward_pre_hook(lambda *_, met=met: met.append(autocast_type()))
         TRAINERS[kind].step(run, next(iter(train_loader)))
         with torch.no_grad():
             TRAINERS[kind].evaluate(run, eval_loader)
@@ -411,7 +413,7 @@ class Passes(torch.nn.Linear):
 
     def __init__(self):
         super().__init__(1, 1)
-        self.tokens, self.types = [], set()
+        self.tokens, self.types, self.keep_unit_length = [], set(), True
 
     def features(self, packing, tokens, pooled):
         self.tokens.append(len(tokens))
@@ -429,13 +431,23 @@ def passes(tmp_path):
     model = Passes()
     job = Processes(0, 0, 1)
     out = tmp_path / str(len(list(tmp_path.iterdir())))
-    arguments = (job, tmp_path / "in", out, (".txt",), tmp_path / "w.pth", lambda: model, lambda _: np.ones(4, int))
-    assert extraction.extract(*arguments, pooled=False) == 0
+    arguments = (job, tmp_path / "in", out, (".txt",), tmp_path / "w.pth", lambda: model, lambda *_: np.ones(4, int))
+    assert extraction.extract(*arguments, pooled=False, keep_unit_length=False) == 0
     found = [model]
     model = Passes()
-    tune = "X:1\nL:1/8\nK:C\nA|\n"  # four patches, and two special ones
+    tune = "X:1\nL:1/8\nK:C\nA|\n"  # four patches, and two special ones; the line of the unit length is kept
     list(clamp2.embed_pieces(model, [Piece(tune, is_music=True)] * 5))
     return [*found, model]
+
+
+@shows("KEEP_UNIT_LENGTH")
+@pytest.mark.parametrize("value", [True, False])
+def test_keep_unit_length(monkeypatch, value):
+    """Of what CLaMP 2 embeds; test_checkpoints.py compares features, CLaMP 3's too."""
+    monkeypatch.setattr(config, "KEEP_UNIT_LENGTH", value)
+    model = utils.CLaMP2Model.from_configs(AutoConfig.from_pretrained(KIT / "tiny-xlmr"), m3_configs()[0], 48)
+    patches = clamp2.encode(Piece("L:1/8\nK:C\nA|\n", is_music=True), model.keep_unit_length)
+    assert (M3Patchilizer().decode(patches) == "L:1/8\nK:C\nA|\n") == value and len(patches) == 4 + value
 
 
 @shows("EXTRACT_BATCH_TOKENS")
