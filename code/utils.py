@@ -14,6 +14,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -26,6 +27,7 @@ from transformers import (
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import BaseModelOutput
@@ -33,16 +35,22 @@ from transformers.utils import ModelOutput
 from unidecode import unidecode
 
 import config
+from checkpoints import load_checkpoint, load_weights
 from config import (
+    CLAMP2_HIDDEN_SIZE,
+    CLAMP2_LOAD_M3,
     EVAL_SPLIT,
+    LOGIT_SCALE,
     PATCH_SIZE,
+    TEXT_MODEL_NAME,
 )
 from dropout import use_cheap_dropout
 from files import InputError
 from hub_model import HubModel
-from packing import Packing, run_packed
+from packing import Packing, first_position, packable, run_packed
 from patches import BOS, EOS, PAD, VOCABULARY, M3Patchilizer, mask_patches, read_music, remove_instrument_info
-from texts import load_text_config
+from processes import Processes
+from texts import load_text_config, load_text_model
 
 # What programs written for the published code take from here with `from utils import *`: the constants of config.py too
 _CONSTANTS = {name: value for name, value in vars(config).items() if name.isupper() and not name.startswith("_")}
@@ -266,3 +274,211 @@ class CLaMP2Model(nn.Module, HubModel):
     """Text and music in one space (paper, section 3.3): a text model and the M3 encoder, each with a projection."""
 
     is_clamp3 = False  # whether its weights are CLaMP 3's text and symbolic towers
+
+    def __init__(
+        self,
+        music_config: BertConfig,
+        global_rank: int | None = None,
+        world_size: int | None = None,
+        text_model_name: str = TEXT_MODEL_NAME,
+        hidden_size: int = CLAMP2_HIDDEN_SIZE,
+        load_m3: bool = CLAMP2_LOAD_M3,
+        *,
+        text_config: PreTrainedConfig | None = None,
+    ):
+        """With pre-trained parts to start a training from; `from_configs` makes one without.
+
+        Args:
+            music_config: of the M3 encoder.
+            global_rank, world_size: of the processes whose pairs are compared; default: those of torch.distributed.
+            text_model_name: of a text model that `from_pretrained` takes, its weights included.
+            load_m3: start the music encoder from M3_WEIGHTS_PATH of config.py, if there are such weights.
+            text_config: see `from_configs`.
+        Raises InputError if the text model or M3's weights cannot be used.
+        """
+        super().__init__()
+        self.config = music_config
+        if text_config is None:
+            self.text_model = load_text_model(text_model_name)
+        else:
+            self.text_model = AutoModel.from_config(copy.deepcopy(text_config), dtype=torch.float32)
+        freeze_unused(self.text_model)
+        use_cheap_dropout(self.text_model)
+        self.text_proj = nn.Linear(self.text_model.config.hidden_size, hidden_size)
+        nn.init.normal_(self.text_proj.weight, std=0.02)
+        self.music_model = M3PatchEncoder(music_config)
+        self.music_proj = nn.Linear(music_config.hidden_size, hidden_size)
+        nn.init.normal_(self.music_proj.weight, std=0.02)
+        self.loss_fn = ClipLoss(gather_with_grad=True, rank=global_rank, world_size=world_size)
+        if load_m3 and text_config is None:
+            self._start_from_m3(config.resolve(config.M3_WEIGHTS_PATH))
+        # what `config.json` of the hub's form holds: `from_pretrained` needs neither name nor weights of the text model
+        parts = {"music_config": music_config, "text_config": self.text_model.config}
+        self._hub_mixin_config = {name: self._encode_arg(part) for name, part in parts.items()}
+        self._hub_mixin_config["hidden_size"] = hidden_size
+
+    @classmethod
+    def from_configs(
+        cls,
+        text_config: PreTrainedConfig,
+        music_config: BertConfig,
+        hidden_size: int = CLAMP2_HIDDEN_SIZE,
+    ) -> "CLaMP2Model":
+        """A model with random weights, for a checkpoint to be loaded into: the text model's are not read."""
+        return cls(music_config, hidden_size=hidden_size, text_config=text_config)
+
+    def _start_from_m3(self, path: Path) -> None:
+        """Starts the music encoder from the encoder of M3 weights, if they are there."""
+        if not path.exists():
+            Processes().say(
+                f"the music encoder starts from new weights: CLAMP2_LOAD_M3 is True, but {path} does not exist;"
+                " train M3 first to begin with what it has learnt"
+            )
+            return
+        load_weights(self.music_model, load_checkpoint(path)["model"], path, "encoder.")
+        Processes().say(f"the music encoder starts from {path}")
+
+    @property
+    def device(self) -> torch.device:
+        return self.text_proj.weight.device
+
+    @property
+    def keep_unit_length(self) -> bool:
+        """Whether music is embedded with its header line `L:1/8`; CLaMP 3 always has it without."""
+        return config.KEEP_UNIT_LENGTH and not self.is_clamp3
+
+    def features(self, packing: Packing, tokens: Tensor, pooled: bool = False) -> Tensor:
+        """Packed patches [N, P] or token ids [N] -> [N, H], or, pooled and projected, [B, CLAMP2_HIDDEN_SIZE].
+
+        `embedding.embed` and the methods below call it.
+        """
+        is_music = tokens.ndim == 2
+        hidden = self.music_model.features(packing, tokens) if is_music else self._encode_text(packing, tokens)
+        if not pooled:
+            return hidden
+        return (self.music_proj if is_music else self.text_proj)(packing.mean(hidden))
+
+    def _encode_text(self, packing: Packing, text_ids: Tensor) -> Tensor:
+        """Packed token ids [N] -> [N, H of the text model]."""
+        config = self.text_model.config
+        if packable(config):
+            return run_packed(self.text_model, packing, first_position(config), input_ids=text_ids)
+        output = self.text_model(input_ids=packing.unpack(text_ids), attention_mask=packing.mask.long())
+        return packing.pack(output.last_hidden_state)
+
+    def get_text_features(self, text_inputs: Tensor, text_masks: Tensor, get_normalized: bool = False) -> Tensor:
+        """Token ids and masks [B, T] -> [B, T, H], or, pooled and projected, [B, CLAMP2_HIDDEN_SIZE].
+
+        get_normalized: pooled and projected. The name is the published one; the vectors are not of length 1.
+        """
+        packing = Packing(text_masks)
+        features = self.features(packing, packing.pack(text_inputs), get_normalized)
+        return features if get_normalized else packing.unpack(features)
+
+    def get_music_features(self, music_inputs: Tensor, music_masks: Tensor, get_normalized: bool = False) -> Tensor:
+        """As `get_text_features`, for patches [B, T, P] or [B, T * P] and masks [B, T]."""
+        packing = Packing(music_masks)
+        features = self.features(packing, packing.pack(unflatten(music_inputs)), get_normalized)
+        return features if get_normalized else packing.unpack(features)
+
+    @staticmethod
+    def avg_pooling(input_features: Tensor, input_masks: Tensor) -> Tensor:
+        """[B, T, H] and masks [B, T] -> the mean over what is not padding, [B, H]."""
+        packing = Packing(input_masks)
+        return packing.mean(packing.pack(input_features))
+
+    def forward(self, text_inputs: Tensor, text_masks: Tensor, music_inputs: Tensor, music_masks: Tensor) -> Tensor:
+        """The contrastive loss of pairs of texts and music; see `ClipLoss`."""
+        text = self.get_text_features(text_inputs, text_masks, get_normalized=True)
+        music = self.get_music_features(music_inputs, music_masks, get_normalized=True)
+        return self.loss_fn(text, music, LOGIT_SCALE)
+
+
+class ClipLoss(nn.Module):
+    """Symmetric cross-entropy over the dot products of all texts with all music, of all processes.
+
+    Each process forms the rows of its own pairs only, so that memory grows linearly with their number. The mean over
+    the processes is the loss of the global batch, and so is its gradient. The arguments are the published ones.
+
+    Args:
+        local_loss: report the loss of this process's rows; else that of the global batch. The gradient is the same.
+        gather_with_grad: let gradients reach the features of other processes too, as both trainers need.
+        cache_labels: has no effect; labels cost nothing.
+        rank, world_size: of the processes whose pairs are compared; default: those of torch.distributed, if it is in
+            use. A `world_size` of 1 compares this process's own pairs.
+    """
+
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        use_horovod: bool = False,
+    ):
+        super().__init__()
+        if use_horovod:
+            raise ValueError("Horovod is not supported; processes are joined by torch.distributed")
+        joined = has_distributed and dist.is_initialized()
+        self.local_loss, self.gather_with_grad = local_loss, gather_with_grad
+        self.world_size = (dist.get_world_size() if joined else 1) if world_size is None else world_size
+        self.rank = (dist.get_rank() if joined else 0) if rank is None else rank
+
+    def forward(
+        self,
+        text_features: Tensor,
+        music_features: Tensor,
+        logit_scale: float | Tensor = LOGIT_SCALE,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """text_features, music_features: [B, H], of the same B on every process. -> the loss, or
+        {"contrastive_loss": the loss}."""
+        with torch.autocast(text_features.device.type, enabled=False):
+            text_features, music_features = text_features.float(), music_features.float()
+            all_text, all_music, first = self._all(text_features), self._all(music_features), 0
+            if not (self.local_loss or self.gather_with_grad):  # only other rows than its own bring all the gradient
+                text_features, music_features = all_text, all_music
+            elif self.world_size > 1:
+                first = self.rank * len(text_features)
+            labels = torch.arange(len(text_features), device=text_features.device) + first
+            text_logits = logit_scale * text_features @ all_music.t()  # [B, B of all processes]
+            music_logits = logit_scale * music_features @ all_text.t()
+            loss = (F.cross_entropy(text_logits, labels) + F.cross_entropy(music_logits, labels)) / 2
+            if self.world_size > 1 and not self.local_loss:
+                mean = loss.detach().clone()
+                dist.all_reduce(mean)
+                loss = loss + (mean / self.world_size - loss.detach())
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _all(self, features: Tensor) -> Tensor:
+        """The rows of all processes, in the order of their ranks: [B, H] -> [B of all, H]."""
+        if self.world_size == 1:
+            return features
+        if self.gather_with_grad:
+            return _Gather.apply(features)
+        parts = [torch.empty_like(features) for _ in range(self.world_size)]
+        dist.all_gather(parts, features.detach().contiguous())
+        parts[self.rank] = features
+        return torch.cat(parts)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, features: Tensor) -> Tensor:
+        parts = [torch.empty_like(features) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, features.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def freeze_unused(model: nn.Module) -> None:
+    """The pooler of a BERT is in the published checkpoints, but takes no part in anything."""
+    for name, parameter in model.named_parameters():
+        if name.startswith("pooler."):
+            parameter.requires_grad_(False)
