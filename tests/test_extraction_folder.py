@@ -256,10 +256,15 @@ def test_processes_share_the_files_and_the_counts_are_of_all(tmp_path, weights, 
 
 def test_the_manifest_says_what_the_features_were_made_with(tmp_path, weights):
     digest = hashlib.sha256(b"weights").hexdigest()
-    for pooled, form in ((False, "temporal"), (True, "--normalize")):
+    for pooled, form, keep, unit_length in (
+        (False, "temporal", False, "left out"),
+        (True, "--normalize", True, "kept"),
+    ):
         target = tmp_path / form
-        extraction.prepare_target(target, weights, pooled)
-        assert json.loads(manifest_of(target).read_text()) == {"weights": "weights.pth", "sha256": digest, "form": form}
+        extraction.prepare_target(target, weights, pooled, keep)
+        facts = {"weights": "weights.pth", "sha256": digest, "form": form}
+        facts |= {"precision": "float32", "unit length": unit_length}
+        assert json.loads(manifest_of(target).read_text()) == facts
     note = {"repository": "some/where", "revision": "abc", "sha256": digest, "bytes": 7}
     (tmp_path / "weights.pth.json").write_text(json.dumps(note))  # that of a download
     extraction.prepare_target(tmp_path / "temporal", weights, False)
