@@ -28,6 +28,8 @@ from loading import Batches, close_loader, to_device
 from processes import OneProcessError, Processes, precision
 from run_log import RunLog, choose_logger, commit
 
+STATE = {"optimizer", "lr_sched", "scaler", "epoch", "step", "seed", "world_size", "best_epoch", "min_eval_loss"}
+STATE |= {"total", "weight", "bad_pieces"}  # what `latest_...` holds beside the model
 INTERRUPTED = 130  # exit status of a run that was told to stop, saved and can continue
 
 
@@ -131,7 +133,7 @@ class Training:
         if settings.checkpoint == settings.latest_path:
             state = load_checkpoint(settings.latest_path)
             load_weights(self.model, state["model"], settings.latest_path)
-            if lacking := {"optimizer", "lr_sched", "scaler", "epoch", "step", "seed", "world_size"} - state.keys():
+            if lacking := STATE - state.keys():
                 raise InputError(
                     f"{settings.latest_path}: not the complete state of a run ({', '.join(sorted(lacking))} is not in"
                     f" it); to start from its weights, rename it to {settings.weights_path.name}"

@@ -132,7 +132,7 @@ def new_model(name: str) -> nn.Module:
     if name == "extract_m3":
         return utils.M3PatchEncoder(utils.encoder_config())
     return utils.CLaMP2Model.from_configs(
-        XLMRobertaConfig(vocab_size=250_002, max_position_embeddings=514, type_vocab_size=1)
+        XLMRobertaConfig(vocab_size=250_002, max_position_embeddings=514, type_vocab_size=1), utils.encoder_config()
     )
 
 

@@ -96,7 +96,7 @@ def test_decode_inverts_encode():
     ("name", "model"),
     [
         ("m3", lambda: utils.M3Model(utils.encoder_config(), utils.decoder_config())),
-        ("clamp2", lambda: utils.CLaMP2Model.from_configs(PUBLISHED_TEXT)),
+        ("clamp2", lambda: utils.CLaMP2Model.from_configs(PUBLISHED_TEXT, utils.encoder_config())),
         ("m3_tiny", tiny_m3),
         ("clamp2_tiny", tiny_clamp2),
     ],

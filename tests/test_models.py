@@ -163,7 +163,7 @@ def published_models():
     with torch.device("meta"):
         return {
             "m3": utils.M3Model(utils.encoder_config(), utils.decoder_config()),
-            "clamp2": utils.CLaMP2Model.from_configs(XLMR),
+            "clamp2": utils.CLaMP2Model.from_configs(XLMR, utils.encoder_config()),
         }
 
 

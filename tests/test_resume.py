@@ -231,7 +231,7 @@ def test_another_number_of_processes_does_the_epoch_anew(tmp_path):
     assert "that run had 2 processes, this one has 1" in (tmp_path / "logs.txt").read_text()
 
 
-@pytest.mark.parametrize("name", ["optimizer", "lr_sched", "scaler", "epoch", "step", "seed", "world_size"])
+@pytest.mark.parametrize("name", sorted(training.STATE))
 def test_a_field_that_is_lacking_is_named(tmp_path, name):
     save_by_hand(tmp_path)
     state = latest(tmp_path)
