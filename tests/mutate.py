@@ -45,23 +45,25 @@ from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAINING = ["test_loading", "test_training"]
+STEPS = ["test_resume", "test_reported_numbers", "test_settings", "test_reference_training", "test_randomness"]
+MUSIC = ["test_abc_text", "test_bar_lengths", "test_interleaving"]
 TESTS = {  # the tests of a file, the quickest to notice a fault first
-    "code/training.py": TRAINING,
-    "code/loading.py": TRAINING,
-    "code/train_m3.py": TRAINING,
-    "code/train_clamp2.py": TRAINING,
-    "code/extraction.py": ["test_extraction", "test_published"],
-    "code/embedding.py": ["test_models", "test_golden", "test_extraction"],
-    "code/cache.py": ["test_search"],
-    "code/patches.py": ["test_patches", "test_loading"],
-    "code/packing.py": ["test_models", "test_golden"],
-    "code/retrieval.py": ["test_retrieval"],
-    "code/linear_probe.py": ["test_linear_probe"],
-    "process_data/interleaving.py": ["test_interleaving"],
-    "process_data/abc_voices.py": ["test_interleaving"],
-    "process_data/bar_lengths.py": ["test_interleaving"],
-    "process_data/abc_text.py": ["test_interleaving"],
+    "code/training.py": [*STEPS, "test_loading", "test_training"],
+    "code/loading.py": ["test_loading", "test_choices", "test_limits", *STEPS],
+    "code/train_m3.py": ["test_loading", "test_choices", *STEPS, "test_training"],
+    "code/train_clamp2.py": ["test_loading", "test_choices", *STEPS, "test_training"],
+    "code/records.py": ["test_texts", "test_choices", "test_merge_jsonl"],
+    "code/extraction.py": ["test_extraction_folder", "test_settings", "test_extraction", "test_published"],
+    "code/embedding.py": ["test_embedding", "test_models", "test_golden"],
+    "code/cache.py": ["test_cache", "test_search"],
+    "code/patches.py": ["test_patches", "test_choices", "test_published_calls", "test_loading"],
+    "code/packing.py": ["test_packing", "test_models", "test_published_calls"],
+    "code/retrieval.py": ["test_retrieval_numbers", "test_retrieval"],
+    "code/linear_probe.py": ["test_probe_numbers", "test_linear_probe"],
+    "process_data/interleaving.py": MUSIC,
+    "process_data/abc_voices.py": MUSIC,
+    "process_data/bar_lengths.py": MUSIC,
+    "process_data/abc_text.py": MUSIC,
 }
 PRELOADED = (
     "accelerate torch.distributed torch.utils.data transformers transformers.models.bert.modeling_bert"
