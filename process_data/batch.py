@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 
 import pebble
@@ -298,7 +298,16 @@ def _new_pool(workers: int) -> pebble.ProcessPool:
     # A fixed hash seed makes converters that iterate over sets give the same output in every process and run.
     os.environ.setdefault("PYTHONHASHSEED", "0")
     context = get_context("forkserver")
-    context.set_forkserver_preload([__name__, "silence"])
+    context.set_forkserver_preload(["batch", "silence"])
+    path = os.environ.get("PYTHONPATH")  # the one way to that server's search path before Python 3.13
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.path.dirname(os.path.abspath(__file__)), path)))
+    try:
+        forkserver.ensure_running()
+    finally:
+        if path is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = path
     return pebble.ProcessPool(workers, FILES_PER_WORKER, _start_worker, context=context)
 
 

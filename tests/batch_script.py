@@ -62,5 +62,10 @@ def main(argv: list[str] | None = None) -> int:
     return batch.main(convert, doc=__doc__, suffixes=(".txt", ".text"), target=".out", several=several, argv=argv)
 
 
+def is_silent() -> bool:
+    """Whether this worker said nothing before it had begun."""
+    return "silence" in sys.modules
+
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import itertools
 import json
 import os
 import socket
@@ -112,14 +113,20 @@ def _fork(script: Path, arguments: tuple, cwd: Path | str, envs: list[dict], kil
         argv = [str(word) for word in (script, *arguments)]
         job = {"argv": argv, "cwd": str(cwd), "envs": envs, "kill_after": kill_after}
         job |= {name: str(Path(folder) / name) for name in ("stdout", "stderr")}
+        printed = [
+            [Path(job[name] + (str(number) if number else "")) for name in ("stdout", "stderr")]
+            for number in range(len(envs))
+        ]
+        for path in itertools.chain(*printed):
+            path.touch()  # a process may be killed before it opens them
         zygote = _zygote()
         zygote.stdin.write(json.dumps(job) + "\n")
         zygote.stdin.flush()
-        done = []
-        for number, status in enumerate(json.loads(zygote.stdout.readline())):
-            printed = [Path(job[name] + (str(number) if number else "")).read_text() for name in ("stdout", "stderr")]
-            done.append(subprocess.CompletedProcess(argv, status, *printed))
-        return done
+        statuses = json.loads(zygote.stdout.readline())
+        return [
+            subprocess.CompletedProcess(argv, status, *(path.read_text() for path in paths))
+            for status, paths in zip(statuses, printed, strict=True)
+        ]
 
 
 def count_calls(function: Callable, *arguments) -> int:

@@ -216,6 +216,16 @@ def test_a_file_that_is_blamed_for_the_death_of_another_has_another_turn(tmp_pat
     assert set(tree(tmp_path / "out")) == {"good.out", "last.out"}
 
 
+def test_workers_are_forked_from_a_server_that_is_silent(monkeypatch):
+    """Else one that still starts when all is done prints a traceback now and then."""
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+    before = dict(os.environ)
+    pool = batch._new_pool(1)
+    assert pool.schedule(batch_script.is_silent).result(240)
+    batch._close_pool(pool)
+    assert os.environ.get("PYTHONPATH") == before.get("PYTHONPATH")
+
+
 def test_a_long_list_is_not_scheduled_at_once(tmp_path):
     asked_for = 0
 
