@@ -218,15 +218,15 @@ def test_bad_pieces_are_counted_once(tmp_path, capsys):
         return next(losses)
 
     run = a_run(tmp_path, num_epoch=2)
-    sets = Pieces(6, True, bad=(4,)), Pieces(5, False, bad=(0, 2, 3, 4))
+    sets = Pieces(6, True, bad=(4, 5)), Pieces(5, False, bad=(0, 2, 3, 4))
     go(run, [make_loader(pieces, 2, run.processes, collate) for pieces in sets], given(*[([0.0, 1.0], 1.0, 1.0)] * 6), evaluate)  # fmt: skip
-    assert [record["bad_pieces"] for record in records(tmp_path / "logs.txt")] == [4, 4]
+    assert [record["bad_pieces"] for record in records(tmp_path / "logs.txt")] == [5, 5]
     printed = capsys.readouterr().out
     log = (tmp_path / "logs.txt").read_text()
-    for index in (0, 2, 3, 4):
+    for index in (0, 2, 3, 4, 5):
         assert printed.count(f"bad piece, another one in its place: piece {index} is bad\n") == 1
         assert log.count(f"bad piece: piece {index} is bad\n") == 1
-    assert printed.count(" s, 4 bad pieces\n") == 2 and "\nbad pieces: 4\n" in printed
+    assert printed.count(" s, 5 bad pieces\n") == 2 and "\nbad pieces: 5\n" in printed
 
 
 def test_the_other_ranks_report_nothing(tmp_path, clock, capsys, monkeypatch):

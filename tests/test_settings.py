@@ -220,14 +220,14 @@ def test_where_weights_and_log_go(trained):
 
 
 @shows("M3_WANDB_LOG", "CLAMP2_WANDB_LOG", "WANDB_KEY")
-def test_wandb(trained, start, monkeypatch):
+def test_wandb(trained, start, monkeypatch, tmp_path):
     assert trained.heard.keys == ["a key"] and trained.heard.runs[0]["project"] == trained.kind
     assert trained.heard.finished == 1
     run, *_ = start(trained.kind)
     assert run.log.logger == "none"
     heard = wandb_that_listens(monkeypatch)  # without a key, who has logged in before is known
     monkeypatch.setattr(config, "WANDB_KEY", "<YOUR_WANDB_KEY>")
-    finish(a_run(trained.folder / "other", wandb_log=True), given(*[([1.0, 1.0], 1.0, 1.0)] * 3), [1.0])
+    finish(a_run(tmp_path / "other", wandb_log=True), given(*[([1.0, 1.0], 1.0, 1.0)] * 3), [1.0])
     assert heard.keys == [] and len(heard.runs) == 1
 
 
@@ -362,12 +362,15 @@ def autocast_type():
 
 @shows("MAX_GRAD_NORM")
 @pytest.mark.parametrize("value", [0.0, 2.0])
-def test_max_grad_norm(tmp_path, monkeypatch, value):
-    """The gradients have the norms 5 and 1: the first is scaled down to 2, or not. By hand, as AdamW is."""
+@pytest.mark.parametrize("logged", [False, True])
+def test_max_grad_norm(tmp_path, monkeypatch, value, logged):
+    """The gradients have the norms 5 and 1: the first is scaled down to 2, or not, whether the norm is logged or not.
+    By hand, as AdamW is."""
+    wandb_that_listens(monkeypatch)
     monkeypatch.setattr(config, "MAX_GRAD_NORM", value)
     monkeypatch.setattr(config, "WARMUP_STEPS", 0)
     monkeypatch.setattr(config, "NUM_WORKERS", 0)
-    run = a_run(tmp_path, linear([1.0, -1.0]), learning_rate=0.1)
+    run = a_run(tmp_path, linear([1.0, -1.0]), learning_rate=0.1, wandb_log=logged)
     finish(run, given(([3.0, 4.0], 1.0, 1.0), ([-0.6, 0.8], 1.0, 1.0)), [1.0], train=4)
     expected = AdamW([1.0, -1.0])
     expected.step([1.2, 1.6] if value else [3.0, 4.0], 0.1)
