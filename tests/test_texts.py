@@ -172,6 +172,8 @@ def test_paths_within_the_folder(tmp_path, name):
         ('{"title": "\\ud83d", "filepaths": ["a.abc"]}', "half of a surrogate pair"),
         ("{'title': 'x', 'filepaths': ['a.abc']}", "Python's notation, not JSON: write null for None, and double"),
         ('{"title": None, "filepaths": ["a.abc"]}', "Python's notation, not JSON"),
+        ("None", "not JSON [(]Expecting value"),
+        ("{'title': '" + "x" * 2**20 + "'}", "not JSON [(]Expecting property name"),  # too long to be tried as Python
         ("[1]", "not a JSON object, but a list"),
         ('{"filepaths": ["a\\u0000.abc"]}', "has a NUL in it"),
         ('{"title": "x"}', "`filepaths` is not a list"),
