@@ -33,17 +33,7 @@ if TYPE_CHECKING:
     from utils import CLaMP2Model
 
 _SIZES = ("PATCH_SIZE", "PATCH_LENGTH", "PATCH_NUM_LAYERS", "M3_HIDDEN_SIZE", "CLAMP2_HIDDEN_SIZE", "MAX_TEXT_LENGTH")
-_CODE = (
-    "pieces",
-    "patches",
-    "texts",
-    "embedding",
-    "extraction",
-    "packing",
-    "utils",
-    "clamp2",
-    "cache",
-)  # and all of process_data
+_CODE = ["pieces", "patches", "texts", "embedding", "extraction", "checkpoints", "packing", "utils", "clamp2", "cache"]
 _PACKAGES = ("abctoolkit", "unidecode")  # part of the conversions
 _HASH_BYTES = 32
 

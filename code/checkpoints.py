@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from files import InputError, atomic_write
 
 AUDIO_LEFT_OUT = "these weights are of CLaMP 3: its audio tower is left out"
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")  # of DistributedDataParallel and torch.compile
+_WRAPPERS = re.compile(r"^(?:module\.)+|(?<![^.])_orig_mod\.|(?<=_orig_mod\.)module\.")
 _POSITION_IDS = "embeddings.position_ids"  # a buffer that older versions of transformers saved
 
 
 def load_checkpoint(path: Path) -> dict:
-    """A checkpoint file, on the CPU: .pth in the published form, or .safetensors, which has weights only.
+    """A checkpoint file, on the CPU: .pth in the published form, or weights alone, which may be .safetensors.
 
     `model` has the names of this project's models: wrappers' prefixes are taken off, and the text and symbolic towers
-    of CLaMP 3 are those of CLaMP 2 (entry `is_clamp3`). Only tensors and plain values are read: a file cannot run code.
-    Raises InputError if it cannot be read or is not a checkpoint.
+    of CLaMP 3 are those of CLaMP 2 (`is_clamp3`; `has_audio` if the audio tower was there too). Only tensors and plain
+    values are read: a file cannot run code. Raises InputError if it cannot be read or is not a checkpoint.
     """
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             checkpoint: dict = {"model": load_file(path)}
         else:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -37,34 +37,37 @@ def load_checkpoint(path: Path) -> dict:
         if isinstance(error, pickle.UnpicklingError):  # torch's words advise to load it all the same
             reason = "it is damaged, or holds more than tensors and plain values, which could run code"
         raise InputError(f"{path}: not a checkpoint that can be loaded safely ({reason})") from None
+    if isinstance(checkpoint, dict) and checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
+        checkpoint = {"model": checkpoint}
     if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("model"), dict)):
         raise InputError(f"{path}: not a checkpoint; it has no entry `model`")
-    checkpoint["is_clamp3"], checkpoint["model"] = _plain_names(checkpoint["model"])
-    return checkpoint
-
-
-def _plain_names(weights: dict[str, Tensor]) -> tuple[bool, dict[str, Tensor]]:
-    """Whether the weights are of CLaMP 3, and the same under this project's names."""
+    weights = checkpoint["model"]
+    for name, value in weights.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided):
+            raise InputError(f"{path}: its entry {name!r} is not a tensor (or not a dense one)")
     plain = {_WRAPPERS.sub("", name): value for name, value in weights.items() if not name.endswith(_POSITION_IDS)}
-    if not any(name.startswith("symbolic_") for name in plain):
-        return False, plain
-    return True, {
-        re.sub("^symbolic_", "music_", name): value for name, value in plain.items() if not name.startswith("audio_")
-    }
+    of_clamp3 = any(name.startswith("symbolic_") for name in plain)
+    checkpoint["has_audio"] = any(name.startswith("audio_") for name in plain)
+    checkpoint["is_clamp3"] = of_clamp3 or checkpoint.get("is_clamp3") is True
+    if of_clamp3:
+        plain = {name.replace("symbolic_", "music_", 1): value for name, value in plain.items()}
+        plain = {name: value for name, value in plain.items() if not name.startswith("audio_")}
+    checkpoint["model"] = plain
+    return checkpoint
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path, prefix: str = "") -> None:
     """Loads the entries of a state dict whose names begin with `prefix`, which is taken off, strictly.
 
-    What no checkpoint needs to have: a BERT's pooler, which is not used, and an entry that is tied to another one.
+    Two kinds of entry may be missing: a BERT's pooler, which is not used, and one that is tied to another one.
     Raises InputError that names what does not fit, or is not finite.
     """
     weights = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     own = model.state_dict()
-    there = {own[name].data_ptr() for name in own if name in weights}
+    present = {own[name].data_ptr() for name in own if name in weights}
     missing = [
         name for name, value in own.items()
-        if name not in weights and "pooler." not in name and value.data_ptr() not in there
+        if name not in weights and "pooler." not in name and value.data_ptr() not in present
     ]  # fmt: skip
     unexpected = [name for name in weights if name not in own]
     wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]
@@ -80,7 +83,9 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path, prefi
             f" {len(unexpected)} are unknown{_first(unexpected)}"
         )
     for name, value in weights.items():
-        if value.is_floating_point() and not value.isfinite().all():
+        if not value.is_floating_point():
+            raise InputError(f"{path}: {prefix}{name} is of {value.dtype}; weights are floating-point numbers")
+        if not value.to(own[name].dtype).isfinite().all():
             raise InputError(f"{path}: {prefix}{name} has a NaN or an infinity in it; these weights are of no use")
     model.load_state_dict(weights, strict=False)
 

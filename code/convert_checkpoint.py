@@ -29,7 +29,7 @@ from files import InputError
 from texts import load_tokenizer
 from utils import CLaMP2Model, M3Model, decoder_config, empty_clamp2, encoder_config
 
-FACTS = ("epoch", "best_epoch", "min_eval_loss")  # of a checkpoint, beside its weights
+FACTS = ("epoch", "best_epoch", "min_eval_loss", "is_clamp3")  # of a checkpoint, beside its weights
 
 
 def to_hub(path: Path, folder: Path) -> None:
@@ -42,7 +42,7 @@ def to_hub(path: Path, folder: Path) -> None:
     model = empty_clamp2() if is_clamp2 else M3Model(encoder_config(), decoder_config())
     load_weights(model, weights, path)
     require_equal(weights, model.state_dict(), path)
-    facts = {name: finite(checkpoint[name]) for name in FACTS if name in checkpoint}
+    facts = {name: finite(checkpoint[name]) for name in FACTS if checkpoint.get(name) not in (None, False)}
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -60,7 +60,7 @@ def to_hub(path: Path, folder: Path) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"{folder}: {type(model).__name__}, {len(weights)} entries, {', '.join(sorted(os.listdir(folder)))}")
-    if checkpoint["is_clamp3"]:
+    if checkpoint["has_audio"]:
         print(AUDIO_LEFT_OUT)
 
 

@@ -44,7 +44,7 @@ SHOWN_FAILURES = 20  # on the terminal; OUT.errors.jsonl has all
 
 
 def beside(target: Path, suffix: str) -> Path:
-    """The file of an extraction that stands beside its output folder, under its name."""
+    """Returns the path of a sidecar: beside the output folder, under its name plus `suffix`."""
     target = target.resolve()
     if not target.name:
         raise InputError(f"{target}: name an output folder below it; beside it stands what its features were made with")
@@ -60,7 +60,7 @@ def read_patches(keep_unit_length: bool, path: Path) -> np.ndarray:
 
 
 def encode_music(text: str, keep_unit_length: bool) -> np.ndarray:
-    """The same of the text of a file."""
+    """Encodes music text as patches with the special ones, uint8 [T, P]."""
     text = text if keep_unit_length else remove_unit_length(text)
     return M3Patchilizer().encode_array(text, add_special_patches=True)
 
@@ -97,6 +97,7 @@ def load(model: nn.Module, path: Path, prefix: str = "") -> nn.Module:
     load_weights(model, checkpoint["model"], path, prefix)
     if checkpoint["is_clamp3"]:
         model.is_clamp3 = True  # type: ignore[assignment]
+    if checkpoint["has_audio"]:
         print(f"{path}: {AUDIO_LEFT_OUT}", file=sys.stderr)
     return model.eval().to(Processes().device)
 
@@ -117,7 +118,7 @@ def extract(
     Args:
         read: (keep_unit_length, file) -> what the model reads: patches, with the line `L:1/8` or without, or token
             ids. Raises InputError for a bad file.
-        keep_unit_length: of models that are not CLaMP 3, which has it without.
+        keep_unit_length: whether CLaMP 2 reads `L:1/8`, for the sidecar; a model of CLaMP 3 does not.
     Returns:
         the exit status: 0, or 1 if a file failed.
     """
@@ -225,7 +226,7 @@ def write(path: Path, feature: np.ndarray) -> str | None:
     return None
 
 
-FACTS = ("sha256", "form", "precision", "unit length")  # in which all features of a folder agree
+FACTS = ("sha256", "form", "precision", "KEEP_UNIT_LENGTH")  # in which all features of a folder agree
 
 
 def _facts(made_with: dict, names: list[str]) -> str:
@@ -236,6 +237,17 @@ def _facts(made_with: dict, names: list[str]) -> str:
     )
 
 
+def _read_manifest(path: Path) -> dict:
+    """What the features of a folder were made with. Raises InputError if it cannot be read."""
+    try:
+        before = json.loads(path.read_text())
+    except ValueError:
+        before = None
+    if not isinstance(before, dict) or "weights" not in before:
+        raise InputError(f"{path}: damaged; it notes what the features beside it were made with: remove both")
+    return before
+
+
 def prepare_target(target: Path, weights_path: Path, pooled: bool, keep_unit_length: bool = False) -> None:
     """Makes the folder for features, and notes beside it what they are made with.
 
@@ -244,16 +256,21 @@ def prepare_target(target: Path, weights_path: Path, pooled: bool, keep_unit_len
     """
     with open(weights_path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    made_with = {
+    made_with: dict = {
         "weights": weights_path.name,
         "sha256": digest,
         "form": "--normalize" if pooled else "temporal",
         "precision": config.EXTRACT_PRECISION,
-        "unit length": "kept" if keep_unit_length else "left out",
+        "KEEP_UNIT_LENGTH": keep_unit_length,
     }
     made_with |= published.origin(weights_path, digest)
-    manifest = beside(target, ".extraction.json")
-    before = json.loads(manifest.read_text()) if manifest.exists() else made_with
+    manifest, older = beside(target, ".extraction.json"), target / ".extraction.json"
+    before = made_with
+    if next(target.rglob("*.npy"), None):  # of a folder without features, what was noted is of no use
+        if manifest.exists():
+            before = _read_manifest(manifest)
+        elif older.exists():  # where an earlier version of this code had it
+            before = {"precision": "float32", "KEEP_UNIT_LENGTH": False} | _read_manifest(older)
     differing = [fact for fact in FACTS if before.get(fact) != made_with[fact]]
     if differing:
         raise InputError(
@@ -263,6 +280,9 @@ def prepare_target(target: Path, weights_path: Path, pooled: bool, keep_unit_len
     target.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)
     remove_leftovers(manifest.parent, below=False)
+    if older.exists():
+        for name in (older, target / "errors.jsonl"):
+            name.unlink(missing_ok=True)
     try:
         with atomic_write(manifest, "w") as file:
             json.dump(made_with, file)

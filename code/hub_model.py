@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, BertConfig, GPT2Config, PreTrainedConfig
 
 
 class HubModel(PyTorchModelHubMixin):
@@ -26,9 +26,13 @@ class HubModel(PyTorchModelHubMixin):
         return super()._decode_arg(expected_type, value)
 
     @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> Any:
+    def _from_pretrained(cls, *, config: dict | None = None, strict: bool = True, **options: Any) -> Any:
         """Strict, other than the client's own: weights that do not fit are an error."""
-        return super()._from_pretrained(strict=strict, **options)
+        if config and "patch_num_layers" in config:  # the form of this project's first versions: sizes
+            options |= _configs_of_sizes(config)
+        model = super()._from_pretrained(strict=strict, **options)
+        model.is_clamp3 = bool((config or {}).get("checkpoint", {}).get("is_clamp3"))
+        return model
 
     def generate_model_card(self, **facts: object) -> ModelCard:
         """What the model is, its sizes, and whatever else is known, such as the epoch of a checkpoint."""
@@ -38,6 +42,28 @@ class HubModel(PyTorchModelHubMixin):
         facts = {"parameters": sum(p.numel() for p in self.parameters()), **sizes, **facts}  # type: ignore[attr-defined]
         table = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in facts.items())
         return ModelCard(_CARD.format(kind=kind, about=_ABOUT[kind], table=table))
+
+
+def _configs_of_sizes(sizes: dict[str, Any]) -> dict[str, PreTrainedConfig]:
+    """The configurations that `config.json` once had the sizes of."""
+    of_m3 = "token_num_layers" in sizes
+    hidden = sizes["hidden_size" if of_m3 else "music_hidden_size"]
+    common = {"num_attention_heads": hidden // 64, "intermediate_size": hidden * 4}
+    encoder = BertConfig(
+        vocab_size=1,
+        hidden_size=hidden,
+        num_hidden_layers=sizes["patch_num_layers"],
+        max_position_embeddings=sizes["patch_length"],
+        **common,
+    )
+    if not of_m3:
+        return {"music_config": encoder}
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    decoder = {"n_positions": sizes["patch_size"], "n_embd": hidden, "n_layer": sizes["token_num_layers"]}
+    return {
+        "encoder_config": encoder,
+        "decoder_config": GPT2Config(vocab_size=128, n_head=hidden // 64, n_inner=hidden * 4, **decoder, **ids),
+    }
 
 
 def _size(values: dict[str, Any]) -> str:

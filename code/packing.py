@@ -2,7 +2,7 @@
 
 The tokens of a batch stand one after another in one row [1, N, H]. Only inside attention are they laid out per
 sequence, in buckets of similar length; PyTorch's fused kernel (`scaled_dot_product_attention`) runs once for each.
-`packed_attention` is a transformers model's attention implementation, named "packed", while `run_packed` runs it.
+`packed_attention` is given to a transformers model as its attention implementation, named "packed".
 
 Symbols: B sequences, T positions, N = sum of the lengths, H hidden size, A heads, D = H / A.
 """
@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from dropout import dropout as drop_out
 
@@ -72,9 +74,10 @@ class Packing:
         return padded.index_put((self.sequences, self.positions), packed)
 
     def mean(self, packed: Tensor) -> Tensor:
-        """Mean over the tokens of each sequence: [N, H] -> [B, H], in float32."""
-        total = packed.new_zeros((self.shape[0], packed.shape[1]), dtype=torch.float32)
-        return total.index_add(0, self.sequences, packed.float()) / self.lengths[:, None]
+        """Mean over the tokens of each sequence: [N, H] -> [B, H], in float32 or wider."""
+        dtype = torch.promote_types(packed.dtype, torch.float32)
+        total = packed.new_zeros((self.shape[0], packed.shape[1]), dtype=dtype)
+        return total.index_add(0, self.sequences, packed.to(dtype)) / self.lengths[:, None]
 
 
 def _bucket_width(length: int) -> int:
@@ -91,16 +94,20 @@ def packed_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    packing: Packing,
+    packing: Packing | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention within each sequence of a packed row, in the form transformers asks for.
 
     query, key, value: [1, A, N, D]. Returns [1, N, A, D]. Causal where `module.is_causal`; what only fills up a bucket
-    stands at its end, so that a causal kernel needs no mask for it.
+    stands at its end, so that a causal kernel needs no mask for it. Without `packing`, padded batches as usual.
     """
+    if packing is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
     causal = bool(getattr(module, "is_causal", False))
     heads = query.shape[1]
     sizes = [count * width for count, width, _ in packing.buckets]
@@ -176,18 +183,19 @@ def first_position(config: PreTrainedConfig) -> int:
 
 
 def run_packed(model: PreTrainedModel, packing: Packing, first: int = 0, **inputs: Tensor) -> Tensor:
-    """The last hidden state [N, H] of a transformers model on packed `input_ids` [N] or `inputs_embeds` [N, H].
-
-    Only here does the model attend through `packed_attention`: called directly, it takes padded batches as usual.
-    """
+    """The last hidden state [N, H] of a transformers model on packed `input_ids` [N] or `inputs_embeds` [N, H]."""
     inputs = {name: value[None] for name, value in inputs.items()}
-    usual = model.config._attn_implementation
-    model.config._attn_implementation = "packed"
-    try:
-        output = model(position_ids=packing.positions[None] + first, packing=packing, use_cache=False, **inputs)
-    finally:
-        model.config._attn_implementation = usual
+    output = model(position_ids=packing.positions[None] + first, packing=packing, use_cache=False, **inputs)
     return output.last_hidden_state[0]
 
 
-AttentionInterface.register("packed", packed_attention)
+def use_packed_attention(model: PreTrainedModel) -> None:
+    """Makes a transformers model attend through `packed_attention`; called directly, it takes padded batches."""
+    AttentionInterface.register("packed", packed_attention)
+    AttentionMaskInterface.register("packed", _usual_mask)
+    model.set_attn_implementation("packed")
+
+
+def _usual_mask(*arguments: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
+    """The mask of a padded batch, for a model that is called directly. A packed row has none."""
+    return None if attention_mask is None else sdpa_mask(*arguments, attention_mask=attention_mask, **options)

@@ -8,7 +8,7 @@ import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from unidecode import unidecode
@@ -91,7 +91,8 @@ class M3Patchilizer:
     """
 
     pad_token_id, bos_token_id, eos_token_id, mask_token_id = PAD, BOS, EOS, MASK
-    delimiters = ("|:", "::", ":|", "[|", "||", "|]", "|")  # barlines, the longest first
+    delimiters: ClassVar[list[str]] = ["|:", "::", ":|", "[|", "||", "|]", "|"]  # barlines, the longest first
+    regexPattern = _BARLINE.pattern
 
     def __init__(self, patch_size: int = PATCH_SIZE, patch_length: int = PATCH_LENGTH):
         self.patch_size = patch_size
@@ -127,7 +128,8 @@ class M3Patchilizer:
             text: interleaved ABC, or MTF, which is known by its first line. It is transliterated to ASCII first.
             add_special_patches: put a patch of BOS before and one of EOS after.
             truncate: keep `patch_length` patches, the first ones.
-            random_truncate: keep the first, the last, or `patch_length` patches from a random place, equally likely.
+            random_truncate: of those that `truncate` keeps, the first, the last, or those from a random place, equally
+                likely.
             rng: where the randomness comes from; default: Python's own.
             join_size: the size of a patch up to which messages of MTF are joined; default: P.
         """
@@ -137,10 +139,10 @@ class M3Patchilizer:
         rows = [self._row(part) for part in parts]
         if add_special_patches:
             rows = [bytes([BOS]) * size, *rows, bytes([BOS]) + bytes([EOS]) * (size - 1)]
-        if random_truncate and len(rows) > self.patch_length:
-            rows = rows[random_segment(len(rows), self.patch_length, rng or random)]  # type: ignore[arg-type]
-        elif truncate:
-            rows = rows[: self.patch_length]
+        limit = self.patch_length
+        if truncate and len(rows) > limit:
+            kept = random_segment(len(rows), limit, rng or random) if random_truncate else slice(limit)  # type: ignore[arg-type]
+            rows = rows[kept]
         return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, size)
 
     def decode(self, patches: np.ndarray | Sequence[Sequence[int]]) -> str:

@@ -38,11 +38,11 @@ def parse(data: bytes) -> dict:
 
 
 def _is_python(data: bytes) -> bool:
-    """Whether a text is a record as Python prints it: single quotes, `None`."""
-    if len(data) > MAX_PYTHON or not data.lstrip().startswith(b"{"):
+    """Whether a text is a dict in Python's notation: single quotes, `None`."""
+    if len(data) > MAX_PYTHON:
         return False
     try:
-        return isinstance(ast.literal_eval(data.decode().strip()), dict)
+        return isinstance(ast.literal_eval(data.decode("utf-8-sig").strip()), dict)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return False
 
@@ -62,7 +62,7 @@ class Jsonl:
                 if not line.isspace():
                     self.starts.append(start)
                     self.lines.append(number)
-                if len(self.starts) == 1 and line.lstrip().startswith(b"["):
+                if len(self.starts) == 1 and line.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
                     raise InputError(f"{path}: a JSON array; write one object a line, without brackets around all")
                 start += len(line)
 

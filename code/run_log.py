@@ -98,7 +98,7 @@ class RunLog:
             self._plot({k: v for k, v in record.items() if k != "learning_rate"}, step)  # a curve of the steps
 
     def bad_piece(self, problem: str) -> None:
-        self.job.say(f"bad piece, another one in its place: {problem}")
+        self.job.say(f"bad piece or file, another one in its place: {problem}")
         self.write(f"bad piece: {problem}\n")
 
     def write(self, text: str) -> None:

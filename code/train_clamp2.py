@@ -88,7 +88,7 @@ class CLaMP2Dataset(PieceDataset):
         for name in order:
             path = self.records.path.parent / name
             try:
-                return path, read_music(path), bad
+                return path, read_music(path), [f"{problem} (another of its files is used)" for problem in bad]
             except InputError as error:
                 bad.append(f"{where}: {error}")
         raise InputError("; ".join(bad))
@@ -132,7 +132,8 @@ def step(run: training.Training, batch: dict) -> training.Step:
     inputs = [batch[name] for name in INPUTS]
     size = config.CLAMP2_MICRO_BATCH or len(inputs[0])
     parts = list(zip(*(tensor.split(size) for tensor in inputs), strict=True))
-    loss_function = ClipLoss(local_loss=True, gather_with_grad=True)
+    job = run.processes
+    loss_function = ClipLoss(local_loss=True, gather_with_grad=True, rank=job.rank, world_size=job.world_size)
     if len(parts) == 1:
         with autocast(run.device, run.dtype):
             text, music = run.parallel(*parts[0])
@@ -151,7 +152,7 @@ def step(run: training.Training, batch: dict) -> training.Step:
     for i, part in enumerate(parts):
         set_random_state(run.device, states[i])
         last = i == len(parts) - 1
-        alone = last or run.processes.world_size == 1
+        alone = last or job.world_size == 1
         with contextlib.nullcontext() if alone else run.parallel.no_sync():  # type: ignore[operator]
             with autocast(run.device, run.dtype):
                 part_text, part_music = run.parallel(*part)
@@ -189,7 +190,7 @@ def evaluate(run: training.Training, loader: DataLoader) -> float:
         if part:  # rank r had the pieces r, r + world_size, ...
             sides[0, rank :: len(parts)], sides[1, rank :: len(parts)] = part
     groups = -(-count // (run.settings.batch_size * run.processes.world_size))
-    loss_function = ClipLoss(world_size=1)
+    loss_function = ClipLoss()
     losses = [
         loss_function(text, music) * len(text)
         for text, music in zip(*(side.tensor_split(groups) for side in sides), strict=True)

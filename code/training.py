@@ -127,6 +127,8 @@ class Training:
     def _load(self) -> None:
         """Continues from the checkpoint, if there is one."""
         settings = self.settings
+        if settings.weights_path.suffix.lower() == ".safetensors":
+            raise InputError(f"{settings.weights_path}: a training writes a .pth file; name one in {config.source()}")
         if self.processes.rank == 0:
             remove_leftovers(settings.weights_path.parent, below=False)
         self.processes.require_same("the checkpoint they find", str(settings.checkpoint))
@@ -156,7 +158,14 @@ class Training:
             return
         self.seed = 0 if settings.deterministic else self.processes.broadcast(random.getrandbits(31))
         if settings.checkpoint:
-            load_weights(self.model, load_checkpoint(settings.weights_path)["model"], settings.weights_path)
+            checkpoint = load_checkpoint(settings.weights_path)
+            if checkpoint["has_audio"]:
+                raise InputError(
+                    f"{settings.weights_path}: weights of CLaMP 3, which a training would replace by some without the"
+                    " audio tower; to start from them, make a new .pth file of them with convert_checkpoint.py, by way"
+                    " of a folder"
+                )
+            load_weights(self.model, checkpoint["model"], settings.weights_path)
             self.started_from = str(settings.weights_path)
 
     def published_state(self, epoch: int) -> dict:

@@ -47,12 +47,12 @@ from config import (
 from dropout import use_cheap_dropout
 from files import InputError
 from hub_model import HubModel
-from packing import Packing, first_position, packable, run_packed
+from packing import Packing, first_position, packable, run_packed, use_packed_attention
 from patches import BOS, EOS, PAD, VOCABULARY, M3Patchilizer, mask_patches, read_music, remove_instrument_info
 from processes import Processes
 from texts import load_text_config, load_text_model
 
-# What programs written for the published code take from here with `from utils import *`: the constants of config.py too
+# Names that `from utils import *` brings, as in the published code: the constants of config.py too
 _CONSTANTS = {name: value for name, value in vars(config).items() if name.isupper() and not name.startswith("_")}
 globals().update(_CONSTANTS)
 has_distributed = dist.is_available()
@@ -145,7 +145,7 @@ def empty_clamp2() -> "CLaMP2Model":
 
 
 def unflatten(patches: Tensor) -> Tensor:
-    """[B, T, P], or [B, T * P] as the published trainer has them, -> [B, T, P]"""
+    """Reshapes patches [B, T, P], or [B, T * P] as the published trainer has them, to [B, T, P]."""
     return patches.reshape(len(patches), -1, PATCH_SIZE)
 
 
@@ -162,6 +162,7 @@ class M3PatchEncoder(nn.Module):
         self.base = BertModel(copy.deepcopy(config))
         freeze_unused(self.base)
         self.base.embeddings.word_embeddings.requires_grad_(False)  # the patch embedding stands in for it
+        use_packed_attention(self.base)
         use_cheap_dropout(self.base)
 
     def embed(self, patches: Tensor) -> Tensor:
@@ -169,6 +170,8 @@ class M3PatchEncoder(nn.Module):
 
         Where a patch's end is PAD, the columns of PAD are summed once for all patches of that length.
         """
+        if type(self.patch_embedding) is not nn.Linear:  # another layer in its place, such as LoRA's
+            return self.patch_embedding(F.one_hot(patches.long(), VOCABULARY).flatten(1).to(self.base.dtype))
         columns = self.patch_embedding.weight.t().contiguous()  # [P * V, H]: row p * V + v is of id v at place p
         lengths = PATCH_SIZE - (patches != PAD).flip(1).int().argmax(1)  # [N], of a patch without its last PADs
         lengths = lengths.where((patches != PAD).any(1), lengths.new_zeros(()))
@@ -212,6 +215,7 @@ class M3TokenDecoder(nn.Module):
         if config.activation_function == "gelu_new":
             config.activation_function = "gelu_pytorch_tanh"  # the same, in one kernel
         self.base = GPT2LMHeadModel(config)
+        use_packed_attention(self.base)
         use_cheap_dropout(self.base)
 
     def forward(self, patch_features: Tensor, target_patches: Tensor) -> M3Output:
@@ -304,12 +308,19 @@ class CLaMP2Model(nn.Module, HubModel):
             self.text_model = AutoModel.from_config(copy.deepcopy(text_config), dtype=torch.float32)
         freeze_unused(self.text_model)
         use_cheap_dropout(self.text_model)
+        if packable(self.text_model.config):
+            use_packed_attention(self.text_model)
         self.text_proj = nn.Linear(self.text_model.config.hidden_size, hidden_size)
         nn.init.normal_(self.text_proj.weight, std=0.02)
         self.music_model = M3PatchEncoder(music_config)
         self.music_proj = nn.Linear(music_config.hidden_size, hidden_size)
         nn.init.normal_(self.music_proj.weight, std=0.02)
-        self.loss_fn = ClipLoss(gather_with_grad=True, rank=global_rank, world_size=world_size)
+        joined = has_distributed and dist.is_initialized()
+        self.loss_fn = ClipLoss(
+            gather_with_grad=True,
+            rank=global_rank if global_rank is not None else dist.get_rank() if joined else 0,
+            world_size=world_size if world_size is not None else dist.get_world_size() if joined else 1,
+        )
         if load_m3 and text_config is None:
             self._start_from_m3(config.resolve(config.M3_WEIGHTS_PATH))
         # what `config.json` of the hub's form holds: `from_pretrained` needs neither name nor weights of the text model
@@ -356,7 +367,8 @@ class CLaMP2Model(nn.Module, HubModel):
         hidden = self.music_model.features(packing, tokens) if is_music else self._encode_text(packing, tokens)
         if not pooled:
             return hidden
-        return (self.music_proj if is_music else self.text_proj)(packing.mean(hidden))
+        projection = self.music_proj if is_music else self.text_proj
+        return projection(packing.mean(hidden).to(projection.weight.dtype))
 
     def _encode_text(self, packing: Packing, text_ids: Tensor) -> Tensor:
         """Packed token ids [N] -> [N, H of the text model]."""
@@ -372,6 +384,9 @@ class CLaMP2Model(nn.Module, HubModel):
         get_normalized: pooled and projected. The name is the published one; the vectors are not of length 1.
         """
         packing = Packing(text_masks)
+        if first_position(self.text_model.config):  # RoBERTa's kin count tokens, wherever the padding is
+            is_token = text_inputs != self.text_model.config.pad_token_id
+            packing.positions = packing.pack(is_token.cumsum(1) - 1)
         features = self.features(packing, packing.pack(text_inputs), get_normalized)
         return features if get_normalized else packing.unpack(features)
 
@@ -385,7 +400,7 @@ class CLaMP2Model(nn.Module, HubModel):
     def avg_pooling(input_features: Tensor, input_masks: Tensor) -> Tensor:
         """[B, T, H] and masks [B, T] -> the mean over what is not padding, [B, H]."""
         packing = Packing(input_masks)
-        return packing.mean(packing.pack(input_features))
+        return packing.mean(packing.pack(input_features)).to(input_features.dtype)
 
     def forward(self, text_inputs: Tensor, text_masks: Tensor, music_inputs: Tensor, music_masks: Tensor) -> Tensor:
         """The contrastive loss of pairs of texts and music; see `ClipLoss`."""
@@ -397,15 +412,16 @@ class CLaMP2Model(nn.Module, HubModel):
 class ClipLoss(nn.Module):
     """Symmetric cross-entropy over the dot products of all texts with all music, of all processes.
 
-    Each process forms the rows of its own pairs only, so that memory grows linearly with their number. The mean over
-    the processes is the loss of the global batch, and so is its gradient. The arguments are the published ones.
+    With `gather_with_grad`, each process forms the rows of its own pairs only, so that memory grows linearly with their
+    number; the mean over the processes is the loss of the global batch, and so is its gradient.
 
     Args:
-        local_loss: report the loss of this process's rows; else that of the global batch. The gradient is the same.
-        gather_with_grad: let gradients reach the features of other processes too, as both trainers need.
+        local_loss: the loss of this process's rows; else the mean over all processes, that of the global batch.
+        gather_with_grad: let gradients reach the features of other processes too, as `train_clamp2.py` needs. Without,
+            those of other processes are constants.
         cache_labels: has no effect; labels cost nothing.
-        rank, world_size: of the processes whose pairs are compared; default: those of torch.distributed, if it is in
-            use. A `world_size` of 1 compares this process's own pairs.
+        rank, world_size: of the processes whose pairs are compared. With 1, this process compares its own pairs.
+        use_horovod: not supported.
     """
 
     def __init__(
@@ -413,17 +429,15 @@ class ClipLoss(nn.Module):
         local_loss: bool = False,
         gather_with_grad: bool = False,
         cache_labels: bool = False,
-        rank: int | None = None,
-        world_size: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
         use_horovod: bool = False,
     ):
         super().__init__()
         if use_horovod:
             raise ValueError("Horovod is not supported; processes are joined by torch.distributed")
-        joined = has_distributed and dist.is_initialized()
         self.local_loss, self.gather_with_grad = local_loss, gather_with_grad
-        self.world_size = (dist.get_world_size() if joined else 1) if world_size is None else world_size
-        self.rank = (dist.get_rank() if joined else 0) if rank is None else rank
+        self.rank, self.world_size = rank, world_size
 
     def forward(
         self,
@@ -459,7 +473,8 @@ class ClipLoss(nn.Module):
             return _Gather.apply(features)
         parts = [torch.empty_like(features) for _ in range(self.world_size)]
         dist.all_gather(parts, features.detach().contiguous())
-        parts[self.rank] = features
+        if not self.local_loss:
+            parts[self.rank] = features
         return torch.cat(parts)
 
 
@@ -478,7 +493,7 @@ class _Gather(torch.autograd.Function):
 
 
 def freeze_unused(model: nn.Module) -> None:
-    """The pooler of a BERT is in the published checkpoints, but takes no part in anything."""
+    """Freezes a BERT's pooler, which is in the published checkpoints but not used."""
     for name, parameter in model.named_parameters():
         if name.startswith("pooler."):
             parameter.requires_grad_(False)

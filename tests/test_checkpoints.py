@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoConfig
 
 import published
+import utils
 from checkpoints import load_checkpoint, load_weights
 from files import InputError
 from helpers import CODE, KIT, KIT_MODEL, SHARED_GOLDEN, m3_configs, run, run_script, write_config
 from hub import serving
-from utils import M3Model
+from test_training import clamp2_config
+from utils import CLaMP2Model, M3Model
 
 M3, CLAMP2 = (KIT / f"weights_{name}_kit.pth" for name in ("m3", "clamp2"))
 VALUES = np.load(KIT / "values.npz")
@@ -32,6 +35,7 @@ def as_clamp3(model):
 WAYS = {
     "wrapped": lambda model: {f"module.{name}": value for name, value in model.items()},
     "compiled": lambda model: {f"_orig_mod.{name}": value for name, value in model.items()},
+    "inside": lambda model: {k.replace("text_model.", "text_model._orig_mod."): v for k, v in model.items()},
     "both": lambda model: {f"module._orig_mod.{name}": value for name, value in model.items()},
     "position ids": lambda model: model | {"text_model.embeddings.position_ids": torch.arange(130)[None]},
     "no pooler": lambda model: {name: value for name, value in model.items() if "pooler" not in name},
@@ -56,6 +60,27 @@ def test_the_same_features_from(tmp_path, way):
         feature = np.load(tmp_path / "out" / f"{name.split('.')[0]}.npy")[0]
         np.testing.assert_allclose(feature, VALUES[f"clamp2_normalized/{name}"], atol=1e-4, rtol=0)
     assert ("of CLaMP 3: its audio tower is left out" in result.stderr) == (way == "clamp3")
+
+
+def test_weights_without_anything_around_them(tmp_path):
+    torch.save(weights(), tmp_path / "w.pth")
+    assert load_checkpoint(tmp_path / "w.pth")["model"].keys() == weights().keys()
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        (3, "its entry 'text_proj.bias' is not a tensor"),
+        (torch.ones(48).to_sparse(), "its entry 'text_proj.bias' is not a tensor (or not a dense one)"),
+        (torch.ones(48, dtype=torch.int32), "text_proj.bias is of torch.int32"),
+        (torch.ones(48, dtype=torch.complex64), "text_proj.bias is of torch.complex64"),
+        (torch.full((48,), 1e300, dtype=torch.float64), "text_proj.bias has a NaN or an infinity"),
+    ],
+)
+def test_entries_that_are_no_weights(tmp_path, entry, problem):
+    torch.save({"model": weights() | {"text_proj.bias": entry}}, tmp_path / "w.pth")
+    result = extract(tmp_path, tmp_path / "w.pth", KIT / "texts")
+    assert result.returncode == 2 and problem in result.stderr and "Traceback" not in result.stderr
 
 
 def test_safetensors_in_place_of_a_pth(tmp_path):
@@ -177,6 +202,48 @@ def test_clamp3_in_the_form_of_the_hub(tmp_path, clamp3):
     assert result.returncode == 0, result.stderr
     back, original = weights(tmp_path / "back.pth"), weights()
     assert back.keys() == original.keys() and all(torch.equal(back[name], original[name]) for name in back)
+    # it is still known that its music is read without the unit length
+    assert (
+        load_checkpoint(tmp_path / "back.pth")["is_clamp3"] and CLaMP2Model.from_pretrained(tmp_path / "hub").is_clamp3
+    )
+    assert not load_checkpoint(CLAMP2)["is_clamp3"]
+
+
+def test_clamp3_is_not_overwritten_by_a_training(tmp_path, clamp3):
+    before = (tmp_path / "clamp3.pth").read_bytes()
+    config = clamp2_config(tmp_path, CLAMP2_WEIGHTS_PATH=str(tmp_path / "clamp3.pth"), CLAMP2_NUM_EPOCH=1)
+    result = run_script(CODE / "train_clamp2.py", config=config)
+    assert result.returncode == 2 and "clamp3.pth: weights of CLaMP 3, which a training would replace" in result.stderr
+    assert (tmp_path / "clamp3.pth").read_bytes() == before and not (tmp_path / "latest_clamp3.pth").exists()
+
+
+def test_a_training_writes_no_safetensors(tmp_path):
+    config = clamp2_config(tmp_path, CLAMP2_WEIGHTS_PATH=str(tmp_path / "w.safetensors"))
+    result = run_script(CODE / "train_clamp2.py", config=config)
+    assert result.returncode == 2 and "w.safetensors: a training writes a .pth file" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["M3Model", "CLaMP2Model"])
+def test_the_first_form_of_the_hub_is_read(tmp_path, kind):
+    """`config.json` held sizes in place of the configuration of the encoder."""
+    sizes = {"patch_size": 64, "patch_length": 512, "patch_num_layers": 2}
+    if kind == "M3Model":
+        sizes |= {"hidden_size": 64, "token_num_layers": 1}
+    else:
+        text = AutoConfig.from_pretrained(KIT / "tiny-xlmr")
+        sizes |= {
+            "hidden_size": 48,
+            "music_hidden_size": 64,
+            "text_config": json.loads(text.to_json_string(use_diff=False)),
+        }
+    state = weights(M3 if kind == "M3Model" else CLAMP2)
+    state.pop("decoder.base.lm_head.weight", None)  # tied
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(sizes | {"checkpoint": {"epoch": 1}}))
+    model = getattr(utils, kind).from_pretrained(tmp_path)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
+    encoder = model.encoder if kind == "M3Model" else model.music_model
+    assert (encoder.config.num_attention_heads, encoder.config.intermediate_size) == (1, 256)
 
 
 def test_published_clamp3_is_downloaded(tmp_path, clamp3):

@@ -256,14 +256,11 @@ def test_processes_share_the_files_and_the_counts_are_of_all(tmp_path, weights, 
 
 def test_the_manifest_says_what_the_features_were_made_with(tmp_path, weights):
     digest = hashlib.sha256(b"weights").hexdigest()
-    for pooled, form, keep, unit_length in (
-        (False, "temporal", False, "left out"),
-        (True, "--normalize", True, "kept"),
-    ):
+    for pooled, form, keep in ((False, "temporal", False), (True, "--normalize", True)):
         target = tmp_path / form
         extraction.prepare_target(target, weights, pooled, keep)
         facts = {"weights": "weights.pth", "sha256": digest, "form": form}
-        facts |= {"precision": "float32", "unit length": unit_length}
+        facts |= {"precision": "float32", "KEEP_UNIT_LENGTH": keep}
         assert json.loads(manifest_of(target).read_text()) == facts
     note = {"repository": "some/where", "revision": "abc", "sha256": digest, "bytes": 7}
     (tmp_path / "weights.pth.json").write_text(json.dumps(note))  # that of a download
@@ -308,7 +305,7 @@ def test_a_folder_of_other_features_is_refused_and_left_as_it_is(tmp_path, weigh
     ("name", "value", "told"),
     [
         ("EXTRACT_PRECISION", "bfloat16", "precision float32, and not of precision bfloat16"),
-        ("KEEP_UNIT_LENGTH", False, "unit length kept, and not of unit length left out"),
+        ("KEEP_UNIT_LENGTH", False, "KEEP_UNIT_LENGTH True, and not of KEEP_UNIT_LENGTH False"),
     ],
 )
 def test_features_of_other_settings_are_refused(tmp_path, weights, monkeypatch, name, value, told):
@@ -316,10 +313,39 @@ def test_features_of_other_settings_are_refused(tmp_path, weights, monkeypatch, 
         extraction.prepare_target(tmp_path / "out", weights, False, config.KEEP_UNIT_LENGTH)
 
     prepare()
+    (tmp_path / "out" / "a.npy").touch()
     prepare()
     monkeypatch.setattr(config, name, value)
     with pytest.raises(InputError, match=told):
         prepare()
+    (tmp_path / "out" / "a.npy").unlink()  # a folder without features may be used for others
+    prepare()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"sha256": "a"}'])
+def test_a_damaged_manifest_is_named(tmp_path, weights, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.npy").touch()
+    manifest_of(tmp_path / "out").write_text(text)
+    with pytest.raises(InputError, match=r"out\.extraction\.json: damaged; .* remove both"):
+        extraction.prepare_target(tmp_path / "out", weights, False)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_manifest_in_the_folder_itself_is_taken_over(tmp_path, weights, keep):
+    """Where it stood in this project's first versions, which left the unit length out."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.npy").touch()
+    facts = {"weights": "weights.pth", "sha256": hashlib.sha256(b"weights").hexdigest(), "form": "temporal"}
+    (out / ".extraction.json").write_text(json.dumps(facts))
+    (out / "errors.jsonl").touch()
+    if keep:
+        with pytest.raises(InputError, match="KEEP_UNIT_LENGTH False, and not of KEEP_UNIT_LENGTH True"):
+            extraction.prepare_target(out, weights, False, keep)
+        return
+    extraction.prepare_target(out, weights, False, keep)
+    assert os.listdir(out) == ["a.npy"] and json.loads(manifest_of(out).read_text()).items() > facts.items()
 
 
 def test_nothing_to_extract_leaves_no_folder(tmp_path, weights):

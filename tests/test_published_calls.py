@@ -3,7 +3,10 @@
 `kit/published_calls.npz` holds its results on the kit (CPU, float32, without dropout).
 """
 
+import copy
 import random
+import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -86,6 +89,7 @@ def test_the_parts_of_a_patchilizer():
     ids = [getattr(patchilizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "mask")]
     assert_published("patchilizer's parts:ids", ids)
     assert_published("patchilizer's parts:delimiters", codes(" ".join(patchilizer.delimiters)))
+    assert isinstance(patchilizer.delimiters, list) and re.split(patchilizer.regexPattern, "A|:B") == ["A", "|:", "B"]
     assert_published("patchilizer's parts:bars", codes("\n".join(patchilizer.split_bars("|:CDEF|GABc:|c8|]"))))
     patch = patchilizer.bar2patch("C2 D2|")
     assert isinstance(patch, list)
@@ -178,6 +182,93 @@ def test_the_inner_models_take_padded_batches(clamp2, music, texts):
     assert_published("get_music_features, temporal by default", hidden * masks[..., None])
 
 
+def test_threads_share_a_model(clamp2, music):
+    """With padded calls of the inner model among them."""
+    patches, masks = music
+    one_hot = torch.nn.functional.one_hot(patches, 128).float().flatten(2)
+
+    @torch.no_grad()
+    def call(number):
+        if number % 2:
+            embedded = clamp2.music_model.patch_embedding(one_hot)
+            hidden = clamp2.music_model.base(inputs_embeds=embedded, attention_mask=masks)["last_hidden_state"]
+        else:
+            hidden = clamp2.get_music_features(patches, masks)
+        return hidden * masks[..., None]
+
+    with ThreadPoolExecutor(4) as pool:
+        for hidden in pool.map(call, range(24)):
+            assert_published("get_music_features, temporal by default", hidden)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_changes_no_gradient(music, texts, use_reentrant):
+    model = a_clamp2().train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for inner in (model.text_model, model.music_model.base):
+        inner.config.attention_probs_dropout_prob = 0.0
+        for layer in inner.encoder.layer:
+            layer.attention.self.dropout.p = 0.0
+
+    def gradients():
+        model.zero_grad()
+        model(*texts, *music).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    for inner in (model.text_model, model.music_model.base):
+        inner.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    again = gradients()
+    assert plain.keys() == again.keys() and len(plain) > 60
+    for name in plain:
+        torch.testing.assert_close(again[name], plain[name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+@torch.no_grad()
+def test_texts_padded_on_the_left(clamp2, texts):
+    """The text model counts tokens, not columns."""
+    tokenizer = AutoTokenizer.from_pretrained(KIT / "tiny-xlmr", padding_side="left")
+    batch = tokenizer(["A lively reel.", "Une valse lente en sol majeur"], return_tensors="pt", padding=True)
+    assert batch["attention_mask"][0, 0] == 0
+    features = clamp2.get_text_features(batch["input_ids"], batch["attention_mask"], get_normalized=True)
+    assert_published("get_text_features, normalized, by keyword", features)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_models_of_other_precisions(clamp2, music, texts, dtype):
+    model = copy.deepcopy(clamp2).to(dtype)
+    for kind, inputs in (("music", music), ("text", texts)):
+        features = getattr(model, f"get_{kind}_features")(*inputs, get_normalized=True)
+        assert features.dtype == dtype
+        expected = torch.from_numpy(PUBLISHED[f"get_{kind}_features, normalized, by keyword"])
+        assert torch.nn.functional.cosine_similarity(features.float(), expected).min() > 0.999
+    x = torch.arange(24.0, dtype=dtype).reshape(2, 3, 4)
+    assert model.avg_pooling(x, torch.ones(2, 3)).dtype == dtype
+
+
+@torch.no_grad()
+def test_a_layer_in_place_of_the_patch_embedding_is_run(m3, music):
+    class Twice(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, one_hot):
+            return 2 * self.inner(one_hot)
+
+    model = copy.deepcopy(m3.encoder)
+    model.patch_embedding = Twice(model.patch_embedding)
+    patches, masks = music
+    embedded = 2 * m3.encoder.patch_embedding(torch.nn.functional.one_hot(patches, 128).float().flatten(2))
+    expected = m3.encoder.base(inputs_embeds=embedded, attention_mask=masks)["last_hidden_state"]
+    torch.testing.assert_close(
+        model(patches, masks)[0] * masks[..., None], expected * masks[..., None], atol=1e-4, rtol=0
+    )
+
+
 @torch.no_grad()
 def test_forward_is_the_loss(clamp2, music, texts):
     assert_published("CLaMP2Model(...)(texts, masks, music, masks) is the loss", clamp2(*texts, *music))
@@ -202,6 +293,48 @@ def test_contrastive_loss():
     assert_published("ClipLoss(...)(text, music, scale, output_dict):dict", told["contrastive_loss"])
     with pytest.raises(ValueError, match="Horovod"):
         ClipLoss(use_horovod=True)
+
+
+@pytest.mark.parametrize("local_loss", [True, False])
+@pytest.mark.parametrize("gather_with_grad", [True, False])
+def test_contrastive_loss_of_one_of_two_processes(monkeypatch, local_loss, gather_with_grad):
+    """Against the whole batch at once. Without gathered gradients, what comes from elsewhere is a constant."""
+    generator = torch.Generator().manual_seed(0)
+    own, others = (torch.randn(2, 3, 4, generator=generator) for _ in range(2))  # text and music, 3 pairs of 4 numbers
+    text, music = (side.clone().requires_grad_() for side in own)
+    sent = iter([])
+
+    def all_gather(parts, mine):
+        parts[0].copy_(mine)
+        parts[1].copy_(next(sent))
+
+    monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor)  # the other rank's share is not added
+    loss_function = ClipLoss(local_loss=local_loss, gather_with_grad=gather_with_grad, rank=0, world_size=2)
+    sent = iter([others[0], others[1]])  # texts are gathered first
+    loss = loss_function(text, music, 2)
+    loss.backward()
+
+    def rows(first, second, count):
+        logits = 2 * first[:count] @ second.T
+        return torch.nn.functional.cross_entropy(logits, torch.arange(count))
+
+    a, b = (side.clone().requires_grad_() for side in own)
+    all_a, all_b = torch.cat([a, others[0]]), torch.cat([b, others[1]])
+    if gather_with_grad:
+        expected = (rows(all_a, all_b, 3) + rows(all_b, all_a, 3)) / 2
+    elif local_loss:
+        fixed_a, fixed_b = all_a.detach(), all_b.detach()
+        expected = (rows(all_a, fixed_b, 3) + rows(all_b, fixed_a, 3)) / 2
+    else:
+        expected = (rows(all_a, all_b, 6) + rows(all_b, all_a, 6)) / 2
+    expected.backward()
+    if local_loss:
+        assert abs(loss.item() - expected.item()) < 1e-6
+    for ours, theirs in ((text, a), (music, b)):
+        torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_names_that_a_star_import_brings():

@@ -224,7 +224,7 @@ def test_bad_pieces_are_counted_once(tmp_path, capsys):
     printed = capsys.readouterr().out
     log = (tmp_path / "logs.txt").read_text()
     for index in (0, 2, 3, 4, 5):
-        assert printed.count(f"bad piece, another one in its place: piece {index} is bad\n") == 1
+        assert printed.count(f"bad piece or file, another one in its place: piece {index} is bad\n") == 1
         assert log.count(f"bad piece: piece {index} is bad\n") == 1
     assert printed.count(" s, 5 bad pieces\n") == 2 and "\nbad pieces: 5\n" in printed
 

@@ -215,7 +215,9 @@ def test_blank_lines_are_no_records_and_lines_keep_their_numbers(tmp_path):
         records[2]
 
 
-@pytest.mark.parametrize("text", ['[{"title": "x"}]', '\n [\n{"title": "x"},\n{"title": "y"}\n]\n', "[]"])
+@pytest.mark.parametrize(
+    "text", ['[{"title": "x"}]', '\ufeff[{"title": "x"}]', '\n [\n{"title": "x"},\n{"title": "y"}\n]\n', "[]"]
+)
 def test_a_json_array_is_one_error(tmp_path, text):
     path = tmp_path / "a.jsonl"
     path.write_text(text)
