@@ -61,6 +61,7 @@ def test_where_a_tune_begins_and_ends():
     assert split_tunes("X:1\nK:C\nA|\n \t\nB|\n\nM:3/4\nC|\nfree text\n") == ["X:1\nK:C\nA|\nB|\nM:3/4\nC|"]
     # A field behind the last music is of the text that follows; free text has no barline.
     assert split_tunes("X:1\nK:C\nA|\n\nfree text\nB|\nhm\nT:another book\nM:4/4\n") == ["X:1\nK:C\nA|\nB|"]
+    assert split_tunes("X:1\nK:C\nA|\n\nM:3/4\nB|\n") == ["X:1\nK:C\nA|\nM:3/4\nB|"]
     assert split_tunes("X:1\nK:C\nA|\n\nH:in | 1850\n") == ["X:1\nK:C\nA|"]
     assert split_tunes("X:1\nK:C\nA|\n\nG:|\n") == ["X:1\nK:C\nA|\nG:|"]  # a note and a repeat
     assert split_tunes("X:1\nK:C\nA|\n\nG::\n\nB|") == ["X:1\nK:C\nA|\nB|"]

@@ -20,7 +20,17 @@ from pieces import Piece
 
 WIDTH = 4
 SIZES = ("PATCH_SIZE", "PATCH_LENGTH", "PATCH_NUM_LAYERS", "M3_HIDDEN_SIZE", "CLAMP2_HIDDEN_SIZE", "MAX_TEXT_LENGTH")
-MODULES = ("pieces", "patches", "texts", "embedding", "packing", "utils", "clamp2", "cache")  # that features depend on
+MODULES = (
+    "pieces",
+    "patches",
+    "texts",
+    "embedding",
+    "checkpoints",
+    "packing",
+    "utils",
+    "clamp2",
+    "cache",
+)  # that features depend on
 CONVERSIONS = sorted(path.name for path in (ROOT / "process_data").glob("*.py"))
 
 
@@ -280,6 +290,18 @@ def check(entry: cache.Entry, words: str) -> None:
 
 
 CONTENTS = {"a.abc": "one", "b.abc": "two bad three four", "c.txt": "five", "d.mtf": "bad", "e.mtf": "six seven"}
+
+
+def test_sources_that_cannot_be_read_are_reported_and_the_others_go_on(setup, embedded, monkeypatch):
+    """A folder is no piece, and one file is not there: an error of each kind, before a file that is good."""
+    folder = setup / "music"
+    (folder / "a.abc").mkdir(parents=True)
+    (folder / "c.abc").write_text("one")
+    names = ["a.abc", "b.abc", "c.abc"]
+    known = known_of([folder / name for name in names])
+    assert known[folder / "a.abc"].errors == ["not a regular file"]
+    assert known[folder / "b.abc"].errors == ["No such file or directory"]
+    check(known[folder / "c.abc"], "one")
 
 
 def test_each_piece_gets_its_own_feature_and_is_embedded_once(setup, embedded):
