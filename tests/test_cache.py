@@ -20,17 +20,7 @@ from pieces import Piece
 
 WIDTH = 4
 SIZES = ("PATCH_SIZE", "PATCH_LENGTH", "PATCH_NUM_LAYERS", "M3_HIDDEN_SIZE", "CLAMP2_HIDDEN_SIZE", "MAX_TEXT_LENGTH")
-MODULES = (
-    "pieces",
-    "patches",
-    "texts",
-    "embedding",
-    "checkpoints",
-    "packing",
-    "utils",
-    "clamp2",
-    "cache",
-)  # that features depend on
+MODULES = tuple(cache._CODE)
 CONVERSIONS = sorted(path.name for path in (ROOT / "process_data").glob("*.py"))
 
 
@@ -99,6 +89,17 @@ def test_the_precision_names_another_model(setup, monkeypatch):
     before = folder_of_the_model()
     monkeypatch.setattr(config, "EXTRACT_PRECISION", "bfloat16")
     assert folder_of_the_model() != before
+
+
+def test_how_music_is_read_names_another_model(setup, monkeypatch):
+    before = folder_of_the_model()
+    monkeypatch.setattr(config, "KEEP_UNIT_LENGTH", not config.KEEP_UNIT_LENGTH)
+    assert folder_of_the_model() != before
+
+
+def test_the_modules_that_features_depend_on():
+    assert {"pieces", "patches", "texts", "embedding", "extraction", "checkpoints"} <= set(MODULES)
+    assert {"packing", "utils", "clamp2", "cache"} <= set(MODULES)
 
 
 @pytest.mark.parametrize("package", ["abctoolkit", "unidecode"])

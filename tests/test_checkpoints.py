@@ -62,6 +62,19 @@ def test_the_same_features_from(tmp_path, way):
     assert ("of CLaMP 3: its audio tower is left out" in result.stderr) == (way == "clamp3")
 
 
+@pytest.mark.parametrize("name", ["x", "text_model.encoder.layer.2.output.dense.bias"])
+def test_an_entry_too_many_is_named(tmp_path, name):
+    torch.save({"model": weights() | {name: torch.ones(1)}}, tmp_path / "w.pth")
+    result = extract(tmp_path, tmp_path / "w.pth", KIT / "texts")
+    assert result.returncode == 2 and f"0 entries are missing, 1 are unknown (the first: {name})" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["audio_proj.weight", "audio_model.embeddings.LayerNorm.weight"])
+def test_any_part_of_an_audio_tower_is_one(tmp_path, name):
+    torch.save({"model": weights() | {name: torch.ones(3)}}, tmp_path / "w.pth")
+    assert load_checkpoint(tmp_path / "w.pth")["has_audio"] and not load_checkpoint(CLAMP2)["has_audio"]
+
+
 def test_weights_without_anything_around_them(tmp_path):
     torch.save(weights(), tmp_path / "w.pth")
     assert load_checkpoint(tmp_path / "w.pth")["model"].keys() == weights().keys()

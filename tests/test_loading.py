@@ -299,7 +299,7 @@ def test_a_file_that_cannot_be_used_is_named_and_another_one_of_the_record_is_tr
                 assert sample["name"] == str(tmp_path / good)
                 assert tokenizer.decode(sample["text"], skip_special_tokens=True) == records[index]["title"]
                 seen[index] |= {problem.removeprefix(f"{path}, line {index + 1}: ") for problem in sample["problems"]}
-        assert seen[0] == {f"{tmp_path}/empty.abc: the file is empty"}
+        assert seen[0] == {f"{tmp_path}/empty.abc: the file is empty (another of its files is used)"}
         assert len(seen[1]) == 2 and any("gone.mtf: No such file" in problem for problem in seen[1])
         sample = dataset[0, 2]  # another record stands in
         assert sample["name"] == str(tmp_path / good)
@@ -409,6 +409,27 @@ def test_the_loss_of_clamp2_s_evaluation_is_that_of_all_pairs(world_size, monkey
     loss = train_clamp2.evaluate(run, make_loader(Rows(False, 0), batch_size, job, collate))
     halves = [utils.ClipLoss(world_size=1)(text[half], music[half]) for half in (slice(0, 5), slice(5, 10))]
     assert abs(loss - float(sum(halves)) / 2) < 1e-6
+
+
+def test_fewer_evaluation_pairs_than_processes(monkeypatch):
+    """A rank without a pair has its part in the evaluation all the same."""
+    rows = torch.randn(2, 2, 8, generator=torch.Generator().manual_seed(0))  # text and music of two pairs
+    job = Processes(2, 2, 3)
+    monkeypatch.setattr(job, "gather", lambda own: [(rows[0, :1], rows[1, :1]), (rows[0, 1:], rows[1, 1:]), own])
+    monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
+    run = a_run(torch.nn.Linear(1, 1), 2, job)
+
+    class Two(Numbers):
+        def __len__(self):
+            return 2
+
+    loss = train_clamp2.evaluate(run, make_loader(Two(False, 0), 2, job, lambda samples: {}))
+    assert abs(loss - float(utils.ClipLoss()(*rows))) < 1e-6
+
+
+def test_a_process_takes_the_gpu_of_its_number_on_its_machine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Processes(9, 1, 16).device == torch.device("cuda", 1)
 
 
 class Numbers(PieceDataset):

@@ -58,6 +58,7 @@ GOOD = {
     "list of summaries": record(title="", summary_en=["A song.", "An air."], summary_nen=[NEN, NEN]),
     "other summary only": record(title="None", summary_nen=NEN),
     "one kind": record(filepaths=["mtf/a.mtf"]),
+    "in the order of the record": record(filepaths=["mtf/a.mtf", "abc/B.ABC", "abc/a.abc"]),
     "roundabout": record(filepaths=["abc/../mtf/./a.mtf"]),
     "upper case": record(filepaths=["abc/B.ABC"]),
     "all fields": dict.fromkeys(METADATA, "x") | record(genres=["a", None], summary_en="A song.", summary_nen=NEN),
@@ -79,6 +80,7 @@ def test_what_is_fit_is_merged_and_training_reads_it(data, capsys):
     assert merged["list of summaries"]["summary_en"] == ["A song.", "An air."]
     assert merged["list of summaries"]["summary_nen"] == [NEN, NEN]
     assert merged["unknown field"]["id"] == 7
+    assert merged["in the order of the record"]["filepaths"] == ["mtf/a.mtf", "abc/B.ABC", "abc/a.abc"]
     assert merged["summary_nen None"]["summary_nen"] is None and merged["list of None"]["summary_nen"] == [NEN]
     assert merged["list of None"]["genres"] is None and merged["list of None"]["filepaths"] == ["abc/a.abc"]
 

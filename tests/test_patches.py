@@ -149,6 +149,7 @@ def test_byte_order_mark_and_unit_length_line_go(tmp_path):
     path.write_bytes("\ufeffL:1/8\r\nK:C\r\nAB|\r\n".encode())
     assert read_music(path) == "L:1/8\nK:C\nAB|\n"
     assert remove_unit_length(read_music(path)) == "K:C\nAB|\n"
+    assert remove_unit_length("L:1/8\nK:C\nL:1/8\nA|\n") == "K:C\nA|\n"
     assert remove_unit_length("L:1/4\nT:L:1/8\nL:1/8 \nL:1/8\n") == "L:1/4\nT:L:1/8\nL:1/8 \n"
 
 

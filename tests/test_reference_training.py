@@ -80,7 +80,7 @@ CASES = {
     "m3": {},
     "clamp2": {"CLAMP2_LOAD_M3": False},
     "m3 from weights": {"M3_DETERMINISTIC": False, "MAX_GRAD_NORM": 0.25, "NUM_WORKERS": 2},
-    "clamp2 from weights": {"CLAMP2_DETERMINISTIC": False, "MAX_GRAD_NORM": 0.25, "CLAMP2_MICRO_BATCH": 3},
+    "clamp2 from weights": {"CLAMP2_DETERMINISTIC": False, "MAX_GRAD_NORM": 0.05, "CLAMP2_MICRO_BATCH": 3},
 }
 
 

@@ -281,7 +281,9 @@ def test_a_lost_process_ends_the_job_or_torchrun_goes_on_from_the_last_save(tmp_
         finally:
             process.kill()
     assert "Signal 9 (SIGKILL)" in told.read_text()
-    assert [record["epoch"] for record in epochs(tmp_path, "m3")] == list(range(1, len(epochs(tmp_path, "m3")) + 1))
+    told = [record["epoch"] for record in epochs(tmp_path, "m3")]
+    # none is left out; the last one before the kill comes again if it was logged, but not saved yet
+    assert sorted(set(told)) == list(range(1, told[-1] + 1)) and len(told) <= told[-1] + 1
     load_checkpoint(latest)
 
 

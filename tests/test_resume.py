@@ -416,3 +416,36 @@ def test_all_processes_have_the_seed_of_rank_0(tmp_path, monkeypatch, determinis
     job = Processes(1, 1, 1)
     monkeypatch.setattr(job, "broadcast", lambda value: 77)
     assert a_run(tmp_path, job=job, deterministic=deterministic).seed == seed
+
+
+# --- told to stop -----------------------------------------------------------------------------------------------------
+def test_a_process_that_is_told_to_stop_says_so_to_all(tmp_path, monkeypatch):
+    """Whichever it is: here rank 1 of two, whose sums are looked at."""
+    monkeypatch.setattr(config, "NUM_WORKERS", 0)
+    monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
+    seen = []
+
+    class Rank1(OneOfTwo):
+        def __init__(self):
+            super().__init__()
+            self.rank = self.local_rank = 1
+
+        def sum(self, tensor):
+            seen.append(tensor.tolist())
+            return tensor
+
+    run = a_run(tmp_path, job=Rank1())
+    run._stop = True
+    status = finish(run, given(*[([0.0, 1.0], 2.0, 1.0)] * 3), [1.0])
+    assert status == training.INTERRUPTED and all(sums[2] == 1.0 for sums in seen if len(sums) == 4)
+
+
+def test_an_evaluation_keeps_no_graph_and_only_a_better_epoch_replaces_the_best(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "NUM_WORKERS", 0)
+    enabled = []
+    run = a_run(tmp_path, num_epoch=3)
+    steps = given(*[([0.0, 1.0], 2.0, 1.0)] * 9)
+    assert finish(run, steps, [1e6, 5.0, 5.0], watch=lambda run: enabled.append(torch.is_grad_enabled())) == 0
+    assert enabled == [False] * 3
+    best = torch.load(tmp_path / "weights.pth", weights_only=True)
+    assert (best["epoch"], best["min_eval_loss"]) == (2, 5.0)
