@@ -242,9 +242,10 @@ def _make(sources: list[Path | str], cache: FeatureCache) -> Iterator[tuple[Path
     found = read()
     first = next(found, None)
     if first:
-        gc.disable()  # the many objects that are made here all stay: to look for garbage takes a sixth of the time
+        gc.disable()
         import clamp2  # and torch and transformers, which takes seconds
 
+        gc.freeze()  # all that was imported stays: to look through it for garbage, again and again, takes seconds more
         gc.enable()
         for vector in clamp2.embed_pieces(cache.model, itertools.chain([first], found)):
             next(item for item in waiting if not item.complete).vectors.append(vector)
