@@ -7,6 +7,7 @@ JSON and the features; one that is damaged counts as not there.
 """
 
 import functools
+import gc
 import hashlib
 import itertools
 import json
@@ -231,8 +232,11 @@ def _make(sources: list[Path | str], cache: FeatureCache) -> Iterator[tuple[Path
     found = read()
     first = next(found, None)
     if first:
+        gc.disable()
         import clamp2  # and torch and transformers, which takes seconds
 
+        gc.freeze()  # all that was imported stays: to look through it for garbage, again and again, takes seconds more
+        gc.enable()
         for vector in clamp2.embed_pieces(cache.model, itertools.chain([first], found)):
             next(item for item in waiting if not item.complete).vectors.append(vector)
             yield from finished()

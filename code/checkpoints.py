@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -21,13 +22,16 @@ def load_checkpoint(path: Path) -> dict:
 
     `model` has the names of this project's models: wrappers' prefixes are taken off, and the text and symbolic towers
     of CLaMP 3 are those of CLaMP 2 (`is_clamp3`; `has_audio` if the audio tower was there too). Only tensors and plain
-    values are read: a file cannot run code. Raises InputError if it cannot be read or is not a checkpoint.
+    values are read: a file cannot run code. The tensors are mapped into memory: their values are read when they are
+    used, and a change of them is never written to the file, which may be replaced or deleted meanwhile.
+    Raises InputError if it cannot be read or is not a checkpoint.
     """
     try:
         if path.suffix.lower() == ".safetensors":
             checkpoint: dict = {"model": load_file(path)}
         else:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            mappable = zipfile.is_zipfile(path)  # files from before PyTorch 1.6 are not
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except FileNotFoundError:
         raise InputError(f"{path}: there are no such weights") from None
     except (
@@ -56,18 +60,21 @@ def load_checkpoint(path: Path) -> dict:
     return checkpoint
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path, prefix: str = "") -> None:
+def load_weights(
+    model: nn.Module, weights: dict[str, Tensor], path: Path, prefix: str = "", check_values: bool = True
+) -> None:
     """Loads the entries of a state dict whose names begin with `prefix`, which is taken off, strictly.
 
-    Two kinds of entry may be missing: a BERT's pooler, which is not used, and one that is tied to another one.
-    Raises InputError that names what does not fit, or is not finite.
+    A parameter without memory (`utils.empty`) takes the entry as it is, without a copy; others copy it. The model's
+    types stay. Two kinds of entry may be missing: a BERT's pooler, which is not used, and one that is tied to another
+    one. Raises InputError that names what does not fit or, with `check_values`, is not finite.
     """
     weights = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    own = model.state_dict()
-    present = {own[name].data_ptr() for name in own if name in weights}
+    own = model.state_dict(keep_vars=True)
+    present = {id(own[name]) for name in own if name in weights}
     missing = [
         name for name, value in own.items()
-        if name not in weights and "pooler." not in name and value.data_ptr() not in present
+        if name not in weights and "pooler." not in name and id(value) not in present
     ]  # fmt: skip
     unexpected = [name for name in weights if name not in own]
     wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]
@@ -85,9 +92,37 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path, prefi
     for name, value in weights.items():
         if not value.is_floating_point():
             raise InputError(f"{path}: {prefix}{name} is of {value.dtype}; weights are floating-point numbers")
-        if not value.to(own[name].dtype).isfinite().all():
+    if check_values:
+        require_finite(weights, path, prefix)
+    _fill(own, weights)
+
+
+def require_finite(weights: dict[str, Tensor], path: Path | str, prefix: str = "") -> None:
+    """Raises InputError that names an entry with a NaN or an infinity in it."""
+    for name, value in weights.items():
+        if value.numel() and not torch.stack(value.aminmax()).float().isfinite().all():  # a NaN is both
             raise InputError(f"{path}: {prefix}{name} has a NaN or an infinity in it; these weights are of no use")
-    model.load_state_dict(weights, strict=False)
+
+
+@torch.no_grad()
+def _fill(own: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    """Puts the entries of a state dict into the parameters and buffers of a model, which stay the same objects."""
+    empty = {id(target) for target in own.values() if target.is_meta}
+    taken = set()
+    for name, target in own.items():
+        value = weights.get(name)
+        if value is None and target.is_meta and "pooler." in name:
+            value = torch.zeros(target.shape)
+        if value is None:
+            continue
+        if id(target) not in empty:
+            target.copy_(value)
+            continue
+        value = value.to(target.dtype).contiguous()
+        if value.data_ptr() in taken:  # entries of the file may be one tensor; parameters must not be
+            value = value.clone()
+        taken.add(value.data_ptr())
+        torch.utils.swap_tensors(target, nn.Parameter(value, target.requires_grad))
 
 
 def _first(names: list[str]) -> str:

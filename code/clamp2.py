@@ -16,6 +16,7 @@ import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +26,7 @@ import config
 import extraction
 import pieces
 import published
+from checkpoints import require_finite
 from embedding import embed
 from files import InputError
 from pieces import Piece
@@ -32,9 +34,13 @@ from processes import precision
 from texts import join_lines, load_tokenizer, text_lines, tokenize
 from utils import CLaMP2Model, empty_clamp2
 
+_unchecked: WeakKeyDictionary[CLaMP2Model, dict[str, Path]] = WeakKeyDictionary()  # towers that were not used yet
+
 
 def load_clamp2(weights: str | Path | None = None, download: bool = False) -> CLaMP2Model:
     """The model, on the GPU if there is one. The sizes and the text model are those of config.py.
+
+    Its weights are read at their first use: those for music are not, where only texts are embedded.
 
     Args:
         weights: a checkpoint; CLAMP2_WEIGHTS_PATH of config.py by default.
@@ -44,8 +50,9 @@ def load_clamp2(weights: str | Path | None = None, download: bool = False) -> CL
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     path = Path(weights) if weights else config.resolve(config.CLAMP2_WEIGHTS_PATH)
     published.provide(path, download, "load_clamp2(download=True)")
-    model = extraction.load(empty_clamp2(), path)
+    model = extraction.load(empty_clamp2(), path, check_values=False)
     assert isinstance(model, CLaMP2Model)
+    _unchecked[model] = {"text_": path, "music_": path}
     return model
 
 
@@ -94,10 +101,24 @@ def _parse(text: str | Path, number: int) -> Piece:
 
 
 def embed_pieces(model: CLaMP2Model, found: Iterable[Piece]) -> Iterator[np.ndarray]:
-    """The feature of each piece, float32 [H], in their order."""
+    """The feature of each piece, float32 [H], in their order. Raises InputError if its tower's weights are no use."""
     dtype = precision(next(model.parameters()).device, config.EXTRACT_PRECISION)
-    arrays = (encode(piece, model.keep_unit_length) for piece in found)
-    return embed(model, arrays, True, config.EXTRACT_BATCH_TOKENS, dtype)
+
+    def arrays() -> Iterator[np.ndarray]:
+        for piece in found:
+            _check_weights(model, "music_" if piece.is_music else "text_")
+            yield encode(piece, model.keep_unit_length)
+
+    return embed(model, arrays(), True, config.EXTRACT_BATCH_TOKENS, dtype)
+
+
+def _check_weights(model: CLaMP2Model, tower: str) -> None:
+    """Refuses weights that are not finite, before the first use of the tower whose entries begin with `tower`."""
+    towers = _unchecked.get(model, {})
+    if tower in towers:
+        weights = {name: value for name, value in model.state_dict().items() if name.startswith(tower)}
+        require_finite(weights, towers[tower])
+        del towers[tower]
 
 
 def encode(piece: Piece, keep_unit_length: bool) -> np.ndarray:

@@ -27,7 +27,7 @@ import files
 from checkpoints import AUDIO_LEFT_OUT, load_checkpoint, load_weights, save_checkpoint
 from files import InputError
 from texts import load_tokenizer
-from utils import CLaMP2Model, M3Model, decoder_config, empty_clamp2, encoder_config
+from utils import CLaMP2Model, M3Model, decoder_config, empty, empty_clamp2, encoder_config
 
 FACTS = ("epoch", "best_epoch", "min_eval_loss", "is_clamp3")  # of a checkpoint, beside its weights
 
@@ -39,7 +39,7 @@ def to_hub(path: Path, folder: Path) -> None:
     checkpoint = load_checkpoint(path)
     weights = checkpoint["model"]
     is_clamp2 = any(name.startswith("text_model.") for name in weights)
-    model = empty_clamp2() if is_clamp2 else M3Model(encoder_config(), decoder_config())
+    model = empty_clamp2() if is_clamp2 else empty(M3Model, encoder_config(), decoder_config())
     load_weights(model, weights, path)
     require_equal(weights, model.state_dict(), path)
     facts = {name: finite(checkpoint[name]) for name in FACTS if checkpoint.get(name) not in (None, False)}

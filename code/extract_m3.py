@@ -26,7 +26,7 @@ import sys
 
 import config
 import extraction
-from utils import M3PatchEncoder, encoder_config
+from utils import M3PatchEncoder, empty, encoder_config
 
 SUFFIXES = (".abc", ".mtf")
 
@@ -40,7 +40,7 @@ def main(job: extraction.Processes) -> int:
         args.output_dir,
         SUFFIXES,
         weights,
-        load_model=lambda: extraction.load(M3PatchEncoder(encoder_config()), weights, prefix="encoder."),
+        load_model=lambda: extraction.load(empty(M3PatchEncoder, encoder_config()), weights, prefix="encoder."),
         read=extraction.read_patches,
         pooled=False,
         keep_unit_length=False,  # as in M3's training

@@ -91,10 +91,13 @@ def find_weights(job: Processes, constant: str, download: bool) -> Path:
     return path
 
 
-def load(model: nn.Module, path: Path, prefix: str = "") -> nn.Module:
-    """The model with the weights of a checkpoint whose names begin with `prefix`, on the device of this process."""
+def load(model: nn.Module, path: Path, prefix: str = "", check_values: bool = True) -> nn.Module:
+    """The model with the weights of a checkpoint whose names begin with `prefix`, on the device of this process.
+
+    check_values: read all weights, and refuse a NaN or an infinity; else they are read when they are used.
+    """
     checkpoint = load_checkpoint(path)
-    load_weights(model, checkpoint["model"], path, prefix)
+    load_weights(model, checkpoint["model"], path, prefix, check_values)
     if checkpoint["is_clamp3"]:
         model.is_clamp3 = True  # type: ignore[assignment]
     if checkpoint["has_audio"]:

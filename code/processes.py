@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -117,6 +118,7 @@ def run(main: Callable[[Processes], int], join: Callable[[torch.device], object]
     A user's mistake is told in one line, by rank 0 or the one process that met it, with exit status 2.
     """
     print_any_name()
+    gc.freeze()  # what was imported stays: it need not be looked through for garbage, nor copied by workers
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's workers are the parallelism
     processes = Processes()
     try:

@@ -36,7 +36,7 @@ from files import InputError, list_files
 from loading import Paths, PieceDataset, make_loader, pad
 from patches import M3Patchilizer, corrupt_patches, read_music, remove_unit_length
 from processes import autocast
-from utils import M3Model, decoder_config, encoder_config, split_data
+from utils import M3Model, decoder_config, empty, encoder_config, split_data
 
 
 class M3Dataset(PieceDataset):
@@ -130,7 +130,8 @@ def main(job: processes.Processes) -> int:
         train_files, eval_files = split_data(train_files)
 
     torch.manual_seed(0)  # every rank starts from the same weights
-    run = training.Training(settings, job, M3Model(encoder_config(), decoder_config()))
+    configs = encoder_config(), decoder_config()
+    run = training.Training(settings, job, empty(M3Model, *configs) if settings.checkpoint else M3Model(*configs))
     train_loader, eval_loader = (
         make_loader(dataset, settings.batch_size, job, collate)
         for dataset in (M3Dataset(train_files, True, run.seed), M3Dataset(eval_files, False, 0))

@@ -105,10 +105,6 @@ class Training:
         self.device = processes.device
         self.dtype = precision(self.device, config.PRECISION)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.model = model.to(self.device)
-        # one optimizer for the whole run; the schedule and a resumed run's state hold on to it
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate, fused=True)
-        self.lr_sched = get_constant_schedule_with_warmup(self.optimizer, config.WARMUP_STEPS)
         self.epoch, self.step, self.seed = 1, 0, 0  # the epoch in progress, and its steps that are done
         self.best_epoch, self.min_eval_loss = 0, math.inf
         self.total, self.weight = 0.0, 0.0  # of the loss, over the epoch in progress and all ranks
@@ -116,7 +112,17 @@ class Training:
         self.problems: set[str] = set()  # met by this rank since
         self.started_from = "new weights"
         self._stop = False
-        self._load()
+        self.model = model
+        state = self._load()
+        self.model.to(self.device)
+        # one optimizer for the whole run; the schedule and a resumed run's state hold on to it
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate, fused=True)
+        self.lr_sched = get_constant_schedule_with_warmup(self.optimizer, config.WARMUP_STEPS)
+        if state:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lr_sched.load_state_dict(state["lr_sched"])
+            if state["scaler"]:  # a run in another precision has none
+                self.scaler.load_state_dict(state["scaler"])
         self.parallel = self.module = wrap(model)
         if processes.world_size > 1:
             ids = [processes.local_rank] if self.device.type == "cuda" else None
@@ -124,8 +130,8 @@ class Training:
         if settings.deterministic:
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
-    def _load(self) -> None:
-        """Continues from the checkpoint, if there is one."""
+    def _load(self) -> dict | None:
+        """Loads the weights of the checkpoint, if there is one. Returns the complete state of a run to continue."""
         settings = self.settings
         if settings.weights_path.suffix.lower() == ".safetensors":
             raise InputError(f"{settings.weights_path}: a training writes a .pth file; name one in {config.source()}")
@@ -140,10 +146,6 @@ class Training:
                     f"{settings.latest_path}: not the complete state of a run ({', '.join(sorted(lacking))} is not in"
                     f" it); to start from its weights, rename it to {settings.weights_path.name}"
                 )
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.lr_sched.load_state_dict(state["lr_sched"])
-            if state["scaler"]:  # a run in another precision has none
-                self.scaler.load_state_dict(state["scaler"])
             self.epoch, self.step, self.seed = state["epoch"], state["step"], state["seed"]
             self.best_epoch, self.min_eval_loss = state["best_epoch"], state["min_eval_loss"]
             self.total, self.weight = state["total"], state["weight"]
@@ -155,7 +157,7 @@ class Training:
                     " the pieces of the epoch in progress are dealt out anew, from its first step)"
                 )
                 self.step, self.total, self.weight = 0, 0.0, 0.0
-            return
+            return state
         self.seed = 0 if settings.deterministic else self.processes.broadcast(random.getrandbits(31))
         if settings.checkpoint:
             checkpoint = load_checkpoint(settings.weights_path)
@@ -167,6 +169,7 @@ class Training:
                 )
             load_weights(self.model, checkpoint["model"], settings.weights_path)
             self.started_from = str(settings.weights_path)
+        return None
 
     def published_state(self, epoch: int) -> dict:
         """A checkpoint in the published form."""

@@ -12,13 +12,14 @@ import math
 import os
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -88,6 +89,7 @@ HEAD_SIZE = 64  # of every attention head
 _LIBRARY = ("load_clamp2", "embed_texts", "embed_music")
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 def __getattr__(name: str) -> object:
@@ -139,9 +141,19 @@ def decoder_config() -> GPT2Config:
     )
 
 
+def empty(make: Callable[..., M], *args: object) -> M:
+    """The model that `make` returns, for `load_weights` to fill: no parameter has memory yet, nothing is drawn."""
+    with init_empty_weights(include_buffers=False):
+        model = make(*args)
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.tie_weights()  # each parameter has been replaced by one of its own
+    return model
+
+
 def empty_clamp2() -> "CLaMP2Model":
-    """A CLaMP 2 of the sizes of config.py with random weights, for a checkpoint to be loaded into."""
-    return CLaMP2Model.from_configs(load_text_config(), encoder_config(), config.CLAMP2_HIDDEN_SIZE)
+    """A CLaMP 2 of the sizes of config.py, for a checkpoint to be loaded into; see `empty`."""
+    return empty(CLaMP2Model.from_configs, load_text_config(), encoder_config(), config.CLAMP2_HIDDEN_SIZE)
 
 
 def unflatten(patches: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
+import clamp2
 import published
 import utils
 from checkpoints import load_checkpoint, load_weights
@@ -146,6 +148,113 @@ def test_more_tokens_than_the_text_model_has_positions_for(tmp_path):
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     told = f"error: MAX_TEXT_LENGTH = {positions + 1}, but the text model has {positions} positions"
     assert result.stderr.startswith(told) and str(tmp_path / "config.py") in result.stderr
+
+
+# --- without values first --------------------------------------------------------------------------------------------
+def make(kind):
+    if kind == "m3":
+        return utils.M3Model(*m3_configs())
+    return utils.CLaMP2Model.from_configs(AutoConfig.from_pretrained(KIT / "tiny-xlmr"), m3_configs()[0], 48)
+
+
+@pytest.mark.parametrize("way", ["whole", "no pooler", "half", "bfloat16", "from before PyTorch 1.6"])
+@pytest.mark.parametrize("kind", ["m3", "clamp2"])
+def test_an_empty_model_is_filled(tmp_path, kind, way):
+    """It is the plain model with these weights, and nothing was drawn for it."""
+    path = tmp_path / "w.pth"
+    state = weights({"m3": M3, "clamp2": CLAMP2}[kind])
+    if way == "no pooler":
+        state = {name: value for name, value in state.items() if "pooler" not in name}
+    dtype = {"half": torch.float16, "bfloat16": torch.bfloat16}.get(way, torch.float32)
+    state = {name: value.to(dtype) for name, value in state.items()}
+    torch.save({"model": state}, path, _use_new_zipfile_serialization=way != "from before PyTorch 1.6")
+    plain = make(kind)
+    load_weights(plain, load_checkpoint(path)["model"], path)
+    before = torch.get_rng_state()
+    model = utils.empty(make, kind)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    state = load_checkpoint(path)["model"]
+    load_weights(model, state, path)
+    assert torch.equal(torch.get_rng_state(), before)
+    if dtype == torch.float32:  # not a copy
+        twins = ("lm_head.weight", "wte.weight")
+        names = [name for name in state if not name.endswith(twins)]
+        assert all(model.get_parameter(name).data_ptr() == state[name].data_ptr() for name in names)
+    for filled, expected in zip(
+        (model.named_parameters(), model.named_buffers()),
+        (plain.named_parameters(), plain.named_buffers()),
+        strict=True,
+    ):
+        filled, expected = dict(filled), dict(expected)
+        assert filled.keys() == expected.keys()  # one name for GPT-2's embedding and its output layer
+        for name, value in filled.items():
+            assert value.dtype == expected[name].dtype and value.requires_grad == expected[name].requires_grad, name
+            if "pooler" in name and way == "no pooler":
+                assert not value.any()
+            else:
+                assert torch.equal(value, expected[name]), name
+    assert len(dict(plain.named_buffers())) == {"m3": 2, "clamp2": 4}[kind]
+
+
+def test_training_changes_the_model_and_not_the_file(tmp_path):
+    """Nor is the model changed when the file is replaced and deleted."""
+    path = tmp_path / "w.pth"
+    content = M3.read_bytes()
+    path.write_bytes(content)
+    model = utils.empty(make, "m3")
+    load_weights(model, load_checkpoint(path)["model"], path)
+    untouched = deepcopy(model.state_dict())
+    patches = torch.randint(4, 128, (2, 5, 64))
+    everything = torch.ones(2, 5)
+    model(patches, everything, everything, patches).loss.backward()
+    twin = model.decoder.base.lm_head.weight
+    assert twin is model.decoder.base.transformer.wte.weight and twin.grad is not None
+    torch.optim.AdamW(model.parameters(), lr=0.1, fused=True).step()
+    assert path.read_bytes() == content
+    trained = {name: value.clone() for name, value in model.state_dict().items()}
+    changed = [name for name, value in trained.items() if not torch.equal(value, untouched[name])]
+    assert len(changed) == len(trained) - 3  # all but the pooler and the word embeddings, which are not trained
+    torch.save({"model": {}}, tmp_path / "new.pth")
+    (tmp_path / "new.pth").rename(path)
+    path.unlink()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, trained[name])
+
+
+def test_entries_that_are_one_tensor_are_parameters_of_their_own(tmp_path):
+    state = weights(M3)
+    names = [f"encoder.base.encoder.layer.{layer}.output.dense.bias" for layer in (0, 1)]
+    state[names[1]] = state[names[0]]
+    torch.save({"model": state}, tmp_path / "w.pth")
+    model = utils.empty(make, "m3")
+    load_weights(model, load_checkpoint(tmp_path / "w.pth")["model"], tmp_path)
+    first, second = (model.get_parameter(name) for name in names)
+    with torch.no_grad():
+        first += 1
+    assert torch.equal(second, state[names[0]]) and torch.equal(first, state[names[0]] + 1)
+
+
+@pytest.mark.parametrize("tower", ["text_", "music_"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_only_the_tower_that_is_used_is_read(tmp_path, monkeypatch, tower, value):
+    """Weights of no use in the other tower do not matter; in this one they are refused as often as they are used."""
+    for name, setting in (KIT_MODEL | {"CLAMP2_WEIGHTS_PATH": str(tmp_path / "w.pth")}).items():
+        monkeypatch.setattr(f"config.{name}", setting)
+    clamp2._tokenizer.cache_clear()
+    state = weights()
+    state[f"{tower}proj.bias"][0] = value
+    torch.save({"model": state}, tmp_path / "w.pth")
+    model = clamp2.load_clamp2()
+    calls = {
+        "text_": lambda: clamp2.embed_texts(model, ["a slow waltz"]),
+        "music_": lambda: clamp2.embed_music(model, [(KIT / "mtf" / "plain.mtf").read_text()]),
+    }
+    [other] = calls.keys() - {tower}
+    assert np.isfinite(calls[other]()).all()
+    for _ in range(2):
+        with pytest.raises(InputError, match=rf"w\.pth: {tower}proj\.bias has a NaN or an infinity"):
+            calls[tower]()
+    clamp2._tokenizer.cache_clear()
 
 
 # --- CLaMP 3 --------------------------------------------------------------------------------------------------------
