@@ -42,7 +42,9 @@ def to_hub(path: Path, folder: Path) -> None:
     model = empty_clamp2() if is_clamp2 else empty(M3Model, encoder_config(), decoder_config())
     load_weights(model, weights, path)
     require_equal(weights, model.state_dict(), path)
-    facts = {name: finite(checkpoint[name]) for name in FACTS if checkpoint.get(name) not in (None, False)}
+    facts = {name: finite(checkpoint[name]) for name in FACTS if name in checkpoint}
+    if not checkpoint["is_clamp3"]:
+        del facts["is_clamp3"]
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

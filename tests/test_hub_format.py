@@ -171,6 +171,15 @@ def test_a_loss_that_was_never_measured(config, tmp_path):
     assert torch.load(tmp_path / "back.pth", weights_only=True)["min_eval_loss"] == float("inf")
 
 
+def test_numbers_that_are_zero_come_back(config, tmp_path):
+    facts = {"epoch": 0, "best_epoch": 0, "min_eval_loss": 0.0}
+    torch.save(torch.load(WEIGHTS["m3"], weights_only=True) | facts, tmp_path / "w.pth")
+    assert run_script(CONVERT, tmp_path / "w.pth", tmp_path / "hub", config=config).returncode == 0
+    assert run_script(CONVERT, tmp_path / "hub", tmp_path / "back.pth", config=config).returncode == 0
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert {name: back.get(name) for name in facts} == facts and "is_clamp3" not in back
+
+
 def test_music_as_text_is_the_music_of_its_file(config, tmp_path):
     names = [("abc", "duo.abc"), ("interleaved", "octet.abc"), ("mtf", "plain.mtf")]
     paths = [KIT / kind / name for kind, name in names]
