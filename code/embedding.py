@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from config import EXTRACT_BATCH_TOKENS, MAX_TEXT_LENGTH, PATCH_LENGTH
-from packing import Packing
-from processes import autocast
+from packing import Packed
+from processes import OnItsWay, autocast
 
 
 def segment_starts(length: int, limit: int) -> list[int]:
@@ -96,20 +96,14 @@ class _Pass:
         self.items, self.pooled = [item for item, _ in batch], pooled
         self.lengths = [len(segment) for _, segment in batch]
         device = next(model.parameters()).device
-        tokens = torch.from_numpy(np.concatenate([segment for _, segment in batch]))  # [N, P] or [N]
-        if device.type == "cuda":
-            tokens = tokens.pin_memory().to(device, non_blocking=True)
-        masks = torch.arange(max(self.lengths)) < torch.tensor(self.lengths)[:, None]  # [B, T]
-        packing = Packing(masks, device)
+        packed = Packed.of([segment for _, segment in batch])
+        packed = (packed.pin_memory() if device.type == "cuda" else packed).to(device)
         with autocast(device, dtype):
-            features = model.features(packing, tokens, pooled)  # type: ignore[operator]
-        self.features = features.float().to("cpu", non_blocking=True)
-        self.done = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+            features = model.features(packed, pooled)  # type: ignore[operator]
+        self.features = OnItsWay(features.float())
 
     def finish(self) -> None:
-        if self.done:
-            self.done.synchronize()
-        array = self.features.numpy()
+        array = self.features.read().numpy()
         parts = array if self.pooled else np.split(array, np.cumsum(self.lengths)[:-1])
         for item, part in zip(self.items, parts, strict=True):
             item.features.append(part)

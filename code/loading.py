@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import config
 from files import InputError
+from packing import Tensors
 from processes import Processes
 
 TRIES = 100  # pieces tried in place of a bad one, before the data as a whole is called bad
@@ -108,7 +108,7 @@ class Batches:
 
 
 def make_loader(
-    dataset: PieceDataset, batch_size: int, processes: Processes, collate: Callable[[list[dict]], dict]
+    dataset: PieceDataset, batch_size: int, processes: Processes, collate: Callable[[list[dict]], Tensors]
 ) -> DataLoader:
     """Batches of a dataset for this rank, read ahead by NUM_WORKERS processes."""
     batches = Batches(len(dataset), batch_size, processes, dataset.seed, dataset.train)
@@ -140,29 +140,14 @@ def close_loader(loader: DataLoader) -> None:
 
 @dataclass
 class _Collate:
-    collate: Callable[[list[dict]], dict]
+    collate: Callable[[list[dict]], Tensors]
 
     def __call__(self, samples: list[dict]) -> dict:
         for sample in samples:
             if "fatal" in sample:
                 return sample
-        batch = self.collate(samples)
-        batch["names"] = [sample["name"] for sample in samples]
-        batch["problems"] = [problem for sample in samples for problem in sample["problems"]]
-        return batch
-
-
-def pad(rows: list[np.ndarray], value: int = 0) -> tuple[Tensor, Tensor]:
-    """Arrays [T, ...] of different T -> [B, T, ...], and the mask [B, T] of what is not padding."""
-    length = max(map(len, rows))
-    padded = np.full((len(rows), length, *rows[0].shape[1:]), value, rows[0].dtype)
-    mask = np.zeros((len(rows), length), bool)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = row
-        mask[i, : len(row)] = True
-    return torch.from_numpy(padded), torch.from_numpy(mask)
-
-
-def to_device(batch: dict, device: torch.device) -> dict:
-    """The batch with its tensors on the device."""
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        return {
+            "batch": self.collate(samples).joined(),
+            "names": [sample["name"] for sample in samples],
+            "problems": [problem for sample in samples for problem in sample["problems"]],
+        }

@@ -1,91 +1,196 @@
-"""Sequences of different lengths computed without padding: every linear layer sees real tokens only.
+"""Sequences of different lengths computed without padding: every layer sees real tokens only.
 
-The tokens of a batch stand one after another in one row [1, N, H]. Only inside attention are they laid out per
-sequence, in buckets of similar length; PyTorch's fused kernel (`scaled_dot_product_attention`) runs once for each.
-`packed_attention` is given to a transformers model as its attention implementation, named "packed".
+The tokens of a batch stand one after another in one row [1, N, H], and attention stays within each sequence: on an
+NVIDIA GPU by PyTorch's kernels for jagged tensors, elsewhere in buckets (cpu.py). `packed_attention` is given to a
+transformers model as its attention implementation, named "packed". What a batch needs is made on the host, by the
+loader's workers, and moved in one copy, so that the host never waits for the GPU.
 
-Symbols: B sequences, T positions, N = sum of the lengths, H hidden size, A heads, D = H / A.
+Symbols: B sequences, N tokens (or patches) of all of them, P characters of a patch, C characters of all patches,
+H hidden size, A heads, D = H / A.
 """
 
-import math
-from typing import Any
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nested import nested_tensor_from_jagged
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from dropout import dropout as drop_out
+from cpu import Buckets, bucket_attention
+from patches import PAD, VOCABULARY
+
+_ALIGNMENT = 16  # bytes; of the tensors in a block
 
 
-class Packing:
-    """Where the tokens of a padded batch stand when they are packed.
+class Tensors:
+    """A record of tensors, and of further records, which moves as one block of memory."""
+
+    def pin_memory(self) -> Self:
+        """A copy in memory from which a GPU reads by itself. DataLoader calls it."""
+        return self._in(lambda block: block.pin_memory())
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> Self:
+        """The record on a device. The host does not wait for the copy if it is pinned."""
+        return self._in(lambda block: block.to(device, non_blocking=non_blocking))
+
+    def joined(self) -> Self:
+        """The record with its tensors in one block of memory: a worker hands it over as one, and one copy moves it."""
+        tensors: list[Tensor] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            tensors.append(tensor)
+            return tensor
+
+        self._each(note)
+        if len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1:
+            return self
+        block = torch.empty(sum(_aligned(tensor.nbytes) for tensor in tensors), dtype=torch.uint8)
+        end = 0
+
+        def put(tensor: Tensor) -> Tensor:
+            nonlocal end
+            start, end = end, end + _aligned(tensor.nbytes)
+            return block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+        return self._each(put)
+
+    def _in(self, move: Callable[[Tensor], Tensor]) -> Self:
+        record = self.joined()
+        blocks: list[Tensor] = []
+
+        def place(tensor: Tensor) -> Tensor:
+            if not blocks:
+                blocks.append(move(torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())))
+            start = tensor.storage_offset() * tensor.element_size()
+            return blocks[0][start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+
+        return record._each(place)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """A record of `change(tensor)` in the place of each tensor."""
+        record = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(record, name, change(value))
+            elif isinstance(value, Tensors):
+                setattr(record, name, value._each(change))
+            elif isinstance(value, list) and value and isinstance(value[0], Tensors):
+                setattr(record, name, [part._each(change) for part in value])
+        return record
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+class Packing(Tensors):
+    """Where the tokens of B sequences stand in one row of N.
 
     Args:
-        masks: [B, T], true (non-zero) where there is a token.
-        device: where the tokens are; default: where the masks are. Masks on the CPU for tokens on a GPU spare waiting
-            for the GPU.
+        mask: [B, T], true where there is a token. A sequence has its token in order, but may have holes.
+        positions: [N], as the model counts the tokens; default: their columns in the mask.
+    Attributes: `sequences` [N], `columns` [N]: the row and the column of a token in the mask; `positions` [N];
+    `lengths` [B]; `offsets` [B + 1], where sequences begin and end; `counts` [B], the lengths as a NumPy array.
     """
 
-    def __init__(self, masks: Tensor, device: torch.device | None = None):
-        self.shape = masks.shape
-        mask = masks.bool()
-        lengths = mask.sum(dim=1)  # [B]
-        starts = lengths.cumsum(0) - lengths  # [B]
-        sequences, positions = mask.nonzero(as_tuple=True)
-        widths: dict[int, list[int]] = {}
-        counts = lengths.tolist()
-        for sequence, length in enumerate(counts):
-            if length:
-                widths.setdefault(_bucket_width(length), []).append(sequence)
-        tokens, reals = [positions[:0]], [mask[0, :0]]
-        for width, members in sorted(widths.items()):
-            rows = torch.tensor(members, device=masks.device)
-            columns = torch.arange(width, device=masks.device)
-            real = columns < lengths[rows, None]  # [b, width]
-            tokens.append((starts[rows, None] + columns).where(real, starts[rows, None]).flatten())
-            reals.append(real.flatten())
-        all_tokens = torch.cat(tokens)
-        real_places = torch.cat(reals).nonzero()[:, 0]  # [N]
-        places = torch.empty_like(real_places)
-        places[all_tokens[real_places]] = real_places
+    def __init__(self, mask: np.ndarray, positions: np.ndarray | None = None):
+        self.width = mask.shape[1]
+        self.counts = mask.sum(1)
+        rows, columns = mask.nonzero()
+        self.sequences, self.columns = torch.from_numpy(rows), torch.from_numpy(columns)
+        self.positions = self.columns if positions is None else torch.from_numpy(positions)
+        self.lengths = torch.from_numpy(self.counts)
+        self.offsets = torch.from_numpy(np.concatenate([[0], self.counts.cumsum()]).astype(np.int32))
+        self._buckets: Buckets | None = None
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device or masks.device, non_blocking=True)
-
-        self.mask, self.lengths = move(mask), move(lengths)
-        self.sequences, self.positions = move(sequences), move(positions)  # [N]: the row and the column of a token
-        # The places of all buckets, one after another: [M], M >= N. A place holds a token, or fills its bucket up.
-        self.tokens, self.places = move(all_tokens), move(places)  # [M]: of a place; [N]: of a token
-        self.buckets: list[tuple[int, int, Tensor | None]] = []  # b, width; which places [b, width] are real, None: all
-        for (width, members), real in zip(sorted(widths.items()), reals[1:], strict=True):
-            is_full = all(counts[row] == width for row in members)
-            self.buckets.append((len(members), width, None if is_full else move(real.view(-1, width))))
+    @classmethod
+    def of_lengths(cls, lengths: Sequence[int]) -> Self:
+        """Of sequences without holes."""
+        return cls(np.arange(max(lengths, default=0)) < np.array(lengths, int)[:, None])
 
     def pack(self, padded: Tensor) -> Tensor:
         """[B, T, ...] -> [N, ...]"""
-        return padded[self.mask]
+        return padded[self.sequences, self.columns]
 
     def unpack(self, packed: Tensor) -> Tensor:
         """[N, ...] -> [B, T, ...], zero where there is no token."""
-        padded = packed.new_zeros((*self.shape, *packed.shape[1:]))
-        return padded.index_put((self.sequences, self.positions), packed)
+        padded = packed.new_zeros((len(self.counts), self.width, *packed.shape[1:]))
+        return padded.index_put((self.sequences, self.columns), packed)
 
     def mean(self, packed: Tensor) -> Tensor:
         """Mean over the tokens of each sequence: [N, H] -> [B, H], in float32 or wider."""
         dtype = torch.promote_types(packed.dtype, torch.float32)
-        total = packed.new_zeros((self.shape[0], packed.shape[1]), dtype=dtype)
+        total = packed.new_zeros((len(self.counts), packed.shape[1]), dtype=dtype)
         return total.index_add(0, self.sequences, packed.to(dtype)) / self.lengths[:, None]
 
+    def buckets(self) -> Buckets:
+        """For `bucket_attention`."""
+        if self._buckets is None or self._buckets.tokens.device != self.lengths.device:
+            self._buckets = Buckets(self.counts, self.lengths.device)
+        return self._buckets
 
-def _bucket_width(length: int) -> int:
-    """The next of 8, 12, 16, 24, 32, 48, ...: few shapes, and at most a third of a bucket is padding."""
-    width = 8
-    while width < length:
-        width += width // 2 if width & (width - 1) == 0 else width // 3
-    return width
+    def jagged(self, packed: Tensor) -> Tensor:
+        """[1, A, N, D] -> the jagged tensor [B, A, T of each, D] over the same memory."""
+        shortest, longest = int(self.counts.min()), int(self.counts.max())
+        rows = packed[0].transpose(0, 1).contiguous()  # [N, A, D]; it is, as transformers makes it
+        return nested_tensor_from_jagged(rows, self.offsets, min_seqlen=shortest, max_seqlen=longest).transpose(1, 2)
+
+
+class Packed(Tensors):
+    """A batch for one tower: a packing, and the tokens of all sequences, ids [N] or patches [N, P].
+
+    Of patches also what the patch embedding reads, the characters before each patch's last PADs: `characters` [C], as
+    numbers of columns of its weight, `starts` [N], where a patch begins in them, and `sizes` [N], how many it has.
+    """
+
+    def __init__(self, packing: Packing, tokens: np.ndarray):
+        self.packing = packing
+        self.tokens = torch.from_numpy(tokens)
+        if tokens.ndim == 2:
+            real = tokens != PAD
+            sizes = real.shape[1] - real[:, ::-1].argmax(1)  # up to the last that is real
+            sizes[~real.any(1)] = 0
+            places = np.arange(tokens.shape[1], dtype=np.int32)
+            used = places < sizes[:, None]  # [N, P]
+            self.characters = torch.from_numpy((places * VOCABULARY + tokens.astype(np.int32))[used])
+            self.starts = torch.from_numpy((sizes.cumsum() - sizes).astype(np.int32))
+            self.sizes = torch.from_numpy(sizes)
+
+    @classmethod
+    def of(cls, sequences: Sequence[np.ndarray]) -> Self:
+        """Of token ids [T] or patches [T, P] each."""
+        return cls(Packing.of_lengths([len(sequence) for sequence in sequences]), np.concatenate(sequences))
+
+
+class Characters(Tensors):
+    """Patches as the token decoder reads them: packed characters, each with the next one to be predicted.
+
+    Nothing is computed for PAD, nor for a patch's last character as an input.
+
+    Args:
+        patches: [S, P].
+        rows: [S], where in a packed row the feature of each patch stands; default: 0, 1, ...
+    Attributes: `packing`, with a sequence for each patch; `inputs`, `labels` [n]; `firsts`, which inputs are the first
+    of their patch, where the patch's feature stands in place of a character; `rows`, where to find it; `count`, n.
+    """
+
+    def __init__(self, patches: np.ndarray, rows: np.ndarray | None = None):
+        real = patches != PAD
+        is_input = real[:, :-1] & real[:, 1:]
+        self.packing = Packing(is_input)
+        self.inputs = torch.from_numpy(patches[:, :-1][is_input].astype(np.int64))
+        self.labels = torch.from_numpy(patches[:, 1:][is_input].astype(np.int64))
+        sequences, columns = is_input.nonzero()
+        firsts = np.flatnonzero(columns == 0)
+        rows = np.arange(len(patches)) if rows is None else rows
+        self.firsts, self.rows = torch.from_numpy(firsts), torch.from_numpy(rows[sequences[firsts]])
+        self.count = torch.tensor(len(self.labels))
 
 
 def packed_attention(
@@ -101,75 +206,26 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention within each sequence of a packed row, in the form transformers asks for.
 
-    query, key, value: [1, A, N, D]. Returns [1, N, A, D]. Causal where `module.is_causal`; what only fills up a bucket
-    stands at its end, so that a causal kernel needs no mask for it. Without `packing`, padded batches as usual.
+    query, key, value: [1, A, N, D]. Returns [1, N, A, D]. Causal where `module.is_causal`. Without `packing`, padded
+    batches as usual.
     """
     if packing is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
     causal = bool(getattr(module, "is_causal", False))
-    heads = query.shape[1]
-    sizes = [count * width for count, width, _ in packing.buckets]
-    query, key, value = (
-        _ToPlaces.apply(x[0].transpose(0, 1).flatten(1), packing) for x in (query, key, value)
-    )  # [M, H]
-    outputs = []
-    for (count, width, real), *parts in zip(
-        packing.buckets, *(x.split(sizes) for x in (query, key, value)), strict=True
-    ):
-        q, k, v = (x.view(count, width, heads, -1).transpose(1, 2) for x in parts)  # [b, A, width, D]
-        mask = None if causal or real is None else real[:, None, None, :]  # [b, 1, 1, width]
-        if q.device.type == "cpu" and (dropout or q.dtype != torch.float32):
-            out = plain_attention(q, k, v, mask, dropout, causal, scaling)
-        else:
-            out = scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scaling
-            )
-        outputs.append(out.transpose(1, 2).reshape(count * width, -1))
-    packed = _FromPlaces.apply(torch.cat(outputs), packing)  # [N, H]
-    return packed.view(1, len(packed), heads, -1), None
+    if query.device.type != "cuda":
+        return bucket_attention(query, key, value, packing, dropout, causal, scaling), None
+    return jagged_attention(query, key, value, packing, dropout, causal, scaling), None
 
 
-def plain_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float, causal: bool, scale: float | None
+def jagged_attention(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, p: float, causal: bool, scale: float | None
 ) -> Tensor:
-    """What scaled_dot_product_attention computes, for the CPU, where it has no fused kernel with dropout, and one in
-    bfloat16 that is slower than this."""
-    scores = query * (scale or query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-    if mask is not None:
-        scores.masked_fill_(~mask, -math.inf)
-    weights = scores.softmax(-1)
-    return (drop_out(weights, p) if p else weights) @ value
-
-
-class _ToPlaces(torch.autograd.Function):
-    """[N, H] -> [M, H]. Attention gives what only fills up a bucket no gradient, so that each token has one place's."""
-
-    @staticmethod
-    def forward(ctx, packed: Tensor, packing: Packing) -> Tensor:
-        ctx.packing = packing
-        return packed.index_select(0, packing.tokens)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient.index_select(0, ctx.packing.places), None
-
-
-class _FromPlaces(torch.autograd.Function):
-    """[M, H] -> [N, H]"""
-
-    @staticmethod
-    def forward(ctx, placed: Tensor, packing: Packing) -> Tensor:
-        ctx.packing = packing
-        return placed.index_select(0, packing.places)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        zeros = gradient.new_zeros((len(ctx.packing.tokens), gradient.shape[1]))
-        return zeros.index_copy_(0, ctx.packing.places, gradient), None
+    """`bucket_attention` in one call: PyTorch chooses its flash kernel, or in float32 the memory-efficient one."""
+    query, key, value = (packing.jagged(x) for x in (query, key, value))
+    out = scaled_dot_product_attention(query, key, value, dropout_p=p, is_causal=causal, scale=scale)
+    return out.transpose(1, 2).values()[None]
 
 
 def packable(config: PreTrainedConfig) -> bool:
@@ -185,17 +241,16 @@ def first_position(config: PreTrainedConfig) -> int:
 def run_packed(model: PreTrainedModel, packing: Packing, first: int = 0, **inputs: Tensor) -> Tensor:
     """The last hidden state [N, H] of a transformers model on packed `input_ids` [N] or `inputs_embeds` [N, H]."""
     inputs = {name: value[None] for name, value in inputs.items()}
-    output = model(position_ids=packing.positions[None] + first, packing=packing, use_cache=False, **inputs)
+    positions = packing.positions[None] + first
+    # Attention knows from `packing` what belongs together. A mask of four dimensions is handed on as it is; without
+    # one, transformers would look for packed sequences in the positions, and wait for a GPU to find out.
+    no_mask = positions.new_empty((1, 1, 1, 1))
+    output = model(position_ids=positions, attention_mask=no_mask, packing=packing, use_cache=False, **inputs)
     return output.last_hidden_state[0]
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
     """Makes a transformers model attend through `packed_attention`; called directly, it takes padded batches."""
     AttentionInterface.register("packed", packed_attention)
-    AttentionMaskInterface.register("packed", _usual_mask)
+    AttentionMaskInterface.register("packed", sdpa_mask)
     model.set_attn_implementation("packed")
-
-
-def _usual_mask(*arguments: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
-    """The mask of a padded batch, for a model that is called directly. A packed row has none."""
-    return None if attention_mask is None else sdpa_mask(*arguments, attention_mask=attention_mask, **options)

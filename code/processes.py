@@ -1,7 +1,6 @@
 """The processes of a training job, and the precision they compute in."""
 
 import contextlib
-import ctypes
 import gc
 import os
 import sys
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from cpu import keep_freed_memory
 from files import InputError, print_any_name, tell_mistake
 
 T = TypeVar("T")
@@ -145,19 +145,6 @@ def run(main: Callable[[Processes], int], join: Callable[[torch.device], object]
     return status
 
 
-def keep_freed_memory() -> None:
-    """Has the C library keep what tensors on the CPU free, for the next ones.
-
-    By default glibc gives large blocks back to the system at once, and a third or more of a training step goes by with
-    the kernel handing out zeroed pages again. PyTorch keeps a GPU's memory itself.
-    """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):  # only glibc has it, and knows these numbers
-        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of <malloc.h>
-        library.mallopt(trim_threshold, -1)  # never give the heap's end back
-        library.mallopt(mmap_max, 0)  # no block outside the heap
-
-
 def precision(device: torch.device, wanted: str) -> torch.dtype:
     """The type that `wanted` ("auto", "float32", "bfloat16", "float16") means on `device`."""
     if wanted == "auto":
@@ -170,6 +157,19 @@ def precision(device: torch.device, wanted: str) -> torch.dtype:
             f"the precision {wanted!r} in config.py is not one of auto, float32, bfloat16, float16 (GPU only)"
         )
     return types[wanted]
+
+
+class OnItsWay:
+    """A copy of a tensor on its way to the host, which need not wait for it until it is read."""
+
+    def __init__(self, tensor: Tensor):
+        self._copy = tensor.detach().to("cpu", non_blocking=True)
+        self._there = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
+
+    def read(self) -> Tensor:
+        if self._there:
+            self._there.synchronize()
+        return self._copy
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:

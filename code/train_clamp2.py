@@ -38,7 +38,8 @@ import config
 import processes
 import training
 from files import InputError
-from loading import PieceDataset, make_loader, pad
+from loading import PieceDataset, make_loader
+from packing import Packed, Tensors
 from patches import M3Patchilizer, random_segment, read_music, remove_instrument_info, remove_unit_length
 from processes import autocast
 from records import Jsonl, choose_text, fixed_text
@@ -94,17 +95,20 @@ class CLaMP2Dataset(PieceDataset):
         raise InputError("; ".join(bad))
 
 
-class Collate:
-    def __init__(self, pad_token_id: int):
-        self.pad_token_id = pad_token_id
+class Pair(Tensors):
+    """Texts and the music of the same pieces, each for its tower."""
 
-    def __call__(self, samples: list[dict]) -> dict:
-        text_ids, text_masks = pad([sample["text"] for sample in samples], self.pad_token_id)
-        patches, music_masks = pad([sample["music"] for sample in samples])
-        return {"text_ids": text_ids, "text_masks": text_masks, "music_patches": patches, "music_masks": music_masks}
+    def __init__(self, samples: list[dict]):
+        self.text = Packed.of([sample["text"] for sample in samples])
+        self.music = Packed.of([sample["music"] for sample in samples])
 
 
-INPUTS = ("text_ids", "text_masks", "music_patches", "music_masks")
+class PairBatch(Tensors):
+    """The pairs of a batch in parts of CLAMP2_MICRO_BATCH, or all in one."""
+
+    def __init__(self, samples: list[dict]):
+        size = config.CLAMP2_MICRO_BATCH or len(samples)
+        self.parts = [Pair(samples[start : start + size]) for start in range(0, len(samples), size)]
 
 
 class Pairs(torch.nn.Module):
@@ -117,49 +121,44 @@ class Pairs(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, text_ids: Tensor, text_masks: Tensor, patches: Tensor, music_masks: Tensor):
-        text = self.model.get_text_features(text_ids, text_masks, get_normalized=True)
-        return text, self.model.get_music_features(patches, music_masks, get_normalized=True)
+    def forward(self, pairs: Pair) -> tuple[Tensor, Tensor]:
+        return self.model.features(pairs.text, pooled=True), self.model.features(pairs.music, pooled=True)
 
 
-def step(run: training.Training, batch: dict) -> training.Step:
+def step(run: training.Training, batch: PairBatch) -> training.Step:
     """Back-propagates the contrastive loss over the pairs of all processes.
 
     With CLAMP2_MICRO_BATCH, features are made in parts without a graph, the loss gives their gradients, and each part
     is run again, with the same dropout, to carry its own back ("gradient caching", Gao et al. 2021): the gradient is
     that of the whole batch.
     """
-    inputs = [batch[name] for name in INPUTS]
-    size = config.CLAMP2_MICRO_BATCH or len(inputs[0])
-    parts = list(zip(*(tensor.split(size) for tensor in inputs), strict=True))
-    job = run.processes
+    job, parts = run.processes, batch.parts
     loss_function = ClipLoss(local_loss=True, gather_with_grad=True, rank=job.rank, world_size=job.world_size)
     if len(parts) == 1:
         with autocast(run.device, run.dtype):
-            text, music = run.parallel(*parts[0])
+            text, music = run.parallel(parts[0])
         loss = loss_function(text, music)
         run.scaler.scale(loss).backward()
-        return training.Step(loss, 1.0)
+        return training.Step(loss, torch.ones_like(loss))
 
     states, features = [], []
     for part in parts:
         states.append(random_state(run.device))
         with torch.no_grad(), autocast(run.device, run.dtype):
-            features.append(run.module(*part))
+            features.append(run.module(part))
     text, music = (torch.cat(side).detach().requires_grad_() for side in zip(*features, strict=True))
     loss = loss_function(text, music)
     run.scaler.scale(loss).backward()
-    for i, part in enumerate(parts):
+    sizes = [len(part_text) for part_text, _ in features]
+    gradients = zip(text.grad.split(sizes), music.grad.split(sizes), strict=True)  # type: ignore[union-attr]
+    for i, (part, part_gradients) in enumerate(zip(parts, gradients, strict=True)):
         set_random_state(run.device, states[i])
-        last = i == len(parts) - 1
-        alone = last or job.world_size == 1
+        alone = i == len(parts) - 1 or job.world_size == 1
         with contextlib.nullcontext() if alone else run.parallel.no_sync():  # type: ignore[operator]
             with autocast(run.device, run.dtype):
-                part_text, part_music = run.parallel(*part)
-            own = slice(i * size, i * size + len(part_text))
-            gradients = [side.grad[own] for side in (text, music)]  # type: ignore[index]
-            torch.autograd.backward([part_text, part_music], gradients)
-    return training.Step(loss, 1.0)
+                part_features = run.parallel(part)
+            torch.autograd.backward(part_features, part_gradients)
+    return training.Step(loss, torch.ones_like(loss))
 
 
 def random_state(device: torch.device) -> Tensor:
@@ -177,11 +176,12 @@ def evaluate(run: training.Training, loader: DataLoader) -> float:
     """The contrastive loss over all evaluation pairs, in groups of about a global batch."""
     texts, music = [], []
     for batch in run.evaluation_batches(loader):
-        with autocast(run.device, run.dtype):
-            text_features, music_features = run.module(*(batch[name] for name in INPUTS))
-        texts.append(text_features.float().cpu())
-        music.append(music_features.float().cpu())
-    own = (torch.cat(texts), torch.cat(music)) if texts else None
+        for part in batch.parts:
+            with autocast(run.device, run.dtype):
+                part_text, part_music = run.module(part)
+            texts.append(part_text.float())
+            music.append(part_music.float())
+    own = (torch.cat(texts).cpu(), torch.cat(music).cpu()) if texts else None
     parts = run.processes.gather(own)
     count = len(loader.dataset)  # type: ignore[arg-type]
     width = next(part for part in parts if part)[0].shape[1]
@@ -244,9 +244,8 @@ def main(job: processes.Processes) -> int:
             load_m3=config.CLAMP2_LOAD_M3,
         )
     run = training.Training(settings, job, model, Pairs)
-    collate = Collate(tokenizer.pad_token_id)
     train_loader, eval_loader = (
-        make_loader(dataset, settings.batch_size, job, collate)
+        make_loader(dataset, settings.batch_size, job, PairBatch)
         for dataset in (
             CLaMP2Dataset(train_records, train_lines, tokenizer, True, run.seed),
             CLaMP2Dataset(eval_records, eval_lines, tokenizer, False, 0),

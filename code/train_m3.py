@@ -33,10 +33,11 @@ import config
 import processes
 import training
 from files import InputError, list_files
-from loading import Paths, PieceDataset, make_loader, pad
+from loading import Paths, PieceDataset, make_loader
+from packing import Packing
 from patches import M3Patchilizer, corrupt_patches, read_music, remove_unit_length
 from processes import autocast
-from utils import M3Model, decoder_config, empty, encoder_config, split_data
+from utils import M3Batch, M3Model, M3Output, decoder_config, empty, encoder_config, split_data
 
 
 class M3Dataset(PieceDataset):
@@ -60,22 +61,27 @@ class M3Dataset(PieceDataset):
         return {"name": str(path), "input": corrupted, "selected": selected, "target": target}
 
 
-def collate(samples: list[dict]) -> dict:
-    inputs, masks = pad([sample["input"] for sample in samples])
-    selected, _ = pad([sample["selected"] for sample in samples])
-    targets, _ = pad([sample["target"] for sample in samples])
-    return {"input_patches": inputs, "input_masks": masks, "selected_indices": selected, "target_patches": targets}
+def collate(samples: list[dict]) -> M3Batch:
+    packing = Packing.of_lengths([len(sample["input"]) for sample in samples])
+    arrays = (np.concatenate([sample[name] for sample in samples]) for name in ("input", "selected", "target"))
+    return M3Batch(packing, *arrays)
 
 
-def forward(model: torch.nn.Module, batch: dict):
-    """-> M3Output"""
-    return model(batch["input_patches"], batch["input_masks"], batch["selected_indices"], batch["target_patches"])
+class Restoration(torch.nn.Module):
+    """The loss of a packed batch, through DistributedDataParallel."""
+
+    def __init__(self, model: M3Model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: M3Batch) -> M3Output:
+        return self.model.restore(batch)
 
 
-def step(run: training.Training, batch: dict) -> training.Step:
+def step(run: training.Training, batch: M3Batch) -> training.Step:
     """Back-propagates the mean over the characters of *all* processes: N processes compute what one does."""
     with autocast(run.device, run.dtype):
-        output = forward(run.parallel, batch)
+        output = run.parallel(batch)
     everywhere = run.processes.sum(output.characters.clone())
     # the gradients of the processes are averaged, not added up
     run.scaler.scale(output.loss * (output.characters * run.processes.world_size / everywhere)).backward()
@@ -87,7 +93,7 @@ def evaluate(run: training.Training, loader: DataLoader) -> float:
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
     for batch in run.evaluation_batches(loader):
         with autocast(run.device, run.dtype):
-            output = forward(run.model, batch)
+            output = run.module(batch)
         sums += torch.stack([output.loss.double() * output.characters, output.characters.double()])
     total, characters = run.processes.sum(sums).tolist()
     return total / characters
@@ -131,7 +137,8 @@ def main(job: processes.Processes) -> int:
 
     torch.manual_seed(0)  # every rank starts from the same weights
     configs = encoder_config(), decoder_config()
-    run = training.Training(settings, job, empty(M3Model, *configs) if settings.checkpoint else M3Model(*configs))
+    model = empty(M3Model, *configs) if settings.checkpoint else M3Model(*configs)
+    run = training.Training(settings, job, model, Restoration)
     train_loader, eval_loader = (
         make_loader(dataset, settings.batch_size, job, collate)
         for dataset in (M3Dataset(train_files, True, run.seed), M3Dataset(eval_files, False, 0))

@@ -24,8 +24,8 @@ from transformers import get_constant_schedule_with_warmup
 import config
 from checkpoints import load_checkpoint, load_weights, save_checkpoint
 from files import InputError, remove_leftovers
-from loading import Batches, close_loader, to_device
-from processes import OneProcessError, Processes, precision
+from loading import Batches, close_loader
+from processes import OneProcessError, OnItsWay, Processes, precision
 from run_log import RunLog, choose_logger, commit
 
 STATE = {"optimizer", "lr_sched", "scaler", "epoch", "step", "seed", "world_size", "best_epoch", "min_eval_loss"}
@@ -64,20 +64,19 @@ class Step:
     """What a step tells: the loss, as a sum and the number of things it is summed over, of this process."""
 
     total: Tensor
-    weight: Tensor | float
+    weight: Tensor
 
 
 @dataclass
-class _Done:
-    """A step that is done, but whose loss is not read yet."""
+class _Report:
+    """What a step reports. Its numbers are read a step later, when they are there, so that the GPU never waits."""
 
+    numbers: OnItsWay  # over all ranks: of the loss, of its weight, of those told to stop; and the gradient's norm
     step: int  # of the epoch
     step_of_run: int
-    sums: Tensor  # over all ranks: of the loss, of its weight, of those told to stop, of the pieces
     names: list[str]  # of this rank's pieces
     seconds: float  # since the step before
     learning_rate: float
-    gradient_norm: Tensor | None
 
 
 class Training:
@@ -97,7 +96,7 @@ class Training:
         settings: Settings,
         processes: Processes,
         model: nn.Module,
-        wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+        wrap: Callable[[Any], nn.Module] = lambda model: model,
     ):
         self.settings, self.processes = settings, processes
         logger = choose_logger(settings.name, settings.wandb_log)
@@ -126,7 +125,9 @@ class Training:
         self.parallel = self.module = wrap(model)
         if processes.world_size > 1:
             ids = [processes.local_rank] if self.device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(self.module, device_ids=ids, gradient_as_bucket_view=True)
+            self.parallel = DistributedDataParallel(
+                self.module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
         if settings.deterministic:
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
@@ -201,7 +202,7 @@ class Training:
         self,
         train_loader: DataLoader,
         eval_loader: DataLoader,
-        step: "Callable[[Training, dict], Step]",
+        step: "Callable[[Training, Any], Step]",
         evaluate: "Callable[[Training, DataLoader], float]",
     ) -> int:
         """All epochs. Returns the exit status."""
@@ -216,7 +217,7 @@ class Training:
         self,
         train_loader: DataLoader,
         eval_loader: DataLoader,
-        step: "Callable[[Training, dict], Step]",
+        step: "Callable[[Training, Any], Step]",
         evaluate: "Callable[[Training, DataLoader], float]",
     ) -> int:
         facts = self._facts(train_loader, eval_loader)
@@ -258,7 +259,7 @@ class Training:
         self.processes.say(f"{summary}bad pieces: {len(self.bad_pieces)}\nweights: {self.settings.weights_path}")
         return 0
 
-    def _train_one_epoch(self, loader: DataLoader, step: "Callable[[Training, dict], Step]") -> bool:
+    def _train_one_epoch(self, loader: DataLoader, step: "Callable[[Training, Any], Step]") -> bool:
         """Runs the steps of the epoch that are left. False: it was told to stop."""
         self.parallel.train()
         batches: Batches = loader.batch_sampler  # type: ignore[assignment]
@@ -270,8 +271,7 @@ class Training:
             unit="step",
             disable=self.processes.rank != 0,
         )
-        # The loss of a step is read one step later, when it is there, so that the GPU never waits for it.
-        behind: _Done | None = None
+        behind: _Report | None = None
         clock = time.monotonic()
         with bar:
             for batch in loader:
@@ -279,21 +279,17 @@ class Training:
                     raise OneProcessError(batch["fatal"])
                 self.problems.update(batch["problems"])
                 torch.manual_seed(self._step_seed())
-                told = step(self, to_device(batch, self.device))
+                told = step(self, batch["batch"].to(self.device))
                 rate, norm = self.lr_sched.get_last_lr()[0], self._update()
                 self.step += 1
-                counts = [0.0, 0.0, float(self._stop), len(batch["names"])]
-                sums = torch.tensor(counts, dtype=torch.float64, device=self.device)
-                sums[0], sums[1] = told.total.detach(), told.weight
-                self.processes.sum(sums)
                 now = time.monotonic()
                 of_run = (self.epoch - 1) * len(batches) + self.step
-                done = _Done(self.step, of_run, sums, batch["names"], now - clock, rate, norm)
+                report = _Report(self._numbers(told, norm), self.step, of_run, batch["names"], now - clock, rate)
                 clock = now
                 if behind and self._account(behind):
-                    self._account(done)
+                    self._account(report)
                     return False
-                behind = done
+                behind = report
                 bar.update()
                 if self.weight:
                     bar.set_postfix(loss=f"{self.total / self.weight:.4f}", refresh=False)
@@ -304,18 +300,26 @@ class Training:
                     self.save_latest()
         return not (behind and self._account(behind))
 
-    def _account(self, done: "_Done") -> bool:
+    def _numbers(self, told: Step, norm: Tensor | None) -> OnItsWay:
+        """The numbers of a `_Report`."""
+        stop = told.total.new_full((), self._stop)
+        sums = torch.stack([number.detach().double() for number in (told.total, told.weight, stop)])
+        self.processes.sum(sums)
+        return OnItsWay(sums if norm is None else torch.cat([sums, norm.double()[None]]))
+
+    def _account(self, report: _Report) -> bool:
         """Adds a step to the epoch's loss. True: some process was told to stop."""
-        total, weight, stop, count = done.sums.tolist()
+        total, weight, stop, *norm = report.numbers.read().tolist()
         if not math.isfinite(total):
-            pieces = ", ".join(name for names in self.processes.gather(done.names) for name in names)
+            pieces = ", ".join(name for names in self.processes.gather(report.names) for name in names)
             raise InputError(
-                f"the loss is not finite ({total}) in epoch {self.epoch}, step {done.step}; its pieces: {pieces}"
+                f"the loss is not finite ({total}) in epoch {self.epoch}, step {report.step}; its pieces: {pieces}"
             )
-        values = {"loss": total / weight, "learning_rate": done.learning_rate}
-        if done.gradient_norm is not None:
-            values["gradient_norm"] = float(done.gradient_norm)
-        self.log.step(done.step_of_run, int(count), done.seconds, values)
+        values = {"loss": total / weight, "learning_rate": report.learning_rate}
+        if norm:
+            values["gradient_norm"] = norm[0]
+        pieces_of_all = self.settings.batch_size * self.processes.world_size
+        self.log.step(report.step_of_run, pieces_of_all, report.seconds, values)
         self.total += total
         self.weight += weight
         return stop > 0
@@ -345,13 +349,13 @@ class Training:
             raise InputError(f"the evaluation loss is not finite ({loss}) after epoch {self.epoch}")
         return loss
 
-    def evaluation_batches(self, loader: DataLoader) -> Iterator[dict]:
+    def evaluation_batches(self, loader: DataLoader) -> Iterator[Any]:
         """The batches of an evaluation, on the device, with a progress bar."""
         for batch in tqdm(loader, desc="evaluation", unit="step", leave=False, disable=self.processes.rank != 0):
             if "fatal" in batch:
                 raise OneProcessError(batch["fatal"])
             self.problems.update(batch["problems"])
-            yield to_device(batch, self.device)
+            yield batch["batch"].to(self.device)
 
     def _catch_signals(self) -> None:
         """SIGTERM (a cluster's preemption) and SIGINT (Ctrl-C) end the run after a step, with its state saved."""

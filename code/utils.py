@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import init_empty_weights
@@ -45,10 +46,10 @@ from config import (
     PATCH_SIZE,
     TEXT_MODEL_NAME,
 )
-from dropout import use_cheap_dropout
+from cpu import use_cheap_dropout
 from files import InputError
 from hub_model import HubModel
-from packing import Packing, first_position, packable, run_packed, use_packed_attention
+from packing import Characters, Packed, Packing, Tensors, first_position, packable, run_packed, use_packed_attention
 from patches import BOS, EOS, PAD, VOCABULARY, M3Patchilizer, mask_patches, read_music, remove_instrument_info
 from processes import Processes
 from texts import load_text_config, load_text_model
@@ -156,6 +157,11 @@ def empty_clamp2() -> "CLaMP2Model":
     return empty(CLaMP2Model.from_configs, load_text_config(), encoder_config(), config.CLAMP2_HIDDEN_SIZE)
 
 
+def on_host(padded: Tensor) -> np.ndarray:
+    """What a public method is given, for a packed batch to be made of it."""
+    return padded.detach().cpu().numpy()
+
+
 def unflatten(patches: Tensor) -> Tensor:
     """Reshapes patches [B, T, P], or [B, T * P] as the published trainer has them, to [B, T, P]."""
     return patches.reshape(len(patches), -1, PATCH_SIZE)
@@ -177,37 +183,31 @@ class M3PatchEncoder(nn.Module):
         use_packed_attention(self.base)
         use_cheap_dropout(self.base)
 
-    def embed(self, patches: Tensor) -> Tensor:
-        """[N, P] ids -> [N, H]: what the linear layer gives for the one-hot patches, as a sum of its columns.
+    def embed(self, batch: Packed) -> Tensor:
+        """Packed patches -> [N, H]: what the linear layer gives for the one-hot patches, as a sum of its columns.
 
         Where a patch's end is PAD, the columns of PAD are summed once for all patches of that length.
         """
         if type(self.patch_embedding) is not nn.Linear:  # another layer in its place, such as LoRA's
-            return self.patch_embedding(F.one_hot(patches.long(), VOCABULARY).flatten(1).to(self.base.dtype))
+            return self.patch_embedding(F.one_hot(batch.tokens.long(), VOCABULARY).flatten(1).to(self.base.dtype))
         columns = self.patch_embedding.weight.t().contiguous()  # [P * V, H]: row p * V + v is of id v at place p
-        lengths = PATCH_SIZE - (patches != PAD).flip(1).int().argmax(1)  # [N], of a patch without its last PADs
-        lengths = lengths.where((patches != PAD).any(1), lengths.new_zeros(()))
-        places = torch.arange(PATCH_SIZE, device=patches.device)
-        used = places < lengths[:, None]  # [N, P]
-        tokens = (places * VOCABULARY + patches.long())[used]  # [characters of all patches]
-        offsets = lengths.cumsum(0) - lengths
-        characters = F.embedding_bag(tokens, columns, offsets, mode="sum")  # [N, H]
+        characters = F.embedding_bag(batch.characters, columns, batch.starts, mode="sum")  # [N, H]
         # the sum of the PAD columns from each place on, which a patch of that length is filled up with
-        pads = columns[places * VOCABULARY + PAD]  # [P, H]
+        pads = columns[PAD::VOCABULARY]  # [P, H]
         after = torch.cat([pads.flip(0).cumsum(0).flip(0), pads.new_zeros((1, pads.shape[1]))])  # [P + 1, H]
-        return characters + after[lengths] + self.patch_embedding.bias
+        return characters + after[batch.sizes] + self.patch_embedding.bias
 
-    def features(self, packing: Packing, patches: Tensor, pooled: bool = False) -> Tensor:
-        """Packed patches [N, P] -> features [N, H]. `embedding.embed` and the models below call it."""
+    def features(self, batch: Packed, pooled: bool = False) -> Tensor:
+        """Packed patches -> features [N, H]."""
         if pooled:
             raise ValueError("M3 has no pooled features; CLaMP 2 has")
-        return run_packed(self.base, packing, inputs_embeds=self.embed(patches))
+        return run_packed(self.base, batch.packing, inputs_embeds=self.embed(batch))
 
     def forward(self, input_patches: Tensor, input_masks: Tensor) -> BaseModelOutput:
         """Patches [B, T, P] or [B, T * P] and masks [B, T] -> `last_hidden_state` [B, T, H], zero at padding."""
-        packing = Packing(input_masks)
-        features = self.features(packing, packing.pack(unflatten(input_patches)))
-        return BaseModelOutput(last_hidden_state=packing.unpack(features))
+        mask = on_host(input_masks) != 0
+        batch = Packed(Packing(mask), on_host(unflatten(input_patches))[mask]).to(self.base.device)
+        return BaseModelOutput(last_hidden_state=batch.packing.unpack(self.features(batch)))
 
 
 @dataclass
@@ -231,36 +231,46 @@ class M3TokenDecoder(nn.Module):
         use_cheap_dropout(self.base)
 
     def forward(self, patch_features: Tensor, target_patches: Tensor) -> M3Output:
-        """Features [N, H] of patches [N, P] -> the mean cross-entropy of their characters.
+        """Features [S, H] of patches [S, P] -> the mean cross-entropy of their characters."""
+        patches = on_host(target_patches.reshape(len(patch_features), -1))
+        return self.restore(patch_features, Characters(patches).to(patch_features.device))
 
-        The feature stands where the embedding of BOS would. Nothing is computed for PAD, nor for a patch's last
-        character as an input.
-        """
-        target_patches = target_patches.reshape(len(patch_features), -1)
-        real = target_patches != PAD  # [N, P]
-        is_input = real[:, :-1] & real[:, 1:]  # [N, P - 1]: places with a character to predict behind them
-        packing = Packing(is_input)
-        inputs = packing.pack(target_patches[:, :-1])  # [characters]
-        hidden = self._run(packing, inputs, patch_features[packing.sequences])
-        logits = self.base.lm_head(hidden).float()  # [characters, V]
-        labels = packing.pack(target_patches[:, 1:]).long()
-        return M3Output(F.cross_entropy(logits, labels), torch.tensor(len(labels), device=logits.device))
+    def restore(self, features: Tensor, characters: Characters) -> M3Output:
+        """The loss of characters, and the features of a packed row in which their patches' stand."""
+        hidden = self._run(characters, features)
+        logits = self.base.lm_head(hidden).float()  # [n, V]
+        return M3Output(F.cross_entropy(logits, characters.labels), characters.count)
 
     @torch.no_grad()
     def generate(self, patch_feature: Tensor, tokens: Tensor) -> Tensor:
         """The feature [H] of a patch and its first characters, ids [n], the BOS included -> the next one's
         probabilities [V]."""
-        tokens = tokens.reshape(1, -1)
-        packing = Packing(torch.ones_like(tokens))
-        hidden = self._run(packing, tokens[0], patch_feature.reshape(1, -1).expand(tokens.shape[1], -1))
+        patch = F.pad(tokens.reshape(1, -1), (0, 1), value=EOS)  # what follows is not looked at
+        characters = Characters(on_host(patch)).to(patch_feature.device)
+        hidden = self._run(characters, patch_feature.reshape(1, -1))
         return self.base.lm_head(hidden[-1]).float().softmax(-1)
 
-    def _run(self, packing: Packing, tokens: Tensor, features: Tensor) -> Tensor:
-        """Characters [n] of patches, and the features [n, H] of their patches -> hidden states [n, H]."""
-        embeddings = self.base.transformer.wte(tokens.long())
-        first = packing.positions == 0
-        embeddings = torch.where(first[:, None], features.to(embeddings.dtype), embeddings)
-        return run_packed(self.base.transformer, packing, inputs_embeds=embeddings)
+    def _run(self, characters: Characters, features: Tensor) -> Tensor:
+        """-> hidden states [n, H]. A patch's feature stands where the embedding of its BOS would."""
+        embeddings = self.base.transformer.wte(characters.inputs)
+        features = features.index_select(0, characters.rows).to(embeddings.dtype)
+        embeddings = embeddings.index_copy(0, characters.firsts, features)
+        return run_packed(self.base.transformer, characters.packing, inputs_embeds=embeddings)
+
+
+class M3Batch(Tensors):
+    """Pieces as M3 is trained on them: their corrupted patches, and the characters of the selected ones to restore.
+
+    Args:
+        packing: of the pieces.
+        inputs, targets: [N, P], the corrupted patches and the patches as they were.
+        selected: [N], which patches are to be restored.
+    """
+
+    def __init__(self, packing: Packing, inputs: np.ndarray, selected: np.ndarray, targets: np.ndarray):
+        rows = selected.nonzero()[0]
+        self.music = Packed(packing, inputs)
+        self.characters = Characters(targets[rows], rows)
 
 
 class M3Model(nn.Module, HubModel):
@@ -280,10 +290,13 @@ class M3Model(nn.Module, HubModel):
         self, input_patches: Tensor, input_masks: Tensor, selected_indices: Tensor, target_patches: Tensor
     ) -> M3Output:
         """input_patches, target_patches: ids [B, T, P] or [B, T * P]; input_masks, selected_indices: [B, T]."""
-        packing = Packing(input_masks)
-        features = self.encoder.features(packing, packing.pack(unflatten(input_patches)))  # [N, H]
-        selected = packing.pack(selected_indices).bool()  # [N]
-        return self.decoder(features[selected], packing.pack(unflatten(target_patches))[selected])
+        mask = on_host(input_masks) != 0
+        arrays = (on_host(x)[mask] for x in (unflatten(input_patches), selected_indices, unflatten(target_patches)))
+        return self.restore(M3Batch(Packing(mask), *arrays).to(self.device))
+
+    def restore(self, batch: M3Batch) -> M3Output:
+        """The loss of a packed batch."""
+        return self.decoder.restore(self.encoder.features(batch.music), batch.characters)
 
 
 class CLaMP2Model(nn.Module, HubModel):
@@ -370,24 +383,25 @@ class CLaMP2Model(nn.Module, HubModel):
         """Whether music is embedded with its header line `L:1/8`; CLaMP 3 always has it without."""
         return config.KEEP_UNIT_LENGTH and not self.is_clamp3
 
-    def features(self, packing: Packing, tokens: Tensor, pooled: bool = False) -> Tensor:
-        """Packed patches [N, P] or token ids [N] -> [N, H], or, pooled and projected, [B, CLAMP2_HIDDEN_SIZE].
+    def features(self, batch: Packed, pooled: bool = False) -> Tensor:
+        """Packed patches or token ids -> [N, H], or, pooled and projected, [B, CLAMP2_HIDDEN_SIZE].
 
-        `embedding.embed` and the methods below call it.
+        What training, evaluation and extraction call, and the methods below.
         """
-        is_music = tokens.ndim == 2
-        hidden = self.music_model.features(packing, tokens) if is_music else self._encode_text(packing, tokens)
+        is_music = batch.tokens.ndim == 2
+        hidden = self.music_model.features(batch) if is_music else self._encode_text(batch)
         if not pooled:
             return hidden
         projection = self.music_proj if is_music else self.text_proj
-        return projection(packing.mean(hidden).to(projection.weight.dtype))
+        return projection(batch.packing.mean(hidden).to(projection.weight.dtype))
 
-    def _encode_text(self, packing: Packing, text_ids: Tensor) -> Tensor:
-        """Packed token ids [N] -> [N, H of the text model]."""
-        config = self.text_model.config
+    def _encode_text(self, batch: Packed) -> Tensor:
+        """-> [N, H of the text model]."""
+        config, packing = self.text_model.config, batch.packing
         if packable(config):
-            return run_packed(self.text_model, packing, first_position(config), input_ids=text_ids)
-        output = self.text_model(input_ids=packing.unpack(text_ids), attention_mask=packing.mask.long())
+            return run_packed(self.text_model, packing, first_position(config), input_ids=batch.tokens)
+        mask = packing.unpack(torch.ones_like(batch.tokens))
+        output = self.text_model(input_ids=packing.unpack(batch.tokens), attention_mask=mask)
         return packing.pack(output.last_hidden_state)
 
     def get_text_features(self, text_inputs: Tensor, text_masks: Tensor, get_normalized: bool = False) -> Tensor:
@@ -395,23 +409,25 @@ class CLaMP2Model(nn.Module, HubModel):
 
         get_normalized: pooled and projected. The name is the published one; the vectors are not of length 1.
         """
-        packing = Packing(text_masks)
+        ids, mask, positions = on_host(text_inputs), on_host(text_masks) != 0, None
         if first_position(self.text_model.config):  # RoBERTa's kin count tokens, wherever the padding is
-            is_token = text_inputs != self.text_model.config.pad_token_id
-            packing.positions = packing.pack(is_token.cumsum(1) - 1)
-        features = self.features(packing, packing.pack(text_inputs), get_normalized)
-        return features if get_normalized else packing.unpack(features)
+            positions = ((ids != self.text_model.config.pad_token_id).cumsum(1) - 1)[mask]
+        return self._padded(Packed(Packing(mask, positions), ids[mask]), get_normalized)
 
     def get_music_features(self, music_inputs: Tensor, music_masks: Tensor, get_normalized: bool = False) -> Tensor:
         """As `get_text_features`, for patches [B, T, P] or [B, T * P] and masks [B, T]."""
-        packing = Packing(music_masks)
-        features = self.features(packing, packing.pack(unflatten(music_inputs)), get_normalized)
-        return features if get_normalized else packing.unpack(features)
+        mask = on_host(music_masks) != 0
+        return self._padded(Packed(Packing(mask), on_host(unflatten(music_inputs))[mask]), get_normalized)
+
+    def _padded(self, batch: Packed, get_normalized: bool) -> Tensor:
+        batch = batch.to(self.device)
+        features = self.features(batch, get_normalized)
+        return features if get_normalized else batch.packing.unpack(features)
 
     @staticmethod
     def avg_pooling(input_features: Tensor, input_masks: Tensor) -> Tensor:
         """[B, T, H] and masks [B, T] -> the mean over what is not padding, [B, H]."""
-        packing = Packing(input_masks)
+        packing = Packing(on_host(input_masks) != 0).to(input_features.device)
         return packing.mean(packing.pack(input_features)).to(input_features.dtype)
 
     def forward(self, text_inputs: Tensor, text_masks: Tensor, music_inputs: Tensor, music_masks: Tensor) -> Tensor:

@@ -31,9 +31,9 @@ class Run(training.Training):
         pass
 
 
-def share(job, tensors):
+def share(job, samples):
     """This rank's part of a global batch."""
-    return [tensor.chunk(job.world_size)[job.rank] for tensor in tensors]
+    return samples[job.rank * len(samples) // job.world_size : (job.rank + 1) * len(samples) // job.world_size]
 
 
 def gradients(model):
@@ -48,18 +48,22 @@ def mean_loss(job, told):
 def main(job):
     values = np.load(KIT / "values.npz")
     names = ("input_patches", "input_masks", "selected_indices", "target_patches")
-    m3_inputs = [torch.from_numpy(values[f"m3_loss/{name}"]) for name in names]
+    pieces = [
+        {"input": patches[mask], "selected": selected[mask].astype(bool), "target": targets[mask]}
+        for patches, mask, selected, targets in zip(*(values[f"m3_loss/{name}"] for name in names), strict=True)
+        for mask in [mask.astype(bool)]
+    ]
     generator = torch.Generator().manual_seed(1)
-    texts = torch.randint(4, 300, (4, 12), generator=generator)
-    text_masks = torch.arange(12) < torch.tensor([12, 3, 7, 9])[:, None]
+    texts = [torch.randint(4, 300, (length,), generator=generator).numpy() for length in (12, 3, 7, 9)]
+    pairs = [{"text": text, "music": piece["target"]} for text, piece in zip(texts, pieces, strict=True)]
     settings = training.Settings("test", 1, 1e-3, 1, True, False, False, Path("w"), Path("l"))
     results = {}
 
     torch.manual_seed(0)
     m3 = utils.M3Model(*m3_configs())
-    run = Run(settings, job, m3)
+    run = Run(settings, job, m3, train_m3.Restoration)
     run.parallel.eval()  # no dropout
-    results["m3_loss"] = mean_loss(job, train_m3.step(run, dict(zip(names, share(job, m3_inputs), strict=True))))
+    results["m3_loss"] = mean_loss(job, train_m3.step(run, train_m3.collate(share(job, pieces))))
     results["m3"] = gradients(m3)
 
     for micro_batch in (0, 1):
@@ -69,8 +73,7 @@ def main(job):
         clamp2 = utils.CLaMP2Model.from_configs(text_config, m3_configs()[0], 48)
         run = Run(settings, job, clamp2, train_clamp2.Pairs)
         run.parallel.eval()
-        inputs = share(job, [texts, text_masks, m3_inputs[3], m3_inputs[1]])
-        told = train_clamp2.step(run, dict(zip(train_clamp2.INPUTS, inputs, strict=True)))
+        told = train_clamp2.step(run, train_clamp2.PairBatch(share(job, pairs)))
         results[f"clamp2_{micro_batch}_loss"] = mean_loss(job, told)
         results[f"clamp2_{micro_batch}"] = gradients(clamp2)
     if job.rank == 0:

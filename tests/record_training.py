@@ -27,6 +27,7 @@ def main(kind: str, out: str) -> int:
     )
     sys.modules["wandb"] = wandb
     import processes
+    import training
 
     trainer = importlib.import_module(f"train_{kind}")
     train_step, evaluate = trainer.step, trainer.evaluate
@@ -35,13 +36,19 @@ def main(kind: str, out: str) -> int:
         if not start:
             start.update({name: value.clone() for name, value in run.model.state_dict().items()})
         modes.append(("train", {module.training for module in run.parallel.modules()}))
-        names.append([Path(name).name for name in batch["names"]])
         return train_step(run, batch)
 
     def recorded_evaluation(run, loader):
         modes.append(("evaluate", {module.training for module in run.model.modules()}))
         return evaluate(run, loader)
 
+    report = training._Report
+
+    def recorded_report(numbers, step, step_of_run, names_of_pieces, *others):
+        names.append([Path(name).name for name in names_of_pieces])
+        return report(numbers, step, step_of_run, names_of_pieces, *others)
+
+    training._Report = recorded_report
     trainer.step, trainer.evaluate = recorded_step, recorded_evaluation
     random.seed(20)  # of the seed that a run draws; nothing else may depend on these
     np.random.seed(21)

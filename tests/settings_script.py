@@ -19,7 +19,7 @@ import utils
 from loading import make_loader
 from patches import M3Patchilizer
 from processes import Processes
-from small_runs import Pieces, a_run
+from small_runs import Pieces, Rows, a_run
 from texts import load_tokenizer
 
 LONG = ROOT / "tests" / "kit" / "interleaved" / "long_duo.abc"
@@ -32,9 +32,9 @@ class Segments(torch.nn.Linear):
         super().__init__(1, 1)
         self.lengths = []
 
-    def features(self, packing, tokens, pooled):
-        self.lengths += packing.lengths.tolist()
-        return torch.zeros(len(tokens), 1)
+    def features(self, batch, pooled):
+        self.lengths += batch.packing.counts.tolist()
+        return torch.zeros(len(batch.tokens), 1)
 
 
 def segments(item):
@@ -50,14 +50,14 @@ class Unit(torch.nn.Module):
         super().__init__()
         self.features = torch.nn.Parameter(torch.eye(2))
 
-    def forward(self, rows, *_):
-        return self.features[rows], self.features[rows]
+    def forward(self, batch):
+        return self.features[batch.rows], self.features[batch.rows]
 
 
 def contrastive(folder):
     """The loss of a step and of an evaluation on those two pairs."""
     run = a_run(folder, Unit())
-    rows = dict.fromkeys(train_clamp2.INPUTS, torch.arange(2))
+    rows = Rows(torch.arange(2))
     step = train_clamp2.step(run, rows).total.detach()
     loader = make_loader(Pieces(2, False), 2, Processes(0, 0, 1), lambda samples: rows)
     with torch.no_grad():

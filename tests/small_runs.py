@@ -13,6 +13,7 @@ import torch
 import training
 from files import InputError
 from loading import PieceDataset, make_loader
+from packing import Tensors
 from processes import Processes
 
 
@@ -32,8 +33,19 @@ class Pieces(PieceDataset):
         return {"name": str(index), "index": index}
 
 
+class Rows(Tensors):
+    """A batch of the indices of pieces; also one of CLaMP 2, with one part."""
+
+    def __init__(self, rows):
+        self.rows = torch.as_tensor(rows)
+
+    @property
+    def parts(self):
+        return [self]
+
+
 def collate(samples):
-    return {"rows": torch.tensor([sample["index"] for sample in samples])}
+    return Rows([sample["index"] for sample in samples])
 
 
 class OneOfTwo(Processes):
@@ -60,7 +72,7 @@ def linear(*rows: list[float]) -> torch.nn.Linear:
     return layer
 
 
-def a_run(folder: Path, model: torch.nn.Module | None = None, job: Processes | None = None, **changes):
+def a_run(folder: Path, model=None, job: Processes | None = None, wrap: Callable = lambda model: model, **changes):
     """A training with `weights.pth` and `logs.txt` in a folder."""
     settings = {
         "name": "m3",
@@ -74,7 +86,7 @@ def a_run(folder: Path, model: torch.nn.Module | None = None, job: Processes | N
         "logs_path": folder / "logs.txt",
     }
     model = model or linear([1.0, 1.0])
-    return training.Training(training.Settings(**(settings | changes)), job or Processes(0, 0, 1), model)
+    return training.Training(training.Settings(**(settings | changes)), job or Processes(0, 0, 1), model, wrap)
 
 
 def given(*steps: tuple[list[float], float, float], watch: Callable = lambda run, batch: None):
@@ -85,7 +97,7 @@ def given(*steps: tuple[list[float], float, float], watch: Callable = lambda run
         watch(run, batch)
         gradient, total, weight = next(left)
         run.scaler.scale((torch.tensor(gradient) * run.parallel.weight).sum()).backward()
-        return training.Step(torch.tensor(total, dtype=torch.float64), weight)
+        return training.Step(torch.tensor(total, dtype=torch.float64), torch.tensor(weight, dtype=torch.float64))
 
     return step
 

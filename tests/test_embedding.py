@@ -19,8 +19,9 @@ class Mirror(nn.Module):
         self.weight = nn.Parameter(torch.ones(1, 1))
         self.passes: list[tuple[bool, list[int]]] = []
 
-    def features(self, packing, tokens, pooled=False):
+    def features(self, batch, pooled=False):
         assert torch.is_inference_mode_enabled()
+        packing, tokens = batch.packing, batch.tokens
         is_music = tokens.ndim == 2
         self.passes.append((is_music, packing.lengths.tolist()))
         values = (tokens[:, 0] if is_music else tokens).float()
@@ -159,8 +160,8 @@ def test_the_type_of_the_computation():
     """257 is 256 in bfloat16; the features are float32 in either case."""
 
     class Product(Mirror):
-        def features(self, packing, tokens, pooled=False):
-            return tokens.float()[:, None] @ self.weight
+        def features(self, batch, pooled=False):
+            return batch.tokens.float()[:, None] @ self.weight
 
     for dtype, value in ((torch.float32, 257), (torch.bfloat16, 256)):
         [feature] = embed(Product(), [text(1, 257)], dtype=dtype)

@@ -20,9 +20,11 @@ import utils
 from checkpoints import load_checkpoint
 from files import InputError
 from helpers import KIT, m3_configs
-from loading import Batches, PieceDataset, make_loader, pad
+from loading import Batches, PieceDataset, make_loader
+from packing import Tensors
 from patches import M3Patchilizer, read_music, remove_unit_length
 from processes import Processes, precision
+from small_runs import collate
 
 
 def batches(count, size, world_size, train=True, epoch=1):
@@ -96,42 +98,39 @@ def test_a_bad_piece_is_replaced():
     assert dataset[0, 4]["fatal"].startswith("100 pieces in a row could not be used; the last: piece 1 is bad")
 
 
-def test_padding():
-    rows = [np.array([[1, 2]], np.uint8), np.array([[3, 4], [5, 6], [7, 8]], np.uint8)]
-    padded, mask = pad(rows, 9)
-    assert padded.dtype == torch.uint8 and mask.dtype == torch.bool
-    assert padded.tolist() == [[[1, 2], [9, 9], [9, 9]], [[3, 4], [5, 6], [7, 8]]]
-    assert mask.tolist() == [[True, False, False], [True, True, True]]
-    assert pad([np.array([True]), np.array([False, True])])[0].tolist() == [[True, False], [False, True]]
-
-
 def test_a_batch_of_m3():
+    """Patches of ids 1 to 4 with PAD behind; the first of each piece is selected, and of the second piece the third."""
+    pieces = [np.array([[1, 20, 2, 0], [1, 2, 0, 0]]), np.array([[1, 30, 31, 32], [1, 2, 0, 0], [1, 40, 2, 0]])]
+    chosen = [np.array([True, False]), np.array([True, False, True])]
     samples = [
-        {
-            "input": np.full((count, 4), 10 * count),
-            "selected": np.arange(count) == 0,
-            "target": np.full((count, 4), count),
-        }
-        for count in (2, 3)
+        {"input": piece + 100, "selected": selected, "target": piece}
+        for piece, selected in zip(pieces, chosen, strict=True)
     ]
     batch = train_m3.collate(samples)
-    assert batch["input_patches"][:, :, 0].tolist() == [[20, 20, 0], [30, 30, 30]]
-    assert batch["input_masks"].tolist() == [[True, True, False], [True, True, True]]
-    assert batch["selected_indices"].tolist() == [[True, False, False], [True, False, False]]
-    assert batch["target_patches"][:, :, 3].tolist() == [[2, 2, 0], [3, 3, 3]]
+    music, characters = batch.music, batch.characters
+    assert music.tokens.tolist() == (np.concatenate(pieces) + 100).tolist()
+    assert music.packing.positions.tolist() == [0, 1, 0, 1, 2] and music.packing.sequences.tolist() == [0, 0, 1, 1, 1]
+    assert music.packing.offsets.tolist() == [0, 2, 5] and music.packing.lengths.tolist() == [2, 3]
+    assert characters.inputs.tolist() == [1, 20, 1, 30, 31, 1, 40]
+    assert characters.labels.tolist() == [20, 2, 30, 31, 32, 40, 2] and characters.count.item() == 7
+    assert characters.packing.positions.tolist() == [0, 1, 0, 1, 2, 0, 1]
+    assert characters.firsts.tolist() == [0, 2, 5] and characters.rows.tolist() == [0, 2, 4]
 
 
-def test_a_batch_of_clamp2():
-    """Texts are padded with the tokenizer's id, music with PAD."""
+def test_a_batch_of_clamp2_in_parts(monkeypatch):
     samples = [
         {"text": np.array([0, 5, 2]), "music": np.full((1, 4), 7)},
         {"text": np.array([0, 2]), "music": np.full((2, 4), 8)},
+        {"text": np.array([0, 6, 6, 2]), "music": np.full((1, 4), 9)},
     ]
-    batch = train_clamp2.Collate(1)(samples)
-    assert batch["text_ids"].tolist() == [[0, 5, 2], [0, 2, 1]]
-    assert batch["text_masks"].tolist() == [[True, True, True], [True, True, False]]
-    assert batch["music_patches"][:, :, 2].tolist() == [[7, 0], [8, 8]]
-    assert batch["music_masks"].tolist() == [[True, False], [True, True]]
+    for size, expected in ((0, [[0, 1, 2]]), (2, [[0, 1], [2]]), (3, [[0, 1, 2]])):
+        monkeypatch.setattr(config, "CLAMP2_MICRO_BATCH", size)
+        parts = train_clamp2.PairBatch(samples).parts
+        assert len(parts) == len(expected)
+        for part, rows in zip(parts, expected, strict=True):
+            for side, name in ((part.text, "text"), (part.music, "music")):
+                assert side.packing.counts.tolist() == [len(samples[row][name]) for row in rows]
+                assert side.tokens.tolist() == np.concatenate([samples[row][name] for row in rows]).tolist()
 
 
 class Some(PieceDataset):
@@ -143,7 +142,7 @@ class Some(PieceDataset):
     def load(self, index, rng):
         if index == 2:
             raise InputError("piece 2 is bad")
-        return {"name": str(index)}
+        return {"name": str(index), "index": index}
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -151,11 +150,11 @@ def test_a_loader_gives_the_batches_of_its_rank(train):
     job = Processes(0, 0, 2)
     orders = []
     for seed in (3, 4):
-        loader = make_loader(Some(train, seed), 2, job, lambda samples: {"count": len(samples)})
+        loader = make_loader(Some(train, seed), 2, job, collate)
         sampler = Batches(6, 2, job, seed, train)
         loader.batch_sampler.epoch = sampler.epoch = 5
         found, expected = list(loader), list(sampler)
-        assert len(found) == len(expected) and [batch["count"] for batch in found] == list(map(len, expected))
+        assert len(found) == len(expected) and [len(batch["batch"].rows) for batch in found] == list(map(len, expected))
         for batch, keys in zip(found, expected, strict=True):
             bad = [index == 2 for _, index in keys]
             named = [name for name, is_bad in zip(batch["names"], bad, strict=True) if not is_bad]
@@ -170,7 +169,7 @@ def test_one_piece_without_a_stand_in_is_the_end_of_its_batch():
         def __getitem__(self, key):
             return {"fatal": "nothing works"} if key[1] == 1 else super().__getitem__(key)
 
-    first, *others = make_loader(Bad(False, 0), 2, Processes(0, 0, 1), lambda samples: {})
+    first, *others = make_loader(Bad(False, 0), 2, Processes(0, 0, 1), lambda samples: Tensors())
     assert first == {"fatal": "nothing works"} and all("names" in batch for batch in others)
 
 
@@ -253,8 +252,8 @@ def test_what_clamp2_trains_on_and_is_evaluated_on(tmp_path, monkeypatch, loader
         assert names_of(train) == names[:8] and names_of(evaluation) == names[8:]
     else:
         assert len(train.dataset) == 7 and sorted(names_of(train) + names_of(evaluation)) == names[:8]
-    ids = next(iter(evaluation))
-    assert ids["text_ids"].shape[0] == min(3, len(evaluation.dataset))
+    [part] = next(iter(evaluation))["batch"].parts
+    assert len(part.text.packing.counts) == min(3, len(evaluation.dataset))
 
 
 # --- what is done to a piece ----------------------------------------------------------------------------------------
@@ -366,13 +365,13 @@ def test_the_loss_of_m3_s_evaluation_is_the_mean_over_characters():
     dataset = train_m3.M3Dataset(files, False, 0)
     losses = []
     for size in (1, 4, 14):
-        run = a_run(model, size)
+        run = a_run(model, size, wrap=train_m3.Restoration)
         losses.append(run._evaluate(train_m3.evaluate, make_loader(dataset, size, run.processes, train_m3.collate)))
     assert max(losses) - min(losses) < 1e-4 * losses[0]
     sums = np.zeros(2)
     with torch.no_grad():
         for index in range(len(files)):
-            output = train_m3.forward(model, train_m3.collate([dataset[0, index]]))
+            output = model.restore(train_m3.collate([dataset[0, index]]))
             sums += [float(output.loss * output.characters), float(output.characters)]
     assert abs(sums[0] / sums[1] - losses[0]) < 1e-4 * losses[0]
 
@@ -383,7 +382,7 @@ def test_the_loss_of_clamp2_s_evaluation_is_that_of_all_pairs(world_size, monkey
     generator = torch.Generator().manual_seed(0)
     text, music = torch.randn(10, 8, generator=generator), torch.randn(10, 8, generator=generator)
 
-    class Rows(PieceDataset):
+    class Pairs(PieceDataset):
         def __len__(self):
             return 10
 
@@ -391,22 +390,16 @@ def test_the_loss_of_clamp2_s_evaluation_is_that_of_all_pairs(world_size, monkey
             return {"name": str(index), "index": index}
 
     class Model(torch.nn.Linear):
-        def get_text_features(self, rows, _, get_normalized):
-            return text[rows]
-
-        def get_music_features(self, rows, _, get_normalized):
-            return music[rows]
-
-    def collate(samples):
-        return dict.fromkeys(train_clamp2.INPUTS, torch.tensor([sample["index"] for sample in samples]))
+        def forward(self, batch):
+            return text[batch.rows], music[batch.rows]
 
     batch_size = {1: 5, 2: 3, 3: 2}[world_size]  # two groups of five
     others = [(text[rank::world_size], music[rank::world_size]) for rank in range(world_size - 1)]
     job = Processes(world_size - 1, world_size - 1, world_size)
     monkeypatch.setattr(job, "gather", lambda own: [*others, own])
     monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
-    run = a_run(Model(1, 1), batch_size, job, train_clamp2.Pairs)
-    loss = train_clamp2.evaluate(run, make_loader(Rows(False, 0), batch_size, job, collate))
+    run = a_run(Model(1, 1), batch_size, job)
+    loss = train_clamp2.evaluate(run, make_loader(Pairs(False, 0), batch_size, job, collate))
     halves = [utils.ClipLoss(world_size=1)(text[half], music[half]) for half in (slice(0, 5), slice(5, 10))]
     assert abs(loss - float(sum(halves)) / 2) < 1e-6
 
@@ -423,7 +416,7 @@ def test_fewer_evaluation_pairs_than_processes(monkeypatch):
         def __len__(self):
             return 2
 
-    loss = train_clamp2.evaluate(run, make_loader(Two(False, 0), 2, job, lambda samples: {}))
+    loss = train_clamp2.evaluate(run, make_loader(Two(False, 0), 2, job, lambda samples: Tensors()))
     assert abs(loss - float(utils.ClipLoss()(*rows))) < 1e-6
 
 
@@ -449,10 +442,10 @@ def train(folder, eval_losses):
     def step(run, batch):
         loss = run.parallel(torch.ones(2, 1)).square().mean()
         loss.backward()
-        return training.Step(loss, 1.0)
+        return training.Step(loss, torch.ones_like(loss))
 
     losses = iter(eval_losses)
-    loaders = [make_loader(Numbers(train, 0), 2, run.processes, lambda samples: {}) for train in (True, False)]
+    loaders = [make_loader(Numbers(train, 0), 2, run.processes, lambda samples: Tensors()) for train in (True, False)]
     assert run.run(*loaders, step, lambda run, loader: next(losses)) == 0
     return torch.load(folder / "weights.pth", weights_only=True)
 

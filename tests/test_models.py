@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
 
-import dropout
+import cpu
 import packing
 import utils
 from checkpoints import load_checkpoint, load_weights
@@ -217,7 +217,7 @@ def test_patch_embedding_is_the_linear_layer_of_the_one_hot_patches(m3):
     for row, length in enumerate(torch.randint(0, 65, (50,), generator=generator).tolist()):
         patches[row, length:] = 0
     plain = m3.encoder.patch_embedding(F.one_hot(patches, 128).float().flatten(1))
-    packed = m3.encoder.embed(patches.to(torch.uint8))
+    packed = m3.encoder.embed(packing.Packed.of([patches.to(torch.uint8).numpy()]))
     torch.testing.assert_close(packed, plain, atol=1e-5, rtol=1e-5)
     parameters = [m3.encoder.patch_embedding.weight, m3.encoder.patch_embedding.bias]
     weight = torch.randn(plain.shape, generator=generator)
@@ -307,9 +307,9 @@ def test_segments_go_forward_together():
     passes = []
 
     class Model(torch.nn.Linear):
-        def features(self, packing, tokens, pooled):
-            passes.append(packing.lengths.tolist())
-            return torch.zeros(len(tokens), 1)
+        def features(self, batch, pooled):
+            passes.append(batch.packing.counts.tolist())
+            return torch.zeros(len(batch.tokens), 1)
 
     list(embed(Model(1, 1), [np.ones((1100, 64), np.uint8), np.ones((3, 64), np.uint8)]))
     assert passes == [[512, 512, 512, 3]]
@@ -317,13 +317,13 @@ def test_segments_go_forward_together():
 
 def test_bucket_widths_waste_at_most_a_third():
     for length in range(8, 513):
-        assert length <= packing._bucket_width(length) <= 1.5 * length
+        assert length <= cpu.bucket_width(length) <= 1.5 * length
 
 
 def test_pack_and_unpack():
     masks = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
     values = torch.randn(3, 4, 5) * masks[..., None]
-    layout = packing.Packing(masks)
+    layout = packing.Packing(masks.bool().numpy())
     assert layout.pack(values).shape == (7, 5)
     assert torch.equal(layout.unpack(layout.pack(values)), values)
     torch.testing.assert_close(layout.mean(layout.pack(values)), values.sum(1) / masks.sum(1, keepdim=True))
@@ -341,7 +341,7 @@ def test_the_work_is_that_of_the_real_tokens(m3):
         attended.append(query.shape[0] * query.shape[2])
         return kernel(query, *args, **kwargs)
 
-    with mock.patch.object(packing, "scaled_dot_product_attention", counted):
+    with mock.patch.object(cpu, "scaled_dot_product_attention", counted):
         m3.encoder(inputs[0], inputs[1])
     hook.remove()
     assert rows == [(1, real, 64)]
@@ -359,7 +359,7 @@ def test_every_transformer_runs_the_fused_attention(m3, clamp2):
         return kernel(*args, **kwargs)
 
     patches, masks = torch.randint(4, 128, (1, 5, 64), dtype=torch.uint8), torch.ones(1, 5)
-    with mock.patch.object(packing, "scaled_dot_product_attention", counted):
+    with mock.patch.object(cpu, "scaled_dot_product_attention", counted):
         for run, layers in (
             (lambda: m3.encoder(patches, masks), 2),
             (lambda: m3.decoder(torch.randn(5, 64), patches[0]), 1),
@@ -382,8 +382,8 @@ def test_plain_attention_is_the_fused_one(causal, p):
     """What dropout leaves over is what the fused kernel computes, and so are its gradients."""
     given = torch.randn(3, 2, 4, 7, 8, requires_grad=True)  # query, key, value
     mask = None if causal else torch.arange(7) < torch.tensor([3, 7])[:, None, None, None]
-    with mock.patch.object(packing, "drop_out", lambda x, p: x):
-        ours = packing.plain_attention(*given, mask, p, causal, None)
+    with mock.patch.object(cpu, "dropout", lambda x, p: x):
+        ours = cpu.plain_attention(*given, mask, p, causal, None)
     fused = F.scaled_dot_product_attention(*given, mask, is_causal=causal)
     torch.testing.assert_close(ours, fused)
     weights = torch.randn_like(ours)
@@ -397,7 +397,7 @@ def test_plain_attention_is_the_fused_one(causal, p):
 def test_dropout(p, dtype):
     torch.manual_seed(0)
     x = torch.full((1001, 999), 3.0, dtype=dtype, requires_grad=True)
-    y = dropout.Dropout(p)(x)
+    y = cpu.Dropout(p)(x)
     kept = y != 0
     torch.testing.assert_close(y[kept].float(), torch.full((int(kept.sum()),), 3 / (1 - p)), rtol=1e-2, atol=0)
     for rate in (1 - kept.float().mean(), *(1 - kept.float().mean(side) for side in (0, 1))):
@@ -407,14 +407,14 @@ def test_dropout(p, dtype):
     assert abs(neighbours - (p**2 + (1 - p) ** 2)) < 3e-3
     y.sum().backward()
     assert torch.equal(x.grad != 0, kept)
-    assert not torch.equal(dropout.Dropout(p)(x) != 0, kept)  # another draw
-    assert torch.equal(dropout.Dropout(p).eval()(x), x)
+    assert not torch.equal(cpu.Dropout(p)(x) != 0, kept)  # another draw
+    assert torch.equal(cpu.Dropout(p).eval()(x), x)
 
 
 def test_every_dropout_of_a_model_is_replaced(m3, clamp2):
     for model in (m3, clamp2):
         kinds = {type(module) for module in model.modules() if isinstance(module, torch.nn.Dropout)}
-        assert kinds == {dropout.Dropout}
+        assert kinds == {cpu.Dropout}
 
 
 # --- segments -------------------------------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
 from transformers import AutoConfig
 
-import dropout
+import cpu
 import packing
 
 LENGTHS = [5, 8, 0, 9, 24, 1, 13, 8, 48, 33]  # of buckets of 8, 12, 16, 24 and 48, full ones and others
@@ -15,7 +18,7 @@ HEADS, SIZE = 2, 4
 
 
 def packing_of(lengths=LENGTHS) -> packing.Packing:
-    return packing.Packing(torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
+    return packing.Packing.of_lengths(lengths)
 
 
 class Layer:
@@ -39,7 +42,7 @@ def attention_of_one(query, key, value, causal: bool, scaling: float, drop=lambd
 def test_bucket_widths_are_the_documented_ones():
     widths = [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
     for length in range(1, 513):
-        [(count, width, real)] = packing_of([length]).buckets
+        [(count, width, real)] = packing_of([length]).buckets().parts
         assert (count, width) == (1, next(width for width in widths if width >= length))
         assert (real is None) == (length == width)
 
@@ -48,11 +51,11 @@ def test_the_layout_is_that_of_a_loop_over_the_rows():
     """Rows with holes too: a token keeps the column where it stands."""
     generator = torch.Generator().manual_seed(0)
     masks = torch.rand((6, 30), generator=generator) < torch.tensor([0.9, 0, 0.2, 1, 0.5, 0.03])[:, None]
-    layout = packing.Packing(masks.long())
+    layout = packing.Packing(masks.numpy())
     tokens = [(row, column) for row in range(6) for column in range(30) if masks[row, column]]
     assert list(zip(layout.sequences.tolist(), layout.positions.tolist(), strict=True)) == tokens
     assert layout.lengths.tolist() == [sum(row == r for r, _ in tokens) for row in range(6)]
-    assert sum(count for count, _, _ in layout.buckets) == 5  # the empty row is in none
+    assert sum(count for count, _, _ in layout.buckets().parts) == 5  # the empty row is in none
     values = torch.randn((6, 30, 3), generator=generator)
     packed = layout.pack(values)
     torch.testing.assert_close(packed, torch.stack([values[token] for token in tokens]))
@@ -61,7 +64,7 @@ def test_the_layout_is_that_of_a_loop_over_the_rows():
     for row in range(6):
         if any(r == row for r, _ in tokens):
             torch.testing.assert_close(mean[row], values[row][masks[row]].mean(0))
-    places = layout.tokens[layout.places]
+    places = layout.buckets().tokens[layout.buckets().places]
     assert places.tolist() == list(range(len(tokens)))
 
 
@@ -139,16 +142,16 @@ def test_dropout_in_attention_drops_weights(causal):
 @pytest.mark.parametrize("causal", [False, True])
 def test_elsewhere_than_on_a_cpu_the_fused_kernel_runs_with_all_it_needs(monkeypatch, causal):
     """On tensors without data, in the place of a GPU's: one call a bucket, with a mask where a bucket is not full."""
-    calls, kernel = [], packing.scaled_dot_product_attention
+    calls, kernel = [], cpu.scaled_dot_product_attention
 
     def counted(query, key, value, **options):
         mask = options.pop("attn_mask")
         calls.append((query.shape, None if mask is None else mask.shape, options))
         return kernel(query, key, value, **options)
 
-    monkeypatch.setattr(packing, "scaled_dot_product_attention", counted)
+    monkeypatch.setattr(cpu, "scaled_dot_product_attention", counted)
     lengths = [8, 8, 11, 3]
-    layout = packing.Packing(torch.arange(11) < torch.tensor(lengths)[:, None], torch.device("meta"))
+    layout = packing_of(lengths).to(torch.device("meta"))
     given = [torch.empty(1, HEADS, sum(lengths), SIZE, device="meta", dtype=torch.bfloat16) for _ in range(3)]
     out, _ = packing.packed_attention(Layer(causal), *given, None, layout, 0.25, 0.5)
     assert out.shape == (1, sum(lengths), HEADS, SIZE) and out.dtype == torch.bfloat16
@@ -176,7 +179,7 @@ def test_the_share_that_dropout_keeps_is_exact_to_a_level(p, levels):
     """Of 2^23 elements at probability levels / 65536: 128 x levels are expected, with a deviation of its root. With
     another rounding, or one level more or less, it would be 9 deviations away where few levels are kept."""
     torch.manual_seed(1)
-    kept = dropout.dropout(torch.ones(2**23), p)
+    kept = cpu.dropout(torch.ones(2**23), p)
     count, expected = int((kept != 0).sum()), 128 * levels
     assert abs(count - expected) < 4.5 * math.sqrt(expected)
     torch.testing.assert_close(kept[kept != 0], torch.full((count,), 65536 / levels))
@@ -186,13 +189,13 @@ def test_the_share_that_dropout_keeps_is_exact_to_a_level(p, levels):
 def test_dropout_of_any_number_of_elements(size):
     """Each element is dropped half of the time: 2000 draws, five standard deviations of 22."""
     torch.manual_seed(0)
-    draws = torch.stack([dropout.dropout(torch.ones(1, size), 0.5)[0] for _ in range(2000)])
+    draws = torch.stack([cpu.dropout(torch.ones(1, size), 0.5)[0] for _ in range(2000)])
     assert set(draws.unique().tolist()) == {0.0, 2.0}
     assert ((draws == 0).sum(0) - 1000).abs().max() < 5 * 22.4
 
 
 def test_dropout_that_drops_nothing_draws_nothing():
-    for module in (dropout.Dropout(0.0), dropout.Dropout(0.5).eval()):
+    for module in (cpu.Dropout(0.0), cpu.Dropout(0.5).eval()):
         torch.manual_seed(0)
         x = torch.ones(5)
         assert torch.equal(module(x), x)
@@ -208,8 +211,86 @@ def test_dropout_in_the_place_of_pytorchs_keeps_each_probability():
             self.dropout, self.other = torch.nn.Dropout(0.3), torch.nn.Dropout1d(0.4)
 
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), Inner(), torch.nn.Sequential(torch.nn.Dropout(0.2), Inner()))
-    dropout.use_cheap_dropout(model)
+    cpu.use_cheap_dropout(model)
     kinds = [(type(m).__name__, m.p) for m in model.modules() if hasattr(m, "p")]
     inner = [("Dropout", 0.3), ("Dropout1d", 0.4)]
     assert kinds == [*inner, ("Dropout", 0.2), *inner]
     assert not any(type(m) is torch.nn.Dropout for m in model.modules())
+
+
+# --- batches that move as one -----------------------------------------------------------------------------------------
+
+
+class Record(packing.Tensors):
+    """Tensors of several types, one without elements, a further record and a list of records."""
+
+    def __init__(self, depth=2):
+        self.name, self.few = "kept", np.array([4])
+        self.bytes, self.numbers = torch.arange(5, dtype=torch.uint8), torch.arange(6.0).view(2, 3).double()
+        self.none, self.scalar = torch.empty(0, 4, dtype=torch.int64), torch.tensor(depth)
+        if depth:
+            self.inner, self.parts = Record(depth - 1), [Record(0), Record(depth - 1)]
+
+
+def tensors_of(record):
+    found = []
+    record._each(lambda tensor: found.append(tensor) or tensor)
+    return found
+
+
+def blocks_of(record):
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors_of(record)}
+
+
+@pytest.mark.parametrize("move", [lambda r: r.joined(), lambda r: r.to(torch.device("cpu")), lambda r: r.to("meta")])
+def test_a_record_moves_as_one_block(move):
+    record = Record()
+    before = [tensor.clone() for tensor in tensors_of(record)]
+    moved = move(record)
+    assert type(moved) is Record and moved.inner.name == "kept" and moved.parts[1].few is record.parts[1].few
+    assert len(blocks_of(moved)) == 1 and len(blocks_of(record)) > 10
+    assert all(map(torch.equal, tensors_of(record), before))
+    for tensor, other in zip(tensors_of(moved), before, strict=True):
+        assert (tensor.dtype, tensor.shape) == (other.dtype, other.shape)
+        assert tensor.device.type == "meta" or torch.equal(tensor, other)
+
+
+def test_a_block_is_copied_once():
+    """In one copy to a device, and in none where it is there already."""
+    record, copies = Record().joined(), []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            copies.append(str(function)) if "copy" in str(function) else None
+            return function(*arguments, **(options or {}))
+
+    with Copies():
+        record.to("meta")
+        assert len(copies) == 1
+        assert blocks_of(record.to(torch.device("cpu"))) == blocks_of(record) and len(copies) == 1
+
+
+def test_a_worker_hands_over_one_block():
+    """Each block takes a file handle of the reading process; those of a thousand tensors would be too many."""
+    loader = DataLoader([Record()], batch_size=None, num_workers=1, collate_fn=lambda record: record.joined())
+    [record] = loader
+    assert len(blocks_of(record)) == 1
+    assert all(map(torch.equal, tensors_of(record), tensors_of(Record())))
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scaling", [None, 0.9])
+def test_attention_of_jagged_tensors_is_that_of_buckets(scaling):
+    """What a GPU runs, in the form that PyTorch has of it for a CPU, where it has none that is causal; with its
+    gradients."""
+    layout = packing_of([length for length in LENGTHS if length])
+    given = [torch.randn((1, HEADS, sum(LENGTHS), SIZE), requires_grad=True) for _ in range(3)]
+    outs = [
+        attention(*given, layout, 0.0, False, scaling) for attention in (packing.jagged_attention, cpu.bucket_attention)
+    ]
+    torch.testing.assert_close(*outs)
+    weight = torch.randn_like(outs[0])
+    for ours, theirs in zip(*(torch.autograd.grad((out * weight).sum(), given) for out in outs), strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -44,13 +44,16 @@ def tiny_model(kind):
 
 
 def pairs(count):
-    """Texts and short pieces of different lengths, as the batch of a step of CLaMP 2."""
+    """Texts and short pieces of different lengths."""
     generator = torch.Generator().manual_seed(1)
-    lengths = torch.tensor([12, 3, 7, 9, 5][:count])
-    patches = torch.randint(4, 128, (count, 12, 64), generator=generator)
-    texts = torch.randint(4, 300, (count, 12), generator=generator)
-    masks = torch.arange(12) < lengths[:, None]
-    return dict(zip(train_clamp2.INPUTS, (texts, masks, patches, masks.flip(0)), strict=True))
+    lengths = [12, 3, 7, 9, 5][:count]
+    return [
+        {
+            "text": torch.randint(4, 300, (words,), generator=generator).numpy(),
+            "music": torch.randint(4, 128, (bars, 64), generator=generator).numpy(),
+        }
+        for words, bars in zip(lengths, reversed(lengths), strict=True)
+    ]
 
 
 def m3_batch():
@@ -61,8 +64,8 @@ def m3_batch():
 def outputs(kind, model):
     """What the model gives for a batch in the mode that it is in."""
     if kind == "m3":
-        return [train_m3.forward(model, m3_batch()).loss]
-    return list(train_clamp2.Pairs(model)(*pairs(2).values()))
+        return [model.restore(m3_batch()).loss]
+    return list(train_clamp2.Pairs(model)(train_clamp2.Pair(pairs(2))))
 
 
 # --- dropout --------------------------------------------------------------------------------------------------------
@@ -94,7 +97,7 @@ def test_each_dropout_acts_in_training_and_none_in_evaluation(kind):
 def test_attention_weights_are_dropped_at_the_rate_asked_for(causal):
     """Queries of zero attend alike to all, and one-hot values show the weights."""
     lengths = torch.tensor([64, 40])
-    batch = packing.Packing(torch.arange(64) < lengths[:, None])
+    batch = packing.Packing.of_lengths(lengths.tolist())
     count, heads = int(lengths.sum()), 16
     zeros = torch.zeros(1, heads, count, 64)
     values = torch.eye(64)[batch.positions].expand(1, heads, -1, -1)
@@ -121,7 +124,7 @@ def a_run(model, folder=Path("none"), num_epoch=1, batch_size=2, job=ALONE, dete
 def test_micro_batches_with_dropout_give_the_gradient_of_the_whole_batch(size, monkeypatch):
     """Of the whole batch with the same dropout: its parts one after another, with a graph, from the same seed."""
     model = tiny_model("clamp2").train()
-    batch = pairs(5)
+    samples = pairs(5)
 
     def gradients(loss_of, seed=3):
         model.zero_grad()
@@ -130,17 +133,15 @@ def test_micro_batches_with_dropout_give_the_gradient_of_the_whole_batch(size, m
         return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     def by_hand():
-        parts = zip(*(tensor.split(size) for tensor in batch.values()), strict=True)
-        text, music = (
-            torch.cat(side) for side in zip(*(train_clamp2.Pairs(model)(*part) for part in parts), strict=True)
-        )
+        parts = [train_clamp2.Pair(samples[start : start + size]) for start in range(0, 5, size)]
+        text, music = map(torch.cat, zip(*map(train_clamp2.Pairs(model), parts), strict=True))
         scores = text @ music.T
         loss = -(scores.log_softmax(1).diag().mean() + scores.log_softmax(0).diag().mean()) / 2
         loss.backward()
         return loss
 
     def by_the_trainer():
-        return train_clamp2.step(a_run(model, wrap=train_clamp2.Pairs), batch).total
+        return train_clamp2.step(a_run(model, wrap=train_clamp2.Pairs), train_clamp2.PairBatch(samples)).total
 
     monkeypatch.setattr(config, "CLAMP2_MICRO_BATCH", size)
     loss, ours = gradients(by_the_trainer)
@@ -168,7 +169,7 @@ class Pieces(PieceDataset):
 
 
 def loader_of(job, seed=0, batch_size=2, train=True):
-    return make_loader(Pieces(train, seed), batch_size, job, lambda _: {})
+    return make_loader(Pieces(train, seed), batch_size, job, lambda _: packing.Tensors())
 
 
 def draws(folder, monkeypatch, *, seed=0, rank=0, world_size=1, batch_size=2, num_epoch=12, disturb=lambda: None):
@@ -188,7 +189,7 @@ def draws(folder, monkeypatch, *, seed=0, rank=0, world_size=1, batch_size=2, nu
         disturb()
         loss = run.parallel(torch.ones(1, 1)).square().mean()
         loss.backward()
-        return training.Step(loss, 1.0)
+        return training.Step(loss, torch.ones_like(loss))
 
     def evaluate(run, loader):
         disturb()

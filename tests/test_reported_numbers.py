@@ -22,6 +22,7 @@ from processes import Processes
 from small_runs import (
     OneOfTwo,
     Pieces,
+    Rows,
     a_run,
     collate,
     finish,
@@ -192,16 +193,16 @@ def test_the_loss_beside_the_bar(tmp_path, monkeypatch):
 
 
 def test_numbers_of_two_processes(tmp_path, clock, monkeypatch):
-    """Loss, weight and pieces are summed over them: the other's are 4, 10, and 3 pieces in each step."""
+    """Loss and weight are summed over them: the other's are 4 and 10. Each has one piece in a step."""
     monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
     heard = wandb_that_listens(monkeypatch)
     theirs = lambda value: ["piece 8 is bad"] if isinstance(value, list) else value  # noqa: E731
-    job = OneOfTwo([4.0, 10.0, 0.0, 3.0], theirs)
+    job = OneOfTwo([4.0, 10.0, 0.0], theirs)
     two_epochs(tmp_path, clock, job, batch_size=1, wandb_log=True)
     steps = [values for _, values in heard.logged if "loss" in values]
     for values, (_, total, weight, seconds) in zip(steps, STEPS, strict=True):
         assert values["loss"] == pytest.approx((total + 4) / (weight + 10))
-        assert values["pieces_per_second"] == pytest.approx((1 + 3) / seconds)
+        assert values["pieces_per_second"] == pytest.approx((1 + 1) / seconds)
     losses = [record["train_loss"] for record in records(tmp_path / "logs.txt")]
     assert losses == pytest.approx([(7.9 + 12) / (7.3 + 30), (5.5 + 12) / (12 + 30)])
     assert [record["bad_pieces"] for record in records(tmp_path / "logs.txt")] == [1, 1]  # that rank's, once
@@ -273,7 +274,7 @@ def test_a_loss_that_is_not_finite(tmp_path):
     run.epoch = 1
     steps = [([0.0, 1.0], 1.0, 1.0), ([0.0, 1.0], math.inf, 1.0), ([0.0, 1.0], 1.0, 1.0)]
     with pytest.raises(InputError) as problem:
-        finish(run, given(*steps, watch=lambda run, batch: seen.append(", ".join(batch["names"]))), [])
+        finish(run, given(*steps, watch=lambda run, batch: seen.append(", ".join(map(str, batch.rows.tolist())))), [])
     assert str(problem.value) == f"the loss is not finite (inf) in epoch 1, step 2; its pieces: {seen[1]}"
     with pytest.raises(InputError, match=r"the evaluation loss is not finite \(nan\) after epoch 1"):
         finish(a_run(tmp_path), given(*[([0.0, 1.0], 1.0, 1.0)] * 3), [math.nan])
@@ -301,7 +302,7 @@ def test_the_losses_of_m3(tmp_path, monkeypatch):
         [str(KIT / "interleaved" / f"{name}.abc") for name in names.split()]
         for names in ("octet piano quartet solo_jig solo_reel", "duo solo_waltz tiny")
     )
-    run = a_run(tmp_path, model, learning_rate=0.0, batch_size=2, wandb_log=True)
+    run = a_run(tmp_path, train_m3.Restoration(model), learning_rate=0.0, batch_size=2, wandb_log=True)
     batches = []
 
     def step(run, batch):
@@ -309,16 +310,23 @@ def test_the_losses_of_m3(tmp_path, monkeypatch):
         return train_m3.step(run, batch)
 
     sets = train_m3.M3Dataset(train, True, 0), train_m3.M3Dataset(evaluation, False, 0)
-    loaders = [make_loader(pieces, 2, run.processes, train_m3.collate) for pieces in sets]
+
+    def collate(samples):
+        batch = train_m3.collate(samples)
+        batch.samples = samples
+        return batch
+
+    loaders = [make_loader(pieces, 2, run.processes, collate) for pieces in sets]
     assert go(run, loaders, step, train_m3.evaluate) == 0
 
     def pieces_of(batch):
         """(summed loss, characters) of each piece of a batch, by itself."""
-        for row, mask in enumerate(batch["input_masks"]):
-            inputs = [value[row : row + 1, : int(mask.sum())] for value in (batch["input_patches"], batch["input_masks"], batch["selected_indices"], batch["target_patches"])]  # fmt: skip
-            target = inputs[3][0][inputs[2][0].bool()]
-            characters = sum(len(patch[patch != 0]) - 1 for patch in target)  # the first is given
-            yield model(*inputs).loss * characters, characters
+        for sample in batch.samples:
+            output = model.restore(train_m3.collate([sample]))
+            characters = sum(
+                len(patch[patch != 0]) - 1 for patch in sample["target"][sample["selected"]]
+            )  # the first is given
+            yield output.loss * characters, characters
 
     expected, gradients = [], []
     for batch in batches:
@@ -339,7 +347,7 @@ def test_the_losses_of_m3(tmp_path, monkeypatch):
     assert abs(np.mean([values["loss"] for values in steps]) / right - 1) > 1e-3  # what a weight of 1 would give
     # evaluation: two pieces, then one
     with torch.no_grad():
-        alone = [next(pieces_of(train_m3.collate([sets[1][0, index]]))) for index in range(3)]
+        alone = [next(pieces_of(collate([sets[1][0, index]]))) for index in range(3)]
     right = sum(float(loss) for loss, _ in alone) / sum(count for _, count in alone)
     assert record["eval_loss"] == pytest.approx(right, rel=1e-5)
     assert abs(np.mean([float(loss) / count for loss, count in alone]) / right - 1) > 1e-3
@@ -354,8 +362,8 @@ class Features(torch.nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.text, self.music = (torch.nn.Parameter(torch.randn(count, 6, generator=generator)) for _ in range(2))
 
-    def forward(self, rows, *_):
-        return self.text[rows], self.music[rows]
+    def forward(self, batch):
+        return self.text[batch.rows], self.music[batch.rows]
 
 
 def contrastive(text, music):
@@ -368,10 +376,6 @@ def contrastive(text, music):
     return total / (2 * len(text))
 
 
-def rows_of(samples):
-    return dict.fromkeys(train_clamp2.INPUTS, torch.tensor([sample["index"] for sample in samples]))
-
-
 def test_the_losses_of_clamp2(tmp_path, monkeypatch):
     """Mean over the steps; in the evaluation over groups of 4, 4 and 3 pairs, of which each pair counts the same."""
     heard = wandb_that_listens(monkeypatch)
@@ -380,10 +384,10 @@ def test_the_losses_of_clamp2(tmp_path, monkeypatch):
     batches = []
 
     def step(run, batch):
-        batches.append(batch["text_ids"])
+        batches.append(batch.rows)
         return train_clamp2.step(run, batch)
 
-    loaders = [make_loader(Pieces(11, train), 4, run.processes, rows_of) for train in (True, False)]
+    loaders = [make_loader(Pieces(11, train), 4, run.processes, collate) for train in (True, False)]
     assert go(run, loaders, step, train_clamp2.evaluate) == 0
     text, music = model.text.detach(), model.music.detach()
     losses = [contrastive(text[rows], music[rows]) for rows in batches]
@@ -415,17 +419,16 @@ def test_clamp2_s_evaluation_of_processes_of_different_size(tmp_path, monkeypatc
     monkeypatch.setattr(training.Training, "_load", lambda run: None)
     run = a_run(tmp_path, model, job, batch_size=2)
     with torch.no_grad():
-        loss = train_clamp2.evaluate(run, make_loader(Pieces(11, False), 2, job, rows_of))
+        loss = train_clamp2.evaluate(run, make_loader(Pieces(11, False), 2, job, collate))
     groups = [(len(text[part]), contrastive(text[part], music[part])) for part in (slice(0, 4), slice(4, 8), slice(8, 11))]  # fmt: skip
     assert loss == pytest.approx(sum(count * loss for count, loss in groups) / 11, rel=1e-5)
 
 
 def test_the_loss_of_a_micro_batched_step_is_that_of_the_batch(tmp_path, monkeypatch):
     """Seven pairs in parts of three, three and one."""
-    monkeypatch.setattr(config, "CLAMP2_MICRO_BATCH", 3)
     model = Features(7)
     run = a_run(tmp_path, model, batch_size=7, learning_rate=0.0)
-    told = train_clamp2.step(run, dict.fromkeys(train_clamp2.INPUTS, torch.arange(7)))
+    told = train_clamp2.step(run, types.SimpleNamespace(parts=[Rows(part) for part in torch.arange(7).split(3)]))
     assert float(told.total.detach()) / told.weight == pytest.approx(
         contrastive(model.text.detach(), model.music.detach()), rel=1e-5
     )

@@ -334,11 +334,13 @@ def test_micro_batch(tmp_path, monkeypatch, value, expected):
     sizes = []
 
     class Model(torch.nn.Linear):
-        def forward(self, rows, *_):
-            sizes.append(len(rows))
+        def forward(self, pairs):
+            sizes.append(len(pairs.text.packing.counts))
+            rows = torch.ones(sizes[-1], 3)
             return super().forward(rows), super().forward(rows)
 
-    train_clamp2.step(a_run(tmp_path, Model(3, 2)), dict.fromkeys(train_clamp2.INPUTS, torch.ones(5, 3)))
+    samples = [{"text": np.ones(3, int), "music": np.ones((2, 64), np.uint8)}] * 5
+    train_clamp2.step(a_run(tmp_path, Model(3, 2)), train_clamp2.PairBatch(samples))
     assert sizes == expected
 
 
@@ -350,7 +352,7 @@ def test_precision(start, kind):
         run, train_loader, eval_loader = start(kind, PRECISION=value)
         met = []
         run.module.register_forward_pre_hook(lambda *_, met=met: met.append(autocast_type()))
-        TRAINERS[kind].step(run, next(iter(train_loader)))
+        TRAINERS[kind].step(run, next(iter(train_loader))["batch"])
         with torch.no_grad():
             TRAINERS[kind].evaluate(run, eval_loader)
         assert met == [expected] * 2
@@ -418,11 +420,11 @@ class Passes(torch.nn.Linear):
         super().__init__(1, 1)
         self.tokens, self.types, self.keep_unit_length = [], set(), True
 
-    def features(self, packing, tokens, pooled):
-        self.tokens.append(len(tokens))
+    def features(self, batch, pooled):
+        self.tokens.append(len(batch.tokens))
         self.types.add(autocast_type())
-        features = torch.zeros(len(tokens), 3)
-        return packing.mean(features) if pooled else features
+        features = torch.zeros(len(batch.tokens), 3)
+        return batch.packing.mean(features) if pooled else features
 
 
 def passes(tmp_path):

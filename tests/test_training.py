@@ -121,16 +121,15 @@ def evaluated_again(folder, kind):
         model = utils.M3Model(*m3_configs())
         model.load_state_dict(weights)
         dataset = train_m3.M3Dataset([str(path) for path in utils.split_data(files, 0.2)[1]], False, 0)
-        outputs = [train_m3.forward(model.eval(), train_m3.collate([dataset[0, i]])) for i in range(len(dataset))]
+        outputs = [model.eval().restore(train_m3.collate([dataset[0, i]])) for i in range(len(dataset))]
         return sum(float(out.loss * out.characters) for out in outputs) / sum(int(out.characters) for out in outputs)
     tokenizer = AutoTokenizer.from_pretrained(KIT / "tiny-xlmr")
     model = utils.CLaMP2Model.from_configs(AutoConfig.from_pretrained(KIT / "tiny-xlmr"), m3_configs()[0], 48)
     model.load_state_dict(weights)
     lines = utils.split_data(range(14), 0.2)[1]
     dataset = train_clamp2.CLaMP2Dataset(train_clamp2.Jsonl(folder / "pieces.jsonl"), lines, tokenizer, False, 0)
-    pairs = [train_clamp2.Collate(tokenizer.pad_token_id)([dataset[0, i]]) for i in range(len(dataset))]
     make = train_clamp2.Pairs(model.eval())
-    features = [make(*(pair[name] for name in train_clamp2.INPUTS)) for pair in pairs]
+    features = [make(train_clamp2.Pair([dataset[0, i]])) for i in range(len(dataset))]
     text, music = (torch.cat(side) for side in zip(*features, strict=True))
     own, rows, columns = (text * music).sum(1), (text @ music.t()).logsumexp(1), (music @ text.t()).logsumexp(1)
     return float((rows + columns - 2 * own).mean() / 2)
