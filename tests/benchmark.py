@@ -42,7 +42,7 @@ import gpu
 import utils
 from patches import M3Patchilizer, read_music, remove_unit_length
 from processes import keep_freed_memory, precision
-from works import Work, compare, peak_memory
+from works import Work, compare, matrix_rate, peak_memory
 
 WORKS = ("m3_step", "clamp2_step", "extract_clamp2_abc", "extract_clamp2", "extract_m3")
 WARM_UP = {True: 3, False: 1}  # runs before the clock counts: the first ones, of steps, reserve memory
@@ -253,9 +253,7 @@ def main() -> None:
         results: dict = {"pieces": many_pieces(), "processes": many_processes(args)}
     else:
         device = torch.device(args.device)
-        rate = gpu.matrix_rate(
-            device, precision(device, args.precision), None if device.type == "cuda" else (2048, 2048, 2048)
-        )
+        rate = matrix_rate(device, precision(device, args.precision))
         name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"  # fmt: skip
         print(
             f"{name}; torch {torch.__version__}, transformers {transformers.__version__}, {args.precision}; "

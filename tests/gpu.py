@@ -53,6 +53,8 @@ STAGES = {  # seconds each may take at most
     "ceilings": 40, "attention": 110, "steps": 140, "extraction": 90, "compilation": 90, "tests": 60, "training": 200,
 }  # fmt: skip
 TINY = {"M3_HIDDEN_SIZE": 64, "PATCH_NUM_LAYERS": 2, "TOKEN_NUM_LAYERS": 1}
+PROFILED = 3  # steps
+GRACE = 5  # seconds that a stage has beyond its own to end by itself
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "aten::nonzero", "aten::_local_scalar_dense")
 
 
@@ -91,7 +93,7 @@ def say(text: str) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:160]
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:110]
 
 
 def run(folder: Path, minutes: float, stages: list[str], path: Path | None = None) -> dict:
@@ -123,7 +125,7 @@ def _run_stage(stage: str, folder: Path, deadline: float, full: bool) -> dict:
     child.start()
     outgoing.close()
     results: dict = {}
-    while incoming.poll(max(0.0, deadline + 5 - time.monotonic())):
+    while incoming.poll(max(0.0, deadline + GRACE - time.monotonic())):
         try:
             key, value = incoming.recv()
         except EOFError:
@@ -145,7 +147,7 @@ def _stage(stage: str, folder: Path, deadline: float, full: bool, outgoing: Conn
     os.setsid()
     if not full:
         vars(config).update(TINY)
-        works.WORDS = 1000
+        works.WORDS, works.LENGTH = 1000, 128
     device = torch.device("cuda" if full else "cpu")
     bench = Bench(folder, deadline, lambda key, value: outgoing.send((key, value)), full, device)
     with bench.part(stage):
@@ -155,18 +157,16 @@ def _stage(stage: str, folder: Path, deadline: float, full: bool, outgoing: Conn
 # --- measuring --------------------------------------------------------------------------------------------------------
 def timed(device: torch.device, function: Callable[[], object], seconds: float = 0.15) -> tuple[float, float]:
     """(seconds, seconds the host takes to start it), medians."""
-    function()
-    function()
     hosts = []
-    for _ in range(3):
+    for _ in range(5 if device.type == "cuda" else 2):  # the first ones to warm up
         synchronize(device)
         start = time.perf_counter()
         function()
         hosts.append(time.perf_counter() - start)
         synchronize(device)
     count = max(5, min(100, int(seconds / (time.perf_counter() - start))))
-    if device.type == "cpu":
-        return statistics.median(hosts), statistics.median(hosts)
+    if device.type == "cpu":  # to try the script
+        return hosts[-1], hosts[-1]
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
     marks[0].record()
     for mark in marks[1:]:
@@ -174,10 +174,10 @@ def timed(device: torch.device, function: Callable[[], object], seconds: float =
         mark.record()
     synchronize(device)
     times = [before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(marks)]
-    return statistics.median(times), statistics.median(hosts)
+    return statistics.median(times), statistics.median(hosts[2:])
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, sizes: tuple[int, int, int] | None = None) -> float:
+def product_rate(device: torch.device, dtype: torch.dtype, sizes: tuple[int, int, int] | None = None) -> float:
     """Floating-point operations a second of a matrix product, by default of a large square one."""
     rows, inner, columns = sizes or ((8192, 8192, 8192) if device.type == "cuda" else (256, 256, 256))
     a, b = torch.randn(rows, inner, device=device, dtype=dtype), torch.randn(inner, columns, device=device, dtype=dtype)
@@ -206,11 +206,11 @@ def ceilings(bench: Bench) -> None:
         ("tf32", torch.float32, "high"),
     ):
         torch.set_float32_matmul_precision(precision)
-        rate = matrix_rate(bench.device, dtype)
+        rate = product_rate(bench.device, dtype)
         say(f"matrix product, {name}: {rate / 1e12:.3g} TFLOP/s")
         bench.report(name, rate)
     for columns in (768, 3072):  # as in a layer, on the patches of 16 pieces
-        rate = matrix_rate(bench.device, torch.bfloat16, (6000 if bench.full else 60, 768, columns))
+        rate = product_rate(bench.device, torch.bfloat16, (6000 if bench.full else 60, 768, columns))
         say(f"matrix product of 6000 x 768 x {columns}, bfloat16: {rate / 1e12:.3g} TFLOP/s")
         bench.report(f"bfloat16 768 x {columns}", rate)
     source = torch.randn(2**28 if bench.full else 2**16, device=bench.device)
@@ -223,25 +223,25 @@ def ceilings(bench: Bench) -> None:
 def attention(bench: Bench) -> None:
     import gpu_attention
 
-    encoder = [len(piece) for piece in pieces(bench, 128 if bench.full else 3)]
+    encoder = [len(piece) for piece in pieces(bench, 128 if bench.full else 2)]
     rng = random.Random(0)
     gpu_attention.measure(bench, {
         "encoder, 16": (encoder[:16], False),
         "encoder, 128": (encoder, False),
-        "decoder, 3000": ([rng.randint(27, 63) for _ in range(3000 if bench.full else 20)], True),
-        "text, 128": ([rng.randint(10, 90) for _ in range(128 if bench.full else 4)], False),
+        "decoder, 3000": ([rng.randint(27, 63) for _ in range(3000 if bench.full else 5)], True),
+        "text, 128": ([rng.randint(10, 90) for _ in range(128 if bench.full else 2)], False),
     })  # fmt: skip
 
 
 def steps(bench: Bench) -> None:
     for name, count in (("m3_step", 16), ("clamp2_step", 128)):
         with bench.part(name):
-            _step(bench, name, count if bench.full else 4)
+            _step(bench, name, count if bench.full else 3)
 
 
 def _step(bench: Bench, name: str, count: int) -> None:
     music = pieces(bench, count)
-    rate = matrix_rate(bench.device, torch.bfloat16)
+    rate = product_rate(bench.device, torch.bfloat16)
     ours = Work(name, "ours", bench.device, torch.bfloat16)
     ours.prepare(music[:16])
     found = ours.results()
@@ -253,8 +253,10 @@ def _step(bench: Bench, name: str, count: int) -> None:
     _free(bench)
     plain = Work(name, "plain", bench.device, torch.bfloat16)
     plain.prepare(music[:16])
-    say(f"{name}: {compare(name, found, plain.results(), exact=False)}")
-    del found
+    there = plain.results()
+    bench.report(f"{name} loss difference", abs(found["loss"] - there["loss"]).item())
+    say(f"{name}: {compare(name, found, there, exact=False)}")
+    del found, there
     while count:
         try:
             plain.prepare(music[:count])
@@ -294,19 +296,19 @@ def _profile(bench: Bench, name: str, work: Work, milliseconds: float) -> None:
     activity = torch.profiler.ProfilerActivity
     on_gpu = bench.device.type == "cuda"
     with torch.profiler.profile(activities=[activity.CPU, *([activity.CUDA] if on_gpu else [])]) as profiler:
-        for _ in range(3):
+        for _ in range(PROFILED):
             work.once()
         synchronize(bench.device)
     events = profiler.key_averages()
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     kernels = [
-        (getattr(event, key) / 3e3, event.count / 3, event.key)
+        (getattr(event, key) / 1e3 / PROFILED, event.count / PROFILED, event.key)
         for event in events
         if (event.device_type != torch.autograd.DeviceType.CPU) == on_gpu and not event.key.startswith("Optimizer.")
     ]
     kernels.sort(reverse=True)
     total = sum(time for time, _, _ in kernels)
-    waits = {event.key: event.count / 3 for event in events if event.key in WAITS}
+    waits = {event.key: event.count / PROFILED for event in events if event.key in WAITS}
     say(
         f"{name}: kernels take {total:.1f} ms of a step's {milliseconds:.1f}; {sum(n for _, n, _ in kernels):.0f} of"
         f" them; waits of a step, by the profiler: {waits}"
@@ -334,7 +336,7 @@ def extraction(bench: Bench) -> None:
     items = {"extract_m3": music, "extract_clamp2": music, "extract_clamp2 text": random_texts(4 * count)}
     for (name, inputs), dtype in itertools.product(items.items(), (torch.bfloat16, torch.float32)):
         with bench.part(f"{name} {dtype}"):
-            rate = matrix_rate(bench.device, dtype)
+            rate = product_rate(bench.device, dtype)
             speeds = {}
             for form in ("ours", "plain"):
                 work = Work(name.removesuffix(" text"), form, bench.device, dtype)
@@ -342,7 +344,7 @@ def extraction(bench: Bench) -> None:
                 sizes = (4096, 16384, 65536) if form == "ours" and bench.full else (4096,)
                 for work.batch_tokens in sizes:
                     work.run()
-                    seconds = statistics.median(work.run() for _ in range(3))
+                    seconds = statistics.median(work.run() for _ in range(3 if bench.full else 1))
                     speed = {"pieces/s": work.pieces / seconds, "tokens/s": work.tokens / seconds,
                              "share": work.flops / seconds / rate}  # fmt: skip
                     say(
@@ -415,32 +417,35 @@ def training(bench: Bench) -> None:
         }  # fmt: skip
         path = folder / "config.py"
         path.write_text("".join(f"{name} = {value!r}\n" for name, value in constants.items()))
-        first = _train(path, min(120.0, bench.left - 50) if bench.full else 9)
-        say(f"stopped with exit status {first['status']}")
-        bench.report("training", first)
-        second = _train(path, min(30.0, bench.left - 15) if bench.full else 9)
-        say(f"continued, and stopped with exit status {second['status']}")
-        bench.report("continued", second)
+        for part, seconds in (("begun", 120), ("continued", 15)):
+            done = _train(path, seconds if bench.full else 2, bench.left - (60 if part == "begun" else 5))
+            say(f"{part}, and stopped with exit status {done['status']}\n")
+            bench.report(part, done)
 
 
-def _train(path: Path, seconds: float) -> dict:
-    """Runs the script for so long, and stops it. Prints and returns the last of what its bar showed in each epoch."""
+def _train(path: Path, seconds: float, limit: float) -> dict:
+    """Runs the script until so many seconds after its first step, and stops it. Prints and returns what it showed."""
     log = path.with_name("printed.txt")
+    began, first_step = time.monotonic(), None
     with log.open("wb") as file:
         script = subprocess.Popen(
             [sys.executable, str(ROOT / "code/train_m3.py")], env=os.environ | {"CLAMP2_CONFIG": str(path)},
             stdout=file, stderr=file,
         )  # fmt: skip
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            script.wait(seconds)
-        script.terminate()
-        try:
-            script.wait(25)
-        except subprocess.TimeoutExpired:
-            script.kill()
-            script.wait()
+    while script.poll() is None and time.monotonic() - began < limit:
+        if not first_step and b"loss=" in log.read_bytes():
+            first_step = time.monotonic()
+        if first_step and time.monotonic() - first_step > seconds:
+            break
+        time.sleep(0.2)
+    script.terminate()
+    try:
+        script.wait(30)
+    except subprocess.TimeoutExpired:
+        script.kill()
+        script.wait()
     printed = re.split(r"[\r\n]+", log.read_text(errors="replace"))
-    bars: dict[str, list[str]] = {}
+    bars: dict[str, list[str]] = {}  # of an epoch
     for line in printed:
         if line.startswith("epoch ") and "loss=" in line:
             bars.setdefault(line.split(":")[0], []).append(line)

@@ -4,8 +4,11 @@ Each is checked against a plain computation in float64, a sequence at a time, an
 sequences, A heads of D, B sequences, T positions.
 """
 
+import contextlib
 import functools
 import inspect
+import logging
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -30,8 +33,12 @@ class Layout:
         masks = torch.arange(self.longest) < counts[:, None]  # [B, T]
         self.sequences, self.positions = (index.to(device) for index in masks.nonzero(as_tuple=True))  # [N]
         self.mask = masks.to(device)
-        self.packing = packing.Packing(masks, device)
         self.is_causal = causal  # what packed_attention asks of a layer
+
+    @functools.cached_property
+    def packing(self) -> packing.Packing:
+        """Our models' own."""
+        return packing.Packing(self.mask.cpu(), self.mask.device)
 
     def operations(self) -> int:
         """Of the products of a forward pass."""
@@ -46,7 +53,7 @@ def nested(backends: list[SDPBackend], q: Tensor, k: Tensor, v: Tensor, layout: 
         ).transpose(1, 2)
         for x in (q, k, v)
     )
-    with sdpa_kernel(backends or list(SDPBackend.__members__.values())[1:]):
+    with sdpa_kernel(backends) if backends else contextlib.nullcontext():
         out = scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=layout.causal)
     return out.transpose(1, 2).values()
 
@@ -136,6 +143,8 @@ def error(found: Tensor, wanted: Tensor) -> float:
 
 def measure(bench: "gpu.Bench", cases: dict[str, tuple[list[int], bool]]) -> None:
     """cases: lengths of the sequences, and whether attention is causal. Prints and reports a row for each candidate."""
+    warnings.simplefilter("ignore")  # of each kernel that is not used, and why
+    logging.getLogger("torch.nested").setLevel(logging.ERROR)
     layouts, data = {}, {}
     for case, (lengths, causal) in cases.items():
         torch.manual_seed(0)

@@ -87,8 +87,8 @@ def test_m3_loss_and_gradients(values):
 def test_clamp2_loss_and_gradients():
     texts = arrays(["lines.txt", "long.txt", "one_line.txt"])
     music = arrays(["duo.abc", "long.mtf", "solo_jig.abc"])
-    ids = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row[:100]) for row in texts], True, 1)
-    patches = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row[:300]) for row in music], True)
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row[:100]) for row in texts], True, 1)
+    patches = torch.nn.utils.rnn.pad_sequence([torch.tensor(row[:300]) for row in music], True)
     inputs = (ids, ids != 1, patches, patches.any(2))
     assert_same(gradients(clamp2(GPU), *inputs), gradients(clamp2(torch.device("cpu")), *inputs))
 
