@@ -53,7 +53,6 @@ STAGES = {  # seconds each may take at most
     "ceilings": 40, "attention": 110, "steps": 140, "extraction": 90, "compilation": 90, "tests": 60, "training": 200,
 }  # fmt: skip
 TINY = {"M3_HIDDEN_SIZE": 64, "PATCH_NUM_LAYERS": 2, "TOKEN_NUM_LAYERS": 1}
-PROFILED = 3  # steps
 GRACE = 5  # seconds that a stage has beyond its own to end by itself
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "aten::nonzero", "aten::_local_scalar_dense")
 
@@ -83,6 +82,10 @@ class Bench:
             traceback.print_exc()
             say(f"{name}: not measured: {one_line(error)}")
             self.report(f"{name} failed", one_line(error))
+        self.free()
+
+    def free(self) -> None:
+        """Gives the memory of models that are no longer used back."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -145,6 +148,7 @@ def _run_stage(stage: str, folder: Path, deadline: float, full: bool) -> dict:
 
 def _stage(stage: str, folder: Path, deadline: float, full: bool, outgoing: Connection) -> None:
     os.setsid()
+    gc.freeze()  # what was imported need not be looked through for garbage
     if not full:
         vars(config).update(TINY)
         works.WORDS, works.LENGTH = 1000, 128
@@ -250,7 +254,7 @@ def _step(bench: Bench, name: str, count: int) -> None:
     with bench.part(f"{name} profile"):
         _profile(bench, name, ours, row["ms"])
     del ours
-    _free(bench)
+    bench.free()
     plain = Work(name, "plain", bench.device, torch.bfloat16)
     plain.prepare(music[:16])
     there = plain.results()
@@ -266,7 +270,7 @@ def _step(bench: Bench, name: str, count: int) -> None:
             say(f"{name:12} plain: no memory for {count} pieces at once, half as many then")
         count //= 2
         plain.optimizer.zero_grad(set_to_none=True)
-        _free(bench)
+        bench.free()
     ratio = row["pieces/s"] / there["pieces/s"]
     say(f"{name}: {ratio:.2f} times the straightforward form")
     bench.report(f"{name} ratio", ratio)
@@ -293,28 +297,28 @@ def _row(bench: Bench, name: str, form: str, work: Work, rate: float) -> dict:
 
 def _profile(bench: Bench, name: str, work: Work, milliseconds: float) -> None:
     """The kernels of a step by their time, and how often the host waits for them."""
-    activity = torch.profiler.ProfilerActivity
+    activity, count = torch.profiler.ProfilerActivity, 3 if bench.full else 1
     on_gpu = bench.device.type == "cuda"
     with torch.profiler.profile(activities=[activity.CPU, *([activity.CUDA] if on_gpu else [])]) as profiler:
-        for _ in range(PROFILED):
+        for _ in range(count):
             work.once()
         synchronize(bench.device)
     events = profiler.key_averages()
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     kernels = [
-        (getattr(event, key) / 1e3 / PROFILED, event.count / PROFILED, event.key)
+        (getattr(event, key) / 1e3 / count, event.count / count, event.key)
         for event in events
         if (event.device_type != torch.autograd.DeviceType.CPU) == on_gpu and not event.key.startswith("Optimizer.")
     ]
     kernels.sort(reverse=True)
     total = sum(time for time, _, _ in kernels)
-    waits = {event.key: event.count / PROFILED for event in events if event.key in WAITS}
+    waits = {event.key: event.count / count for event in events if event.key in WAITS}
     say(
         f"{name}: kernels take {total:.1f} ms of a step's {milliseconds:.1f}; {sum(n for _, n, _ in kernels):.0f} of"
         f" them; waits of a step, by the profiler: {waits}"
     )
-    for time_, count, kernel in kernels[:25]:
-        say(f"  {time_:8.3f} ms {time_ / total:5.1%} {count:6.1f} x  {short(kernel)}")
+    for time_, number, kernel in kernels[:25]:
+        say(f"  {time_:8.3f} ms {time_ / total:5.1%} {number:6.1f} x  {short(kernel)}")
     bench.report(f"{name} profile", {"kernel ms": total, "waits": waits, "kernels": kernels[:25]})
 
 
@@ -322,12 +326,6 @@ def short(kernel: str) -> str:
     """A kernel's name without what all have."""
     kernel = re.sub(r"^void |at::native::|\(anonymous namespace\)::|std::|c10::|unsigned |\(.*\)$", "", kernel)
     return kernel[:110]
-
-
-def _free(bench: Bench) -> None:
-    gc.collect()
-    if bench.device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def extraction(bench: Bench) -> None:
@@ -355,7 +353,7 @@ def extraction(bench: Bench) -> None:
                     bench.report(f"{name} {str(dtype)[6:]} {form} {work.batch_tokens}", speed)
                     speeds.setdefault(form, speed)
                 del work
-                _free(bench)
+                bench.free()
             ratio = speeds["ours"]["tokens/s"] / speeds["plain"]["tokens/s"]
             say(f"{name}, {str(dtype)[6:]}: {ratio:.1f} times the straightforward form")
             bench.report(f"{name} {str(dtype)[6:]} ratio", ratio)
