@@ -4,9 +4,9 @@
     python tests/benchmark.py --work m3_step --precision bfloat16
     python tests/benchmark.py --abc interleaved/ --mtf mtf/ --json benchmark.json
     python tests/benchmark.py --scaling        10^2 ... 10^5 pieces: is time linear, memory flat? One and two processes
+    python tests/benchmark.py --gpu music/ --json gpu.json     all that a GPU is asked, in 9 minutes; see gpu.py
 
-The straightforward form: one-hot patches through a linear layer in floats, music always padded to PATCH_LENGTH and text
-to MAX_TEXT_LENGTH, the decoder over all characters of a patch, eager attention, in extraction one segment at a time.
+The straightforward form is that of works.py.
 Before anything is timed, both forms must give the same loss and gradients, or the same features (dropout off). Each
 form has a process of its own, and the two run in turns; the straightforward form always computes in float32.
 
@@ -22,277 +22,45 @@ import multiprocessing
 import os
 import platform
 import random
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 import transformers
-from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import XLMRobertaConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "code")]
 import config
-import embedding
-import loading
-import train_clamp2
+import gpu
 import utils
-from patches import M3Patchilizer, corrupt_patches, read_music, remove_unit_length
-from processes import autocast, keep_freed_memory, precision
+from patches import M3Patchilizer, read_music, remove_unit_length
+from processes import keep_freed_memory, precision
+from works import Work, compare, matrix_rate, peak_memory
 
 WORKS = ("m3_step", "clamp2_step", "extract_clamp2_abc", "extract_clamp2", "extract_m3")
-LENGTH, TEXT = 512, 128  # patches of a segment, tokens of a text
 WARM_UP = {True: 3, False: 1}  # runs before the clock counts: the first ones, of steps, reserve memory
 
 
-# --- the straightforward form -----------------------------------------------------------------------------------------
-class Plain:
-    """The computation of a model of ours, with its weights, as one would write it down first."""
-
-    def __init__(self, model: nn.Module):
-        for module in model.modules():
-            if isinstance(module, transformers.PreTrainedModel):
-                module.set_attn_implementation("eager")
-        self.model = model
-
-    def encode(self, encoder: nn.Module, patches: Tensor, masks: Tensor) -> Tensor:
-        """[B, T, P], [B, T] -> [B, T, H]"""
-        embedded = encoder.patch_embedding(F.one_hot(patches.long(), 128).float().flatten(2))
-        return encoder.base(inputs_embeds=embedded, attention_mask=masks.long()).last_hidden_state
-
-    def m3_loss(self, inputs: Tensor, masks: Tensor, selected: Tensor, targets: Tensor) -> Tensor:
-        decoder = self.model.decoder.base
-        features = self.encode(self.model.encoder, inputs, masks)[selected.bool()]
-        targets = targets[selected.bool()].long()
-        embedded = torch.cat([features[:, None], decoder.transformer.wte(targets)[:, 1:]], dim=1)
-        labels = targets.masked_fill(targets == 0, -100)
-        return decoder(inputs_embeds=embedded, attention_mask=(targets != 0).long(), labels=labels).loss
-
-    def music_features(self, patches: Tensor, masks: Tensor) -> Tensor:
-        hidden = self.encode(self.model.music_model, patches, masks)
-        return self.model.music_proj((hidden * masks[..., None]).sum(1) / masks.sum(1, keepdim=True))
-
-    def text_features(self, ids: Tensor, masks: Tensor) -> Tensor:
-        hidden = self.model.text_model(input_ids=ids, attention_mask=masks.long()).last_hidden_state
-        return self.model.text_proj((hidden * masks[..., None]).sum(1) / masks.sum(1, keepdim=True))
-
-    def clamp2_loss(self, text_ids: Tensor, text_masks: Tensor, patches: Tensor, masks: Tensor) -> Tensor:
-        text, music = self.text_features(text_ids, text_masks), self.music_features(patches, masks)
-        logits, labels = text @ music.t(), torch.arange(len(text), device=text.device)
-        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
-
-    def extract(self, piece: np.ndarray, device: torch.device, pooled: bool) -> np.ndarray:
-        """One piece, a segment at a time."""
-        encoder = self.model.music_model if pooled else self.model
-        starts = embedding.segment_starts(len(piece), LENGTH)
-        features = []
-        for start in starts:
-            segment = piece[start : start + LENGTH]
-            patches, masks = to_length([segment], LENGTH)
-            patches, masks = patches.to(device), masks.to(device)
-            if pooled:
-                features.append(self.music_features(patches, masks)[0].float().cpu().numpy())
-            else:
-                features.append(self.encode(encoder, patches, masks)[0, : len(segment)].float().cpu().numpy())
-        new = len(piece) - (len(starts) - 1) * LENGTH
-        if pooled:
-            return np.average(features, axis=0, weights=[LENGTH] * (len(starts) - 1) + [new])
-        return np.concatenate([*features[:-1], features[-1][-new:]])
-
-
-def to_length(rows: list[np.ndarray], length: int, value: int = 0) -> tuple[Tensor, Tensor]:
-    """Padded to `length`, whatever the longest is."""
-    array, mask = loading.pad([*rows, np.zeros((length, *rows[0].shape[1:]), rows[0].dtype)], value)
-    return array[:-1], mask[:-1]
-
-
-def products(lengths: Iterable[int], layers: int, is_decoder: bool = False) -> int:
-    """Floating-point operations of the matrix products of a transformer of hidden size 768 over sequences."""
-    attention = 2 if is_decoder else 4  # a character attends to those before it: half of all pairs
-    logits = 2 * 768 * utils.VOCABULARY if is_decoder else 0
-    return sum(layers * (24 * 768**2 * length + attention * 768 * length**2) + logits * length for length in lengths)
-
-
-def new_model(name: str) -> nn.Module:
-    """At published sizes, with the same random weights each time."""
-    torch.manual_seed(0)
-    if name == "m3_step":
-        return utils.M3Model(utils.encoder_config(), utils.decoder_config())
-    if name == "extract_m3":
-        return utils.M3PatchEncoder(utils.encoder_config())
-    return utils.CLaMP2Model.from_configs(
-        XLMRobertaConfig(vocab_size=250_002, max_position_embeddings=514, type_vocab_size=1), utils.encoder_config()
-    )
-
-
-# --- the works ----------------------------------------------------------------------------------------------------
-class Work:
-    """Something to be timed, in one of the two forms.
-
-    Attributes: `pieces`, `tokens` (real patches and text tokens), `flops` (of real elements) and `padded_flops` (of the
-    straightforward form) of one run.
-    """
-
-    def __init__(self, name: str, music: list[np.ndarray], form: str, args: argparse.Namespace):
-        self.name, self.device, self.is_plain = name, torch.device(args.device), form == "plain"
-        self.is_step = name.endswith("_step")
-        self.dtype = torch.float32 if self.is_plain else precision(self.device, args.precision)
-        self.model = new_model(name).to(self.device)
-        self.plain = Plain(self.model) if self.is_plain else None
-        if self.is_step:
-            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=None if self.is_plain else True)
-            music = [piece[:LENGTH] for piece in music]
-        rng = random.Random(0)
-        self.music, self.pieces, self.tokens = music, len(music), sum(map(len, music))
-        batch, texts, characters, segments, selected_patches = (), [], [], [], 0
-        if name == "m3_step":
-            masked = [corrupt_patches(piece, np.random.default_rng(0)) for piece in music]
-            chosen = [piece[selected.astype(bool)] for piece, (_, selected) in zip(music, masked, strict=True)]
-            characters = [int(count) for rows in chosen for count in (rows != 0).sum(1)]
-            selected_patches = len(characters)
-            (patches, masks), (targets, _), (selected, _) = (
-                self._pad(rows) for rows in ([m[0] for m in masked], music, [m[1] for m in masked])
-            )
-            batch = (patches, masks, selected, targets)
-        elif name == "clamp2_step":
-            texts = [np.array([0, *rng.choices(range(4, 250_000), k=rng.randint(8, 88)), 2]) for _ in music]
-            self.tokens += sum(map(len, texts))
-            batch = (*self._pad(texts, TEXT, 1), *self._pad(music))
-        for piece in music:  # segments overlap at the end of a piece
-            segments += [min(LENGTH, len(piece))] * len(embedding.segment_starts(len(piece), LENGTH))
-        one_hot = 2 * 768 * config.PATCH_SIZE * utils.VOCABULARY
-        self.flops = products(segments, 12) + products(map(len, texts), 12) + products(characters, 3, True)
-        self.padded_flops = (
-            products([LENGTH] * len(segments), 12)
-            + products([TEXT] * len(texts), 12)
-            + products([config.PATCH_SIZE] * selected_patches, 3, True)
-            + one_hot * LENGTH * len(segments)
-        )
-        if self.is_step:  # backward, twice as much
-            self.flops, self.padded_flops = 3 * self.flops, 3 * self.padded_flops
-        self.batch = tuple(tensor.to(self.device) for tensor in batch)
-
-    def _pad(self, rows: list[np.ndarray], length: int = LENGTH, value: int = 0) -> tuple[Tensor, Tensor]:
-        return to_length(rows, length, value) if self.is_plain else loading.pad(rows, value)
-
-    def back_propagate(self) -> float:
-        """The loss, with its gradients in the parameters."""
-        if self.name == "clamp2_step" and not self.plain:  # the trainer's own, with its CLAMP2_MICRO_BATCH
-            scaler = torch.amp.GradScaler(self.device.type, enabled=False)
-            pairs, job = train_clamp2.Pairs(self.model), SimpleNamespace(world_size=1)
-            run = SimpleNamespace(
-                module=pairs, parallel=pairs, processes=job, device=self.device, dtype=self.dtype, scaler=scaler
-            )
-            return train_clamp2.step(run, dict(zip(train_clamp2.INPUTS, self.batch, strict=True))).total  # type: ignore[arg-type]
-        with autocast(self.device, self.dtype):
-            if self.name == "m3_step":
-                loss = self.plain.m3_loss(*self.batch) if self.plain else self.model(*self.batch).loss
-            else:
-                loss = self.plain.clamp2_loss(*self.batch)
-        loss.backward()
-        return loss
-
-    def features(self) -> list[np.ndarray]:
-        pooled = self.name != "extract_m3"
-        if self.plain:
-            with torch.inference_mode():
-                return [self.plain.extract(piece, self.device, pooled) for piece in self.music]
-        return list(embedding.embed(self.model, self.music, pooled, dtype=self.dtype))
-
-    def results(self) -> dict[str, Tensor]:
-        """What both forms must give alike: loss and gradients, or features. Without dropout."""
-        self.model.eval()
-        if not self.is_step:
-            return {str(i): torch.from_numpy(feature) for i, feature in enumerate(self.features())}
-        results = {"loss": self.back_propagate().detach()}
-        results |= {k: p.grad.cpu() for k, p in self.model.named_parameters() if p.grad is not None}
-        self.model.zero_grad(set_to_none=True)
-        return results
-
-    def run(self) -> float:
-        """Once; returns the seconds it took."""
-        self.model.train(self.is_step)
-        synchronize(self.device)
-        start = time.perf_counter()
-        if self.is_step:
-            self.back_propagate()
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-        else:
-            self.features()
-        synchronize(self.device)
-        return time.perf_counter() - start
-
-    def peak_memory(self) -> float:
-        """GB at the most so far: on the GPU, allocated there; else of this process."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated() / 1e9
-        [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        return int(peak) / 1e6
-
-
+# --- both forms in turns ----------------------------------------------------------------------------------------------
 def serve(connection: Connection, name: str, music: list[np.ndarray], form: str, args: argparse.Namespace, path: Path):
-    """A process for one form: writes its results to `path`, then runs when it is asked to, and tells seconds and GB."""
+    """A process for one form: writes its results to `path`, then runs when it is asked to, and sends seconds and GB."""
     config.CLAMP2_MICRO_BATCH = args.micro_batch
     if form == "ours" and args.device == "cpu":
         keep_freed_memory()  # as every script does
-    work = Work(name, music, form, args)
+    device = torch.device(args.device)
+    work = Work(name, form, device, precision(device, args.precision if form == "ours" else "float32"))
+    work.prepare(music)
     torch.save(work.results(), path)
     connection.send((work.pieces, work.tokens, work.flops, work.padded_flops))
     while connection.recv():
-        connection.send((work.run(), work.peak_memory()))
-
-
-def compare(name: str, paths: dict[str, Path], exact: bool) -> str:
-    """Says how nearly both forms gave the same. Ends the program if they did not, where they compute `exact`ly alike."""
-    ours, plain = (torch.load(paths[form], mmap=True) for form in ("ours", "plain"))
-    if "loss" not in ours:
-        difference = max((ours[key].double() - plain[key]).abs().max().item() for key in ours)
-        cosine = min(
-            F.cosine_similarity(ours[k].double().flatten(), plain[k].double().flatten(), 0).item() for k in ours
-        )
-        if exact and difference > 1e-4:
-            sys.exit(f"{name}: the two forms' features differ by {difference}")
-        return f"features differ by at most {difference:.1e}, least cosine {cosine:.6f}"
-    difference = abs(ours.pop("loss") - plain.pop("loss")).item()
-    worst, squares, differences = 0.0, 0.0, 0.0
-    for key in ours.keys() & plain.keys():
-        delta = (ours[key] - plain[key]).double()
-        worst = max(worst, (delta.abs().max() / max(plain[key].abs().max().item(), 1e-5)).item())
-        squares, differences = squares + plain[key].double().square().sum(), differences + delta.square().sum()
-    if exact and (difference > 1e-4 or worst > 1e-2):
-        sys.exit(f"{name}: the two forms' losses differ by {difference}, gradients by {worst} of their largest entry")
-    return f"losses differ by {difference:.1e}, gradients by {(differences / squares) ** 0.5:.1e} of their norm"
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of one large matrix product."""
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    times = []
-    for _ in range(8):
-        synchronize(device)
-        start = time.perf_counter()
-        _ = a @ b
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times)
+        connection.send((work.run(), peak_memory(device)))
 
 
 # --- reading, scaling ---------------------------------------------------------------------------------------------
@@ -426,7 +194,8 @@ def measure(name: str, args: argparse.Namespace, rate: float) -> dict:
             if form == "ours":
                 pieces, tokens, flops, _ = facts
             padded_flops = facts[3]
-        same = compare(name, paths, args.precision == "float32")
+        results = {form: torch.load(path, mmap=True) for form, path in paths.items()}
+        same = compare(name, **results, exact=args.precision == "float32")
     times: dict[str, list[float]] = {"ours": [], "plain": []}
     memory = {}
     for turn in tqdm(range(-WARM_UP[name.endswith("_step")], args.pairs), desc=name, leave=False):
@@ -473,7 +242,13 @@ def main() -> None:
     parser.add_argument("--micro_batch", type=int, default=0, help="CLAMP2_MICRO_BATCH of the CLaMP 2 step")
     parser.add_argument("--scaling", action="store_true", help="only the tables of many pieces and processes")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--gpu", type=Path, metavar="FOLDER", help="of interleaved ABC and MTF: what a GPU is asked")
+    parser.add_argument("--minutes", type=float, default=9, help="of --gpu: no stage goes on after that")
+    parser.add_argument("--stages", nargs="+", choices=gpu.STAGES, default=list(gpu.STAGES), help="of --gpu")
     args = parser.parse_args()
+    if args.gpu:
+        gpu.run(args.gpu, args.minutes, args.stages, args.json)
+        return
     if args.scaling:
         results: dict = {"pieces": many_pieces(), "processes": many_processes(args)}
     else:

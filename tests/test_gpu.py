@@ -1,0 +1,119 @@
+"""The models on a GPU against the golden values, and against themselves on the CPU."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+import utils
+from checkpoints import load_checkpoint, load_weights
+from embedding import embed
+from extraction import read_patches
+from helpers import KIT, m3_configs
+from texts import join_lines, read_text, tokenize
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+GPU = torch.device("cuda")
+ENCODER, DECODER = m3_configs()
+
+
+@pytest.fixture(scope="module")
+def values():
+    return dict(np.load(KIT / "values.npz"))
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def m3(device):
+    return with_weights(utils.M3Model(ENCODER, DECODER), "weights_m3_kit.pth", device)
+
+
+def clamp2(device):
+    text = AutoConfig.from_pretrained(KIT / "tiny-xlmr")
+    return with_weights(utils.CLaMP2Model.from_configs(text, ENCODER, 48), "weights_clamp2_kit.pth", device)
+
+
+def with_weights(model, name, device):
+    load_weights(model, load_checkpoint(KIT / name)["model"], KIT / name)
+    return model.eval().to(device)
+
+
+def arrays(names, keep_unit_length=True):
+    """What the models read of the kit's pieces and texts."""
+    tokenizer = AutoTokenizer.from_pretrained(KIT / "tiny-xlmr")
+    return [
+        tokenize(join_lines(read_text(KIT / "texts" / name), tokenizer), tokenizer)
+        if name.endswith(".txt")
+        else read_patches(keep_unit_length, KIT / ("mtf" if name.endswith(".mtf") else "interleaved") / name)
+        for name in names
+    ]
+
+
+def gradients(model, *inputs):
+    """The loss and all gradients of a padded batch, on the CPU."""
+    loss = model(*(tensor.to(model.device) for tensor in inputs))
+    loss = loss if isinstance(loss, torch.Tensor) else loss.loss
+    loss.backward()
+    return {"loss": loss.detach().cpu()} | {
+        name: parameter.grad.cpu() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+
+
+def assert_same(found, wanted):
+    assert found.keys() == wanted.keys() and len(wanted) > 20
+    for name, value in wanted.items():
+        # a bias that softmax cancels out has a gradient of rounding errors alone
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5 + 1e-4 * value.abs().max().item(), msg=name)
+
+
+def m3_batch(values):
+    names = ("input_patches", "input_masks", "selected_indices", "target_patches")
+    return [torch.from_numpy(values[f"m3_loss/{name}"]) for name in names]
+
+
+def test_m3_loss_and_gradients(values):
+    found = gradients(m3(GPU), *m3_batch(values))
+    assert abs(found["loss"].item() - values["m3_loss/loss"]) < 1e-4
+    assert_same(found, gradients(m3(torch.device("cpu")), *m3_batch(values)))
+
+
+def test_clamp2_loss_and_gradients():
+    texts = arrays(["lines.txt", "long.txt", "one_line.txt"])
+    music = arrays(["duo.abc", "long.mtf", "solo_jig.abc"])
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row[:100]) for row in texts], True, 1)
+    patches = torch.nn.utils.rnn.pad_sequence([torch.tensor(row[:300]) for row in music], True)
+    inputs = (ids, ids != 1, patches, patches.any(2))
+    assert_same(gradients(clamp2(GPU), *inputs), gradients(clamp2(torch.device("cpu")), *inputs))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_clamp2_features(values, pooled, dtype):
+    kind = "clamp2_normalized/" if pooled else "clamp2_temporal/"
+    assert_golden(clamp2(GPU), values, kind, pooled, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_m3_features(values, dtype):
+    assert_golden(m3(GPU).encoder, values, "m3/", False, dtype)
+
+
+def assert_golden(model, values, kind, pooled, dtype):
+    names = [name.removeprefix(kind) for name in values if name.startswith(kind)]
+    assert len(names) >= 8
+    features = embed(model, arrays(names, keep_unit_length=kind != "m3/"), pooled, dtype=dtype)
+    for name, feature in zip(names, features, strict=True):
+        wanted = values[kind + name]
+        if dtype == torch.float32:
+            np.testing.assert_allclose(feature, wanted, atol=1e-4, rtol=0, err_msg=name)
+        else:
+            assert feature.shape == wanted.shape, name
+            cosine = (feature * wanted).sum() / np.linalg.norm(feature) / np.linalg.norm(wanted)
+            assert cosine > 0.999, name
