@@ -396,7 +396,8 @@ def compilation(bench: Bench) -> None:
 
 
 def tests(bench: Bench) -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rs", str(ROOT / "tests/test_gpu.py")]
+    files = [str(ROOT / "tests" / name) for name in ("test_gpu.py", "test_waits.py")]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rs", "--tb=short", *files]
     done = subprocess.run(command, capture_output=True, text=True, timeout=bench.left)
     say(done.stdout[-6000:] + done.stderr[-2000:])
     bench.report("status", done.returncode)

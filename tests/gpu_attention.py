@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+import cpu
 import gpu
 import packing
 
@@ -38,7 +39,7 @@ class Layout:
     @functools.cached_property
     def packing(self) -> packing.Packing:
         """Our models' own."""
-        return packing.Packing(self.mask.cpu(), self.mask.device)
+        return packing.Packing.of_lengths(self.lengths).to(self.mask.device)
 
     def operations(self) -> int:
         """Of the products of a forward pass."""
@@ -68,6 +69,12 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout, p: float) -> Tensor:
     else:
         causal = {"window_size": (-1, 0 if layout.causal else -1)}
     return varlen_attn(q, k, v, layout.ends, layout.ends, layout.longest, layout.longest, **causal)
+
+
+def buckets(q: Tensor, k: Tensor, v: Tensor, layout: Layout, p: float) -> Tensor:
+    """What a CPU runs: a padded call for each bucket of similar length."""
+    parts = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return cpu.bucket_attention(*parts, layout.packing, p, layout.causal, None)[0]
 
 
 def present(q: Tensor, k: Tensor, v: Tensor, layout: Layout, p: float) -> Tensor:
@@ -111,6 +118,7 @@ def cudnn(q: Tensor, k: Tensor, v: Tensor, layout: Layout, p: float) -> Tensor:
 
 CANDIDATES: dict[str, Callable[[Tensor, Tensor, Tensor, Layout, float], Tensor]] = {
     "present": present,
+    "buckets": buckets,
     "varlen_attn": varlen,
     "jagged": functools.partial(nested, []),
     "jagged, efficient": functools.partial(nested, [SDPBackend.EFFICIENT_ATTENTION]),

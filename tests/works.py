@@ -21,7 +21,6 @@ from transformers import XLMRobertaConfig
 
 import config
 import embedding
-import loading
 import train_clamp2
 import train_m3
 import utils
@@ -38,16 +37,16 @@ class Ours:
 
     def __init__(self, name: str, model: nn.Module, device: torch.device, dtype: torch.dtype):
         self.model = model
-        self.trainer, self.collate, module = train_m3, train_m3.collate, model
+        self.trainer, self.collate, module = train_m3, train_m3.collate, train_m3.Restoration(model)
         if name == "clamp2_step":
-            self.trainer, self.collate, module = train_clamp2, train_clamp2.Collate(1), train_clamp2.Pairs(model)
+            self.trainer, self.collate, module = train_clamp2, train_clamp2.PairBatch, train_clamp2.Pairs(model)
         self.state = SimpleNamespace(
             model=model, module=module, parallel=module, processes=Processes(0, 0, 1), device=device, dtype=dtype,
             scaler=torch.amp.GradScaler(device.type, enabled=False),
         )  # fmt: skip
 
     def batch(self, samples: list[dict]) -> object:
-        return loading.to_device(self.collate(samples), self.state.device)
+        return self.collate(samples).to(self.state.device)
 
     def back_propagate(self, batch: object) -> Tensor:
         """The loss, with its gradients in the parameters."""
@@ -139,9 +138,13 @@ class Plain:
 
 
 def to_length(rows: list[np.ndarray], length: int, value: int = 0) -> tuple[Tensor, Tensor]:
-    """Padded to `length`, whatever the longest is."""
-    array, mask = loading.pad([*rows, np.zeros((length, *rows[0].shape[1:]), rows[0].dtype)], value)
-    return array[:-1], mask[:-1]
+    """Arrays [T, ...] of different T -> [B, length, ...], and the mask [B, length] of what is not padding."""
+    padded = np.full((len(rows), length, *rows[0].shape[1:]), value, rows[0].dtype)
+    mask = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+        mask[i, : len(row)] = True
+    return torch.from_numpy(padded), torch.from_numpy(mask)
 
 
 def products(lengths: Iterable[int], layers: int, is_decoder: bool = False) -> int:
