@@ -1,7 +1,7 @@
 """Sequences of different lengths computed without padding: every layer sees real tokens only.
 
 The tokens of a batch stand one after another in one row [1, N, H], and attention stays within each sequence: on an
-NVIDIA GPU by PyTorch's kernels for jagged tensors, elsewhere in buckets (cpu.py). `packed_attention` is given to a
+NVIDIA GPU in one call of a fused kernel, elsewhere in buckets (cpu.py). `packed_attention` is given to a
 transformers model as its attention implementation, named "packed". What a batch needs is made on the host, by the
 loader's workers, and moved in one copy, so that the host never waits for the GPU.
 
@@ -16,8 +16,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nested import nested_tensor_from_jagged
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -96,12 +94,14 @@ class Packing(Tensors):
         mask: [B, T], true where there is a token. A sequence has its token in order, but may have holes.
         positions: [N], as the model counts the tokens; default: their columns in the mask.
     Attributes: `sequences` [N], `columns` [N]: the row and the column of a token in the mask; `positions` [N];
-    `lengths` [B]; `offsets` [B + 1], where sequences begin and end; `counts` [B], the lengths as a NumPy array.
+    `lengths` [B]; `offsets` [B + 1], where sequences begin and end. On the host: `counts`, the lengths as a NumPy
+    array, and `longest`, the greatest.
     """
 
     def __init__(self, mask: np.ndarray, positions: np.ndarray | None = None):
         self.width = mask.shape[1]
         self.counts = mask.sum(1)
+        self.longest = int(self.counts.max(initial=0))
         rows, columns = mask.nonzero()
         self.sequences, self.columns = torch.from_numpy(rows), torch.from_numpy(columns)
         self.positions = self.columns if positions is None else torch.from_numpy(positions)
@@ -134,12 +134,6 @@ class Packing(Tensors):
         if self._buckets is None or self._buckets.tokens.device != self.lengths.device:
             self._buckets = Buckets(self.counts, self.lengths.device)
         return self._buckets
-
-    def jagged(self, packed: Tensor) -> Tensor:
-        """[1, A, N, D] -> the jagged tensor [B, A, T of each, D] over the same memory."""
-        shortest, longest = int(self.counts.min()), int(self.counts.max())
-        rows = packed[0].transpose(0, 1).contiguous()  # [N, A, D]; it is, as transformers makes it
-        return nested_tensor_from_jagged(rows, self.offsets, min_seqlen=shortest, max_seqlen=longest).transpose(1, 2)
 
 
 class Packed(Tensors):
@@ -216,16 +210,25 @@ def packed_attention(
     causal = bool(getattr(module, "is_causal", False))
     if query.device.type != "cuda":
         return bucket_attention(query, key, value, packing, dropout, causal, scaling), None
-    return jagged_attention(query, key, value, packing, dropout, causal, scaling), None
+    return gpu_attention(query, key, value, packing, dropout, causal, scaling), None
 
 
-def jagged_attention(
+def gpu_attention(
     query: Tensor, key: Tensor, value: Tensor, packing: Packing, p: float, causal: bool, scale: float | None
 ) -> Tensor:
-    """`bucket_attention` in one call: PyTorch chooses its flash kernel, or in float32 the memory-efficient one."""
-    query, key, value = (packing.jagged(x) for x in (query, key, value))
-    out = scaled_dot_product_attention(query, key, value, dropout_p=p, is_causal=causal, scale=scale)
-    return out.transpose(1, 2).values()[None]
+    """`bucket_attention` in one call of the kernels behind PyTorch's attention over jagged tensors.
+
+    That itself takes the host longer than it takes the GPU, and `varlen_attn` has no dropout. The flash kernel is the
+    faster one, but for the token decoder's sequences, which are shorter than its blocks; it has no float32.
+    """
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # [1, N, A, D]
+    ends = (packing.offsets, packing.offsets, packing.longest, packing.longest)
+    if query.dtype == torch.bfloat16 and not causal:
+        arrays = (x[0] for x in (query, key, value))
+        return torch.ops.aten._flash_attention_forward(*arrays, *ends, p, causal, False, scale=scale)[0][None]
+    return torch.ops.aten._efficient_attention_forward(
+        query, key, value, None, *ends, p, int(causal), torch.is_grad_enabled(), scale=scale
+    )[0]
 
 
 def packable(config: PreTrainedConfig) -> bool:

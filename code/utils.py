@@ -195,7 +195,7 @@ class M3PatchEncoder(nn.Module):
         # the sum of the PAD columns from each place on, which a patch of that length is filled up with
         pads = columns[PAD::VOCABULARY]  # [P, H]
         after = torch.cat([pads.flip(0).cumsum(0).flip(0), pads.new_zeros((1, pads.shape[1]))])  # [P + 1, H]
-        return characters + after[batch.sizes] + self.patch_embedding.bias
+        return characters + after.index_select(0, batch.sizes) + self.patch_embedding.bias
 
     def features(self, batch: Packed, pooled: bool = False) -> Tensor:
         """Packed patches -> features [N, H]."""

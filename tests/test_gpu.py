@@ -5,6 +5,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+import cpu
+import packing
 import utils
 from checkpoints import load_checkpoint, load_weights
 from embedding import embed
@@ -29,6 +31,46 @@ def exact_products():
     torch.set_float32_matmul_precision("highest")
     yield
     torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_attention_is_that_of_buckets(causal, dtype, scale):
+    """With its gradients; one sequence is empty. Of query, key and value that are parts of one tensor, as GPT-2's are."""
+    torch.manual_seed(0)
+    lengths = [5, 8, 0, 64, 1, 300]
+    layout = packing.Packing.of_lengths(lengths)
+    rows = torch.randn(sum(lengths), 3, 2, 64)
+    weight = torch.randn(1, sum(lengths), 2, 64)
+
+    def results(attention, device, dtype):
+        given = rows.to(device, dtype).requires_grad_()
+        parts = (given[:, i].transpose(0, 1)[None] for i in range(3))
+        out = attention(*parts, layout.to(device), 0.0, causal, scale)
+        (out.float() * weight.to(device)).sum().backward()
+        return out.detach().float().cpu(), given.grad.float().cpu()
+
+    limit = 1e-5 if dtype == torch.float32 else 1e-2
+    found = results(packing.gpu_attention, GPU, dtype)
+    for ours, wanted in zip(found, results(cpu.bucket_attention, torch.device("cpu"), torch.float32), strict=True):
+        assert ours.shape == wanted.shape and (ours - wanted).norm() < limit * wanted.norm()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_drops_weights(causal):
+    """Values are unit vectors, which show the weights: each is 0, or 1 / (1 - p) of what it is."""
+    torch.manual_seed(0)
+    layout = packing.Packing.of_lengths([64] * 50).to(GPU)
+    zeros = torch.zeros(1, 1, 3200, 64, device=GPU, dtype=torch.bfloat16)
+    values = torch.eye(64, device=GPU, dtype=torch.bfloat16).repeat(50, 1)[None, None]
+    weights = packing.gpu_attention(zeros, zeros, values, layout, 0.25, causal, None)[0, :, 0].float()  # [N, 64]
+    seen = (layout.positions + 1 if causal else torch.full_like(layout.positions, 64))[:, None]
+    allowed = torch.arange(64, device=GPU) < seen
+    ratio = (weights * seen)[allowed]
+    assert not weights[~allowed].any()
+    assert (((ratio - 1 / 0.75).abs() < 0.02) | (ratio == 0)).all()
+    assert abs((ratio > 0).float().mean().item() - 0.75) < 5 * (0.1875 / len(ratio)) ** 0.5  # standard deviations
 
 
 def m3(device):

@@ -276,21 +276,3 @@ def test_a_worker_hands_over_one_block():
     [record] = loader
     assert len(blocks_of(record)) == 1
     assert all(map(torch.equal, tensors_of(record), tensors_of(Record())))
-
-
-# --- on a GPU ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scaling", [None, 0.9])
-def test_attention_of_jagged_tensors_is_that_of_buckets(scaling):
-    """What a GPU runs, in the form that PyTorch has of it for a CPU, where it has none that is causal; with its
-    gradients."""
-    layout = packing_of([length for length in LENGTHS if length])
-    given = [torch.randn((1, HEADS, sum(LENGTHS), SIZE), requires_grad=True) for _ in range(3)]
-    outs = [
-        attention(*given, layout, 0.0, False, scaling) for attention in (packing.jagged_attention, cpu.bucket_attention)
-    ]
-    torch.testing.assert_close(*outs)
-    weight = torch.randn_like(outs[0])
-    for ours, theirs in zip(*(torch.autograd.grad((out * weight).sum(), given) for out in outs), strict=True):
-        torch.testing.assert_close(ours, theirs)
