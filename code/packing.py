@@ -29,15 +29,7 @@ _ALIGNMENT = 16  # bytes; of the tensors in a block
 class Tensors:
     """A record of tensors, and of further records, which moves as one block of memory."""
 
-    def pin_memory(self) -> Self:
-        """A copy in memory from which a GPU reads by itself. DataLoader calls it."""
-        return self._in(lambda block: block.pin_memory())
-
-    def to(self, device: torch.device, non_blocking: bool = True) -> Self:
-        """The record on a device. The host does not wait for the copy if it is pinned."""
-        return self._in(lambda block: block.to(device, non_blocking=non_blocking))
-
-    def joined(self) -> Self:
+    def joined(self, pin: bool = False) -> Self:
         """The record with its tensors in one block of memory: a worker hands it over as one, and one copy moves it."""
         tensors: list[Tensor] = []
 
@@ -46,27 +38,32 @@ class Tensors:
             return tensor
 
         self._each(note)
-        if len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1:
+        if len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1 and not pin:
             return self
-        block = torch.empty(sum(_aligned(tensor.nbytes) for tensor in tensors), dtype=torch.uint8)
+        block = torch.empty(sum(_aligned(tensor.nbytes) for tensor in tensors), dtype=torch.uint8, pin_memory=pin)
         end = 0
 
         def put(tensor: Tensor) -> Tensor:
             nonlocal end
             start, end = end, end + _aligned(tensor.nbytes)
-            return block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+            return _view(block, start, tensor).copy_(tensor)
 
         return self._each(put)
 
-    def _in(self, move: Callable[[Tensor], Tensor]) -> Self:
+    def pin_memory(self) -> Self:
+        """The record in memory from which a GPU reads by itself. DataLoader calls it."""
+        return self.joined(pin=True)
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> Self:
+        """The record on a device. The host does not wait for the copy if it is pinned."""
         record = self.joined()
         blocks: list[Tensor] = []
 
         def place(tensor: Tensor) -> Tensor:
             if not blocks:
-                blocks.append(move(torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())))
-            start = tensor.storage_offset() * tensor.element_size()
-            return blocks[0][start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+                block = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+                blocks.append(block.to(device, non_blocking=non_blocking))
+            return _view(blocks[0], tensor.storage_offset() * tensor.element_size(), tensor)
 
         return record._each(place)
 
@@ -81,6 +78,11 @@ class Tensors:
             elif isinstance(value, list) and value and isinstance(value[0], Tensors):
                 setattr(record, name, [part._each(change) for part in value])
         return record
+
+
+def _view(block: Tensor, start: int, tensor: Tensor) -> Tensor:
+    """The bytes from `start` on as a tensor like `tensor`."""
+    return block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
 
 def _aligned(size: int) -> int:
@@ -149,7 +151,7 @@ class Packed(Tensors):
         if tokens.ndim == 2:
             real = tokens != PAD
             sizes = real.shape[1] - real[:, ::-1].argmax(1)  # up to the last that is real
-            sizes[~real.any(1)] = 0
+            sizes[~real[:, -1] & (sizes == real.shape[1])] = 0  # where none is real
             places = np.arange(tokens.shape[1], dtype=np.int32)
             used = places < sizes[:, None]  # [N, P]
             self.characters = torch.from_numpy((places * VOCABULARY + tokens.astype(np.int32))[used])
@@ -222,6 +224,7 @@ def gpu_attention(
     faster one, but for the token decoder's sequences, which are shorter than its blocks; it has no float32.
     """
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # [1, N, A, D]
+    scale = None if scale == query.shape[-1] ** -0.5 else scale  # the kernels' own
     ends = (packing.offsets, packing.offsets, packing.longest, packing.longest)
     if query.dtype == torch.bfloat16 and not causal:
         arrays = (x[0] for x in (query, key, value))
