@@ -21,7 +21,7 @@ import train_m3
 import training
 import utils
 from helpers import KIT, KIT_MODEL, KIT_SIZES, ROOT, m3_configs, run_script, write_config
-from loading import make_loader, worker_count
+from loading import close_loader, make_loader, worker_count
 from patches import M3Patchilizer
 from pieces import Piece
 from processes import Processes
@@ -412,6 +412,7 @@ def test_num_workers(tmp_path, monkeypatch, setting, value):
     monkeypatch.setattr(config, "NUM_WORKERS", setting)
     loader = make_loader(Readers(8, True), 1, Processes(0, 0, 1), collate)
     readers = {name for batch in loader for name in batch["names"]}
+    close_loader(loader)
     assert len(readers) == max(1, value) and (str(os.getpid()) in readers) == (value == 0)
     files = [Path(str(number)) for number in range(8 * extraction.READ_TOGETHER)]
     readers = {int(pid) for pid in extraction.read_ahead(tmp_path, files, lambda path: np.array(os.getpid()))}
