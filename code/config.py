@@ -21,7 +21,8 @@ TRAIN_FOLDERS = ["<YOUR_TRAINING_DATA_FOLDER>"]  # M3: folders of .abc (interlea
 EVAL_FOLDERS: list[str] = []  # M3: evaluation data; empty: EVAL_SPLIT of the training data
 TRAIN_JSONL = "<YOUR_TRAINING_DATA.jsonl>"  # CLaMP 2: an object a line; its `filepaths` are relative to its folder
 EVAL_JSONL = ""  # CLaMP 2: evaluation data; empty: EVAL_SPLIT of the training data
-NUM_WORKERS = 2  # processes per rank that read and augment; 0: the training process itself. Results do not depend on it
+NUM_WORKERS = -1  # processes per rank that read and augment; 0: the rank itself; -1: as many as it has cores to spare,
+# up to 16. Results do not depend on it
 
 # --- M3 (paper, section 3.2) ----------------------------------------------------------------------------------------
 PATCH_SIZE = 64  # characters in a patch
@@ -117,6 +118,8 @@ def _check_values(names: dict) -> None:
     for name in sizes.split():
         if names[name] < 1:
             _stop(source(), f"{name} = {names[name]} is not a positive number")
+    if NUM_WORKERS < -1:
+        _stop(source(), f"NUM_WORKERS = {NUM_WORKERS} is neither a number of processes nor -1, which chooses one")
     if M3_HIDDEN_SIZE % 64:
         _stop(source(), f"M3_HIDDEN_SIZE = {M3_HIDDEN_SIZE} is not a multiple of 64, the size of an attention head")
     if not 0 < M3_MASK_RATIO <= 1:

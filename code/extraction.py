@@ -33,7 +33,7 @@ import published
 from checkpoints import AUDIO_LEFT_OUT, load_checkpoint, load_weights
 from embedding import embed
 from files import InputError, atomic_write, list_files, output_names, remove_leftovers
-from loading import Paths, close_loader, ignore_interrupts
+from loading import Paths, close_loader, ignore_interrupts, worker_count
 from patches import M3Patchilizer, read_music, remove_unit_length
 from processes import Processes, precision
 
@@ -199,8 +199,8 @@ class _Contents(Dataset):
 def read_ahead(
     base: Path, files: list[Path], read: Callable[[Path], np.ndarray]
 ) -> Generator[np.ndarray | str, None, None]:
-    """The contents of files in their order, read by NUM_WORKERS processes where there are many."""
-    workers = min(config.NUM_WORKERS, len(files) // (2 * READ_TOGETHER))
+    """The contents of files in their order, read by worker processes where there are many."""
+    workers = min(worker_count(), len(files) // (2 * READ_TOGETHER))
     loader = DataLoader(
         _Contents(base, files, read),
         batch_size=READ_TOGETHER,

@@ -22,6 +22,7 @@ from packing import Tensors
 from processes import Processes
 
 TRIES = 100  # pieces tried in place of a bad one, before the data as a whole is called bad
+MOST_WORKERS = 16  # that NUM_WORKERS = -1 chooses; each takes memory
 
 
 class Paths:
@@ -107,12 +108,21 @@ class Batches:
                 yield [(0, index) for index in own[start : start + size]]
 
 
+def worker_count() -> int:
+    """The reading processes of this rank: NUM_WORKERS, or its share of the cores less the one it runs on itself."""
+    if config.NUM_WORKERS >= 0:
+        return config.NUM_WORKERS
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(max(share - 1, 1), MOST_WORKERS)
+
+
 def make_loader(
     dataset: PieceDataset, batch_size: int, processes: Processes, collate: Callable[[list[dict]], Tensors]
 ) -> DataLoader:
-    """Batches of a dataset for this rank, read ahead by NUM_WORKERS processes."""
+    """Batches of a dataset for this rank, read ahead by worker processes."""
     batches = Batches(len(dataset), batch_size, processes, dataset.seed, dataset.train)
-    workers = min(config.NUM_WORKERS, len(batches))
+    workers = min(worker_count(), len(batches))
     return DataLoader(
         dataset,
         batch_sampler=batches,

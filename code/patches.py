@@ -6,12 +6,12 @@ Symbols: T patches of a piece, P characters of a patch (PATCH_SIZE).
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from unidecode import unidecode
+from unidecode import unidecode_expect_nonascii
 
 from config import M3_MASK_RATIO, PATCH_LENGTH, PATCH_SIZE
 from files import InputError, read_utf8
@@ -25,9 +25,16 @@ VOCABULARY = 128
 MTF_START = "ticks_per_beat "  # the first line of a text in MIDI Text Format begins so
 _LINE = re.compile(r".*\n|.+")  # only at a newline, where str.splitlines cuts at form feeds and separators too
 _BARLINE = re.compile(r"(\|:|::|:\||\[\||\|\||\|\]|\|)")  # the longest first
+_LONG_BARLINE = re.compile(r"(\|[:|\]]|:[:|]|\[\|)")  # of two characters
+_BAR_END = chr(PAD)  # marks where bars end; music text has no PAD
 _FIELD = re.compile(r"[A-Za-z]:|%%")  # begins a line of its own patch: `K:G`, `%%score 1 2`
 _NOTE = re.compile(r"[A-Ga-gxzXZ]")  # a note or a rest
 _VOICE_NAME = re.compile(r'(?<!\s)\s+s?nm="[^"]*"')  # from the first space on: a million spaces take no time
+# A newline is searched for several times as fast as the start of a line, so these patterns begin with it.
+_UNIT_LENGTH = re.compile(r"\nL:1/8(?=\n)")
+_VOICE = re.compile(r"\nV:.*")
+_PROGRAM = re.compile(r"(\nprogram_change \S+ \S+) \S+$", re.MULTILINE)
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _SPECIAL_IDS = dict.fromkeys(range(4))
 
 
@@ -62,18 +69,18 @@ def remove_unit_length(text: str) -> str:
 
     Both published trainers and `extract_m3.py` do so; `extract_clamp2.py` does not (see KEEP_UNIT_LENGTH in config.py).
     """
-    return re.sub(r"^L:1/8\n", "", text, flags=re.MULTILINE)
+    return _UNIT_LENGTH.sub("", "\n" + text)[1:]
 
 
-def _body_lines(text: str) -> list[str]:
-    return [line for line in text.split("\n") if not line.startswith("%") and not _FIELD.match(line)]
+def _body_lines(text: str) -> Iterator[str]:
+    return (line for line in text.split("\n") if not line.startswith("%") and not _FIELD.match(line))
 
 
 def remove_instrument_info(text: str) -> str:
     """Takes the instruments out of a piece: the names of voices (ABC), the programs of channels (MTF, all become 0)."""
     if is_mtf(text):
-        return re.sub(r"^(program_change \S+ \S+) \S+$", r"\1 0", text, flags=re.MULTILINE)
-    return re.sub(r"^V:.*$", lambda line: _VOICE_NAME.sub("", line[0]), text, flags=re.MULTILINE)
+        return _PROGRAM.sub(r"\1 0", text)  # the first line is no program
+    return _VOICE.sub(lambda line: _VOICE_NAME.sub("", line[0]), "\n" + text)[1:]
 
 
 def random_segment(length: int, limit: int, rng: random.Random) -> slice:
@@ -134,16 +141,15 @@ class M3Patchilizer:
             join_size: the size of a patch up to which messages of MTF are joined; default: P.
         """
         size = self.patch_size
-        text = unidecode(text).translate(_SPECIAL_IDS)
+        text = _transliterate(text).translate(_SPECIAL_IDS)
         parts = _split_mtf(text, join_size or size) if is_mtf(text) else _split_abc(text)
-        rows = [self._row(part) for part in parts]
         if add_special_patches:
-            rows = [bytes([BOS]) * size, *rows, bytes([BOS]) + bytes([EOS]) * (size - 1)]
+            parts = [chr(BOS) * size, *parts, chr(EOS) * size]
         limit = self.patch_length
-        if truncate and len(rows) > limit:
-            kept = random_segment(len(rows), limit, rng or random) if random_truncate else slice(limit)  # type: ignore[arg-type]
-            rows = rows[kept]
-        return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, size)
+        if truncate and len(parts) > limit:
+            kept = random_segment(len(parts), limit, rng or random) if random_truncate else slice(limit)  # type: ignore[arg-type]
+            parts = parts[kept]
+        return _patches(parts, size)
 
     def decode(self, patches: np.ndarray | Sequence[Sequence[int]]) -> str:
         """Patches [T, P] -> text. Inverts `encode` up to what the size of a patch cuts off."""
@@ -159,19 +165,16 @@ class M3Patchilizer:
 
     def split_bars(self, body: str) -> list[str]:
         """A line of ABC, cut after each barline."""
-        return _split_bars(body)
+        return _split_bars(_mark_bar_ends(body))
 
     def bar2patch(self, bar: str, patch_size: int | None = None) -> list[int]:
         """The text of a patch -> its ids [P]."""
-        return list(M3Patchilizer(patch_size or self.patch_size)._row(bar))
+        (patch,) = _patches([bar.encode("ascii", "ignore").decode()], patch_size or self.patch_size)
+        return patch.tolist()
 
     def patch2bar(self, patch: Sequence[int]) -> str:
         """The ids of a patch -> its text."""
         return "".join(map(chr, patch)).translate(_SPECIAL_IDS)
-
-    def _row(self, part: str) -> bytes:
-        size = self.patch_size
-        return (b"\x01" + part.encode("ascii", "ignore") + b"\x02")[:size].ljust(size, b"\x00")
 
 
 def is_mtf(text: str) -> bool:
@@ -179,47 +182,63 @@ def is_mtf(text: str) -> bool:
     return text.startswith(MTF_START)
 
 
+def _transliterate(text: str) -> str:
+    if text.isascii():
+        return text
+    return _NOT_ASCII.sub(lambda run: unidecode_expect_nonascii(run[0]), text)
+
+
+def _patches(parts: list[str], size: int) -> np.ndarray:
+    """The ASCII texts of patches -> their ids, uint8 [T, P]."""
+    bos, eos = chr(BOS), chr(EOS)
+    rows = np.array([f"{bos}{part}{eos}" for part in parts], f"S{size}")  # which cuts them, or fills them up with 0
+    return rows.view(np.uint8).reshape(-1, size)
+
+
 def _split_mtf(text: str, patch_size: int) -> list[str]:
     """Joins consecutive lines of one message type, the type named once, while they fit into a patch."""
-    room = patch_size - 2  # BOS and EOS
+    room = patch_size - 4  # BOS, a tab, the newline and EOS
     parts: list[str] = []
     kind, joined = None, ""
-    for line in text.split("\n"):
-        if not line:
-            continue
+    for line in filter(None, text.split("\n")):
         new_kind, _, values = line.partition(" ")
-        if new_kind == kind and len(joined) + len(values) + 2 <= room:  # a tab and the newline
+        if new_kind == kind and len(joined) + len(values) <= room:
             joined += "\t" + values
-            continue
-        if kind is not None:
+        else:
             parts.append(joined + "\n")
-        kind, joined = new_kind, line
-    if kind is not None:
-        parts.append(joined + ("\n" if text.endswith("\n") else ""))
-    return parts
+            kind, joined = new_kind, line
+    parts.append(joined + ("\n" if text.endswith("\n") else ""))
+    return parts[1:]  # the first is what there was before the first line
 
 
 def _split_abc(text: str) -> list[str]:
     parts: list[str] = []
-    for line in _LINE.findall(text):
+    for line in _LINE.findall(_mark_bar_ends(text)):
         if _FIELD.match(line):
-            parts.append(line)
+            parts.append(line.replace(_BAR_END, ""))
         elif not line.startswith("%"):
             parts += _split_bars(line)
     return parts
 
 
-def _split_bars(line: str) -> list[str]:
+def _mark_bar_ends(text: str) -> str:
+    """Puts a mark behind each barline. The long ones are rare, and to replace a character takes no time."""
+    pieces = _LONG_BARLINE.split(text)  # text, long barline, text, ..., text
+    pieces[0::2] = [piece.replace("|", "|" + _BAR_END) for piece in pieces[0::2]]
+    pieces[1::2] = [barline + _BAR_END for barline in pieces[1::2]]
+    return "".join(pieces)
+
+
+def _split_bars(marked_line: str) -> list[str]:
     """Cuts a line after each barline. Text after the last one is kept if a note or a rest is in it."""
-    newline = "\n" if line.endswith("\n") else ""
-    pieces = _BARLINE.split(line.removesuffix("\n"))  # text, barline, text, ..., text
-    if len(pieces) > 1 and not pieces[0]:  # a barline that opens the line belongs to the first bar
-        pieces[:3] = [pieces[1] + pieces[2]]
-    bars = [text + barline for text, barline in zip(pieces[0::2], pieces[1::2], strict=False)]
-    if _NOTE.search(pieces[-1]) or (not bars and _BARLINE.search(pieces[-1])):
-        bars.append(pieces[-1])
-    if bars:
-        bars[-1] += newline
+    bars = marked_line.split(_BAR_END)
+    if bars[0] in M3Patchilizer.delimiters:  # a barline that opens the line belongs to the first bar
+        bars[:2] = [bars[0] + bars[1]]
+    rest = bars.pop()
+    if _NOTE.search(rest) or (not bars and _BARLINE.search(rest)):
+        bars.append(rest)
+    elif bars and rest.endswith("\n"):
+        bars[-1] += "\n"
     return bars
 
 
@@ -255,8 +274,10 @@ def corrupt_patches(
     if draw < 0.8:
         corrupted[selected] = MASK
     elif draw < 0.9:
-        for row in selected.nonzero()[0]:
-            ends = (corrupted[row] == EOS).nonzero()[0]
-            stop = ends[0] if len(ends) == 1 else len(corrupted[row])
-            corrupted[row, 1:stop] = rng.permutation(corrupted[row, 1:stop])
+        rows = corrupted[selected]
+        ends = rows == EOS
+        stops = np.where(ends.sum(1) == 1, ends.argmax(1), rows.shape[1])
+        for row, stop in zip(rows, stops.tolist(), strict=True):
+            rng.shuffle(row[1:stop])
+        corrupted[selected] = rows
     return corrupted, selected

@@ -388,6 +388,7 @@ class Training:
             "pieces": f"{train_count} for training, {eval_count} for evaluation",
             "batch": f"{settings.batch_size} x {world_size} = {settings.batch_size * world_size}",
             "learning rate": f"{settings.learning_rate} after {config.WARMUP_STEPS} warm-up steps",
+            "workers": f"{train_loader.num_workers} per process",
             "seed": self.seed,
             "starts from": self.started_from,
         }

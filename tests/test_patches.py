@@ -1,5 +1,6 @@
 import hashlib
 import json
+import random
 import re
 from collections import Counter
 
@@ -8,9 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import plain_patches
 from files import InputError
 from helpers import KIT
-from patches import BOS, EOS, PAD, M3Patchilizer, read_music, remove_instrument_info, remove_unit_length
+from patches import (
+    BOS,
+    EOS,
+    PAD,
+    M3Patchilizer,
+    corrupt_patches,
+    read_music,
+    remove_instrument_info,
+    remove_unit_length,
+)
 
 PATCHILIZER = M3Patchilizer()
 TUNE = '%%score 1 2\nM:3/4\nK:G\nV:1 treble nm="Violin" snm="Vl."\nV:2 bass nm="Cello"\n[V:1]|:G2 A B|[V:2]|:z4:|\n'
@@ -125,6 +136,7 @@ def test_remove_instruments():
         ("blank.mtf", b" \n\n", "empty"),
         ("latin.abc", b"K:C\nT:\xe9t\xe9\nABc|\n", "not UTF-8"),
         ("silent.abc", b"K:C\nM:4/4\n", "no note"),
+        ("comment.abc", b"K:C\n% A|B|\n", "no note"),
         ("silent.mtf", b"ticks_per_beat 480\nend_of_track 0", "no note"),
         ("score.xml", b"<score-partwise/>", "neither an .abc nor an .mtf file"),
         ("not.mtf", b"K:C\nABc|\n", "which is not what .mtf files begin with"),
@@ -191,3 +203,60 @@ def test_encode_loses_no_note(text):
 def test_encode_and_decode_mtf(messages):
     text = "\n".join(["ticks_per_beat 480", *(f"{kind} {value} 0 60" for kind, value in messages)])
     assert PATCHILIZER.decode(PATCHILIZER.encode_array(text)) == text
+
+
+# --- against a plain second implementation --------------------------------------------------------------------------
+ODD = ["\0", "\1", "\2", "\3", "\r", "\t", "\x0b", "\f", "\x1c", "\x85", "\u2028", "é", "月 亮", "\ud800", " ", "%", "x" * 70]  # fmt: skip
+LINES = ["\n", " ", "\nV:", "\nL:1/8\n", "\nprogram_change 0 "] * 2
+ABC = ["|:", "::", ":|", "[|", "||", "|]", "|", "|", ":", "[", "]", "A", "z2", "1", "(3", "T:d|", "[V:1]", "K:G", "%%score", "L:1/8", "V:1", ' nm="Vc."', ' snm="V"']  # fmt: skip
+MTF = ["note_on", "note_off", "program_change 0 1 2", "program_change 0 1", "end_of_track", "0 1 60 64", "480", "L:1/8"]
+
+
+def random_texts(count):
+    rng = random.Random(0)
+    for number in range(count):
+        words = [*(ABC, MTF, [])[number % 3], *ODD, *LINES]
+        text = "".join(rng.choices(words, k=rng.randrange(60)))
+        yield "ticks_per_beat " * (number % 3 == 1) + text
+
+
+def assert_as_plain(text, rng):
+    """With random options, of which the sizes are often small enough to cut."""
+    for function in ("remove_unit_length", "remove_instrument_info"):
+        assert globals()[function](text) == getattr(plain_patches, function)(text), (function, text)
+    size, limit, special, truncate, at_random = (
+        rng.choice(given) for given in ((64, 5, 20), (512, 6), *[(False, True)] * 3)
+    )
+    seed = rng.random()
+    ours = M3Patchilizer(size, limit).encode_array(text, special, truncate, at_random, random.Random(seed))
+    plain = plain_patches.encode(text, size, limit, special, truncate, random.Random(seed) if at_random else None)
+    assert ours.dtype == plain.dtype and np.array_equal(ours, plain), (text, size, limit, special, truncate, at_random)
+
+
+@pytest.mark.filterwarnings("ignore:Surrogate character")
+def test_any_text_gives_the_patches_of_the_plain_implementation():
+    rng = random.Random(1)
+    for text in random_texts(3000):
+        assert_as_plain(text, rng)
+
+
+def test_music_gives_the_patches_of_the_plain_implementation():
+    rng = random.Random(1)
+    for path in [*kit_music(), *(KIT / "abc").glob("*.abc"), *(KIT / "mtf_all").glob("*.mtf")]:
+        assert_as_plain(path.read_text(encoding="utf-8"), rng)
+
+
+def test_shuffled_patches_are_those_of_the_plain_implementation():
+    """Draw for draw; a patch that is cut has no EOS, and the special ones have none or many."""
+    music = "K:C\n" + "".join(f"{'ABc' * (number % 30)}|" for number in range(40)) + "\n"
+    patches = PATCHILIZER.encode_array(music, add_special_patches=True)
+    shuffled = 0
+    for seed in range(60):
+        rng, again = np.random.default_rng(seed), np.random.default_rng(seed)
+        corrupted, selected = corrupt_patches(patches, rng, mask_ratio=0.9)
+        again.permutation(len(patches))
+        if 0.8 <= again.random() < 0.9:
+            shuffled += 1
+            assert np.array_equal(corrupted, plain_patches.shuffle_characters(patches, selected, again))
+            assert rng.random() == again.random()
+    assert shuffled > 2

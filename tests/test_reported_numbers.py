@@ -242,6 +242,7 @@ def test_the_block_at_the_start(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
     monkeypatch.setattr(training, "commit", lambda: "0123456789ab")
     monkeypatch.setattr(config, "WANDB_KEY", "a secret")
+    monkeypatch.setattr(config, "NUM_WORKERS", 5)  # more than there are batches
     model = torch.nn.Sequential(linear([1.0, 1.0]), torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
     model[1].weight.requires_grad_(False)  # it is a parameter all the same; the statistics of the norm are none
     run = a_run(tmp_path, model, OneOfTwo(), batch_size=3, learning_rate=0.25, num_epoch=0)
@@ -260,6 +261,7 @@ def test_the_block_at_the_start(tmp_path, monkeypatch, capsys):
         "pieces": "13 for training, 5 for evaluation",
         "batch": "3 x 2 = 6",
         "learning rate": "0.25 after 8 warm-up steps",
+        "workers": "2 per process",
         "seed": "0",
         "starts from": "new weights",
     }

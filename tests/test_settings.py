@@ -21,7 +21,7 @@ import train_m3
 import training
 import utils
 from helpers import KIT, KIT_MODEL, KIT_SIZES, ROOT, m3_configs, run_script, write_config
-from loading import make_loader
+from loading import close_loader, make_loader, worker_count
 from patches import M3Patchilizer
 from pieces import Piece
 from processes import Processes
@@ -400,17 +400,43 @@ class Readers(Pieces):
         return super().load(index, rng) | {"name": str(os.getpid())}
 
 
+def give_cores(monkeypatch, count):
+    """Cores 1, 2, ... of a machine that has more."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(1, count + 1)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2 * count)
+
+
 @shows("NUM_WORKERS")
-@pytest.mark.parametrize("value", [0, 2])
-def test_num_workers(tmp_path, monkeypatch, value):
+@pytest.mark.parametrize(("setting", "value"), [(0, 0), (2, 2), (-1, 2)])
+def test_num_workers(tmp_path, monkeypatch, setting, value):
     """How many processes read, beside the training itself, which reads nothing then. In extraction too."""
-    monkeypatch.setattr(config, "NUM_WORKERS", value)
+    give_cores(monkeypatch, 3)
+    monkeypatch.setattr(config, "NUM_WORKERS", setting)
     loader = make_loader(Readers(8, True), 1, Processes(0, 0, 1), collate)
     readers = {name for batch in loader for name in batch["names"]}
+    close_loader(loader)
     assert len(readers) == max(1, value) and (str(os.getpid()) in readers) == (value == 0)
     files = [Path(str(number)) for number in range(8 * extraction.READ_TOGETHER)]
     readers = {int(pid) for pid in extraction.read_ahead(tmp_path, files, lambda path: np.array(os.getpid()))}
     assert len(readers) == max(1, value) and (os.getpid() in readers) == (value == 0)
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "workers"),
+    [(1, 1, 1), (2, 1, 1), (8, 1, 7), (8, 2, 3), (9, 2, 3), (2, 8, 1), (17, 1, 16), (224, 8, 16)],
+)
+def test_workers_by_default(monkeypatch, cores, ranks, workers):
+    """A rank's share of the cores of its machine, less its own; where a system does not bind processes, of all."""
+    monkeypatch.setattr(config, "NUM_WORKERS", -1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    monkeypatch.setenv("WORLD_SIZE", str(4 * ranks))
+    give_cores(monkeypatch, cores)
+    assert worker_count() == workers
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert worker_count() == workers
+    monkeypatch.setattr(config, "NUM_WORKERS", 40)
+    assert worker_count() == 40
 
 
 class Passes(torch.nn.Linear):
