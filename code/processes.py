@@ -171,8 +171,11 @@ class Processes:
             raise InputError(f"the processes differ in {what}: {values}; every machine needs the same files")
 
     def together(self, action: Callable[[], T]) -> T:
-        """Does something on every process. None goes on unless all have done it."""
-        result = action()
+        """Does something on every process. None goes on unless all have done it. An OSError becomes an InputError."""
+        try:
+            result = action()
+        except OSError as error:
+            raise InputError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
         self.wait_for_all()
         return result
 

@@ -198,6 +198,7 @@ class Training:
             began = time.monotonic()
             save_checkpoint(self.settings.latest_path, state)
             self.processes.say(f"saved {self.settings.latest_path.name} in {time.monotonic() - began:.1f} s")
+        self.processes.wait_for_all()  # a launcher would kill rank 0 while it saves, 30 s after another one has ended
 
     def run(
         self,

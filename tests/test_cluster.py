@@ -312,6 +312,8 @@ def test_nobody_waits_for_one_that_has_failed_or_hangs(job, monkeypatch):
     job(1, 3).report(InputError("a mistake"))
     with pytest.raises(OtherProcessError):
         job(2, 3).require_same("the data", 3)
+    with pytest.raises(InputError, match="^nothing there$"):
+        job(1, 3).together(lambda: (_ for _ in ()).throw(FileNotFoundError("nothing there")))
     with pytest.raises(InputError, match="here"):
         job(1, 3).together(lambda: (_ for _ in ()).throw(InputError("here")))
 
