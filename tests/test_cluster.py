@@ -105,6 +105,14 @@ def test_training_on_two_machines_ends_saved_at_a_signal_and_continues(cluster, 
     assert f"{latest}, epoch {epoch}, step {step}" in result.stdout and f"epoch {int(epoch) + 1}: train_loss" in result.stdout  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["train_m3.py", "train_clamp2.py"])
+def test_the_scripts_give_nearly_all_the_time_that_is_left_for_saving(tmp_path, name):
+    script = slurm_script(name, tmp_path).read_text()
+    [left] = re.findall(r"--signal=TERM@(\d+)", script)
+    [given] = re.findall(r"^export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)$", script, re.MULTILINE)
+    assert int(left) - 30 < int(given) < int(left)
+
+
 def test_an_array_of_tasks_mirrors_the_folders(cluster, tmp_path):
     (tmp_path / "scores").mkdir()
     for folder in ("interleaved", "mtf"):
@@ -312,7 +320,7 @@ def test_nobody_waits_for_one_that_has_failed_or_hangs(job, monkeypatch):
     job(1, 3).report(InputError("a mistake"))
     with pytest.raises(OtherProcessError):
         job(2, 3).require_same("the data", 3)
-    with pytest.raises(InputError, match="^nothing there$"):
+    with pytest.raises(InputError, match=r"^nothing there$"):
         job(1, 3).together(lambda: (_ for _ in ()).throw(FileNotFoundError("nothing there")))
     with pytest.raises(InputError, match="here"):
         job(1, 3).together(lambda: (_ for _ in ()).throw(InputError("here")))
