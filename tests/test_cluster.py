@@ -283,6 +283,15 @@ def test_a_reason_is_printed_where_the_store_is_lost(capsys, monkeypatch):
     assert told.count("a mistake") == told.count("another process has failed, ") == 1 and len(told.splitlines()) == 2
 
 
+def test_a_restarted_job_begins_anew(agent, monkeypatch):
+    """The store of torchrun is that of the attempt before (--max-restarts)."""
+    agent |= {"MASTER_ADDR": "localhost", "GROUP_WORLD_SIZE": "1"}
+    for attempt in "01":
+        for name, value in (agent | {"TORCHELASTIC_RESTART_COUNT": attempt}).items():
+            monkeypatch.setenv(name, value)
+        assert [Processes(rank, rank, 2)._count("failures", 1, if_lost=0) for rank in range(2)] == [1, 2]
+
+
 def test_one_process_alone_prints_no_rank(capsys, monkeypatch):
     def main(job):
         raise InputError("what is wrong")
