@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from files import tell_mistake
+from files import InputError, tell_mistake
 
 # --- data -----------------------------------------------------------------------------------------------------------
 EVAL_SPLIT = 0.01  # share of the training data held out for evaluation where no evaluation data is given
@@ -73,7 +73,11 @@ _DERIVED = ("M3_WEIGHTS_PATH", "M3_LOGS_PATH", "CLAMP2_WEIGHTS_PATH", "CLAMP2_LO
 
 
 def _stop(where: object, problem: str) -> NoReturn:
-    sys.exit(tell_mistake(f"{where}: {problem}", int(os.environ.get("RANK", 0))))
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from processes import Processes  # which imports torch
+
+        sys.exit(Processes().report(InputError(f"{where}: {problem}")))
+    sys.exit(tell_mistake(f"{where}: {problem}"))
 
 
 def _apply_overrides(names: dict, file: Path) -> None:

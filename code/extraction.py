@@ -7,7 +7,6 @@ features were made with, and OUT.errors.jsonl, which names the files that failed
 """
 
 import argparse
-import datetime
 import errno
 import hashlib
 import json
@@ -37,7 +36,6 @@ from loading import Paths, close_loader, ignore_interrupts, worker_count
 from patches import M3Patchilizer, read_music, remove_unit_length
 from processes import Processes, precision
 
-LONGEST_WAIT = datetime.timedelta(days=30)  # of a process that is done for the others
 READ_TOGETHER = 16  # files that a worker hands over at a time
 WRITERS = 4  # threads; what they wait for is the disk
 SHOWN_FAILURES = 20  # on the terminal; OUT.errors.jsonl has all
@@ -79,7 +77,7 @@ def run(main: Callable[[Processes], int]) -> int:
 
     def join(device: torch.device) -> None:
         # accelerate takes processes without a GPU for single ones, unless it is told that they compute on the CPU
-        PartialState(cpu=device.type == "cpu", timeout=LONGEST_WAIT)
+        PartialState(cpu=device.type == "cpu")
 
     return processes.run(main, join)
 
@@ -139,6 +137,7 @@ def extract(
         for file, content in zip(todo, reader, strict=True):
             if isinstance(content, str):
                 failures.append({"file": file.as_posix(), "error": content})
+                job.show_progress()
                 bar.update()
             else:
                 readable.append(file)
@@ -147,6 +146,7 @@ def extract(
     def settle(file: Path, writing: "Future[str | None]") -> None:
         if problem := writing.result():
             failures.append({"file": file.as_posix(), "error": f"{base / file}: {problem}"})
+        job.show_progress()
         bar.update()
 
     readable: deque[Path] = deque()
@@ -170,6 +170,7 @@ def extract(
                     settle(*under_way.popleft())
         for file, writing in under_way:
             settle(file, writing)
+    job.wait_for_all()
     done, skipped = job.gather(len(todo) - len(failures)), job.gather(len(share) - len(todo))
     failures = sorted(chain.from_iterable(job.gather(failures)), key=lambda failure: failure["file"])
     if job.rank == 0:

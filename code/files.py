@@ -11,7 +11,6 @@ import os
 import socket
 import stat
 import sys
-import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -26,12 +25,9 @@ class InputError(ValueError):
     """Something the user can mend. The message is one line that names what was found, where, and what to do."""
 
 
-def tell_mistake(problem: object, rank: int = 0) -> int:
-    """Tells a user's mistake that all processes of a job have met; the first one does. Returns the exit status."""
-    if rank == 0:
-        print(f"error: {problem}", file=sys.stderr)
-    else:
-        time.sleep(10)  # a launcher ends every process once one has ended: the first must have told it by then
+def tell_mistake(problem: object) -> int:
+    """Prints a user's mistake. Returns the exit status."""
+    print(f"error: {problem}", file=sys.stderr)
     return 2
 
 

@@ -1,11 +1,16 @@
 """The processes of a training job, and the precision they compute in."""
 
 import contextlib
+import functools
 import gc
 import os
+import socket
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -14,13 +19,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cpu import keep_freed_memory
-from files import InputError, print_any_name, tell_mistake
+from files import InputError, print_any_name
 
 T = TypeVar("T")
 
+GRACE = 1.0  # seconds until a process that failed exits and the launcher ends the others: time to print their reasons
+LONGEST_SILENCE = 2 * 3600.0  # seconds without a finished file, or an arriving process, after which a wait is given up
 
-class OneProcessError(InputError):
-    """An InputError that the other processes have not met: the process that raises it tells it itself."""
+
+class OtherProcessError(Exception):
+    """Another process of the job has failed, and has printed why."""
 
 
 @dataclass
@@ -30,10 +38,23 @@ class Processes:
     rank: int = field(default_factory=lambda: int(os.environ.get("RANK", 0)))
     local_rank: int = field(default_factory=lambda: int(os.environ.get("LOCAL_RANK", 0)))
     world_size: int = field(default_factory=lambda: int(os.environ.get("WORLD_SIZE", 1)))
+    _meetings: int = field(default=0, init=False)  # of all processes, so far
 
     @property
     def device(self) -> torch.device:
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+    @functools.cached_property
+    def store(self) -> dist.Store | None:
+        """The launcher's key-value store, which all processes reach, even before they are joined.
+
+        Without a launcher, rank 0 has it from the moment when they are joined. One process alone has none.
+        """
+        if self.world_size == 1 or not (_launcher_has_store() or dist.is_initialized()):
+            return None
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(*address, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10))
+        return dist.PrefixStore(f"failures and meetings {_attempt()}", store)
 
     def start(self, join: "Callable[[torch.device], object]") -> None:
         """Joins the other processes, if there are others; `join` makes the process group."""
@@ -43,7 +64,10 @@ class Processes:
                 raise InputError(f"{wanted} processes need as many GPUs, and there are {there}; lower --nproc_per_node")
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
+            if _launcher_has_store():
+                self.wait_for_all()  # for as long, `join` would wait for a process that has failed
             join(self.device)
+            self.store  # noqa: B018 (connects, so that its loss is noticed at once)
 
     @staticmethod
     def stop() -> None:
@@ -55,6 +79,74 @@ class Processes:
         if self.rank == 0:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
+
+    def report(self, error: BaseException) -> int:
+        """Prints why this process ends, once for all processes that end for the same reason. Returns the exit status.
+
+        A user's mistake takes one line, anything else a traceback. An error after another process has failed is taken
+        for its consequence, such as a lost connection, and takes one line too.
+        """
+        if isinstance(error, InputError):
+            status, reason = 2, str(error)
+        elif isinstance(error, OSError) and error.filename:
+            status, reason = 2, f"{error.filename}: {error.strerror}"
+        elif isinstance(error, OtherProcessError):
+            status, reason = 2, ""
+        elif isinstance(error, KeyboardInterrupt):
+            status, reason = 130, ""
+        elif isinstance(error, SystemExit):  # whoever raised it has printed why
+            status, reason = error.code if isinstance(error.code, int) else 1, ""
+        elif self._count("failures", 0, if_lost=1):
+            first_line = str(error).partition("\n")[0]
+            status, reason = 1, f"another process has failed, and so has this one: {type(error).__name__}: {first_line}"
+        else:
+            status, reason = 1, "".join(traceback.format_exception(error)).rstrip()
+        if reason and self._count(ascii(reason), 1, if_lost=1) == 1:
+            place = f" (rank {self.rank} on {socket.gethostname()})" if self.world_size > 1 else ""
+            print(f"error{place}: {reason}", file=sys.stderr, flush=True)
+        if self.world_size > 1:
+            self._count("failures", 1, if_lost=1)
+            time.sleep(GRACE)
+        return status
+
+    def _count(self, key: str, more: int, if_lost: int) -> int:
+        """Adds to a count in the store and returns it. Without a store, it was 0."""
+        try:
+            return more if self.store is None else self.store.add(key, more)
+        except dist.DistError:  # its host has ended
+            return if_lost
+
+    def show_progress(self) -> None:
+        """Lets the processes that wait for this one know that it works."""
+        self._count("progress", 1, if_lost=0)
+
+    def wait_for_all(self) -> None:
+        """Waits until all processes are here, as long as one of them makes progress.
+
+        Raises OtherProcessError if one has failed. A collective operation of NCCL would wait for it.
+        """
+        store = self.store
+        if store is None:
+            return
+        self._meetings += 1
+        meeting = f"meeting {self._meetings}"
+        store.set(f"{meeting} {self.rank}", "")
+        arrived, pause, signs, since = store.add(meeting, 1), 0.001, -1, time.monotonic()
+        while arrived < self.world_size:
+            if store.add("failures", 0):
+                raise OtherProcessError
+            before, signs = signs, arrived + store.add("progress", 0)
+            if signs != before:
+                since = time.monotonic()
+            elif time.monotonic() - since > LONGEST_SILENCE:
+                missing = [str(r) for r in range(self.world_size) if not store.check([f"{meeting} {r}"])]
+                raise InputError(
+                    f"waited {LONGEST_SILENCE / 3600:g} hours for rank {', '.join(missing)}, which did nothing; look"
+                    " for what is wrong on its machine, and start again"
+                )
+            time.sleep(pause)
+            pause = min(1.5 * pause, 1.0)
+            arrived = store.add(meeting, 0)
 
     def broadcast(self, value: Any) -> Any:
         """The value of rank 0."""
@@ -73,23 +165,19 @@ class Processes:
 
     def require_same(self, what: str, value: Any) -> None:
         """Raises InputError, on all ranks, if they differ in `value`: going on, they would wait for each other."""
+        self.wait_for_all()
         values = self.gather(value)
         if any(other != values[0] for other in values):
             raise InputError(f"the processes differ in {what}: {values}; every machine needs the same files")
 
     def together(self, action: Callable[[], T]) -> T:
-        """Does something on every process. Raises InputError on all of them if it fails on one: none waits in vain."""
-        problem, result = None, None
+        """Does something on every process. None goes on unless all have done it. An OSError becomes an InputError."""
         try:
             result = action()
-        except InputError as error:
-            problem = str(error)
         except OSError as error:
-            problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        problems = [problem for problem in self.gather(problem) if problem]
-        if problems:
-            raise InputError(problems[0])
-        return result  # type: ignore[return-value]
+            raise InputError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
+        self.wait_for_all()
+        return result
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Adds up a tensor over all ranks, in place. Not for anything that is back-propagated."""
@@ -98,24 +186,34 @@ class Processes:
         return tensor
 
 
+def _launcher_has_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _attempt() -> str:
+    """The attempt of torchrun (--max-restarts) that this is: its store outlives a restart, but not what is in it.
+
+    On several nodes, whose counts of restarts may differ, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes a new store.
+    """
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
+
+
 def join_group(device: torch.device) -> None:
     """As torch.distributed.launch and torchrun mean it."""
     backend = "nccl" if device.type == "cuda" else "gloo"
-    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if restarts == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+    if _attempt() == "0":
         dist.init_process_group(backend)
         return
-    # torchrun keeps its store over a restart (--max-restarts), and in it the addresses of the processes that ended.
-    # On several nodes, whose counts of restarts may differ, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes a new store.
     store, rank, world_size = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"restart {restarts}", store)
+    store = dist.PrefixStore(f"restart {_attempt()}", store)  # else they find the addresses of those that ended
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def run(main: Callable[[Processes], int], join: Callable[[torch.device], object] = join_group) -> int:
     """Runs the main function of a trainer or an extractor between the start and the end of the process group.
 
-    A user's mistake is told in one line, by rank 0 or the one process that met it, with exit status 2.
+    A user's mistake is printed in one line, with exit status 2. The end of a group waits for the other processes, so
+    that one of several that fails prints why and ends without it; its launcher then ends the others.
     """
     print_any_name()
     gc.freeze()  # what was imported stays: it need not be looked through for garbage, nor copied by workers
@@ -126,16 +224,13 @@ def run(main: Callable[[Processes], int], join: Callable[[torch.device], object]
             keep_freed_memory()
         processes.start(join)
         status = main(processes)
-    except InputError as error:
-        status = tell_mistake(error, 0 if isinstance(error, OneProcessError) else processes.rank)
-    except OSError as error:
-        if not error.filename:
-            raise
-        status = tell_mistake(f"{error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        status = 130
-    finally:
         processes.stop()
+    except (InputError, KeyboardInterrupt) as error:
+        status = processes.report(error)
+    except BaseException as error:
+        if processes.world_size == 1 and not (isinstance(error, OSError) and error.filename):
+            raise
+        status = processes.report(error)
     if processes.world_size > 1:
         # All is written. In Python's own end, a thread of the process group that still holds an object of Python has
         # aborted a process now and then ("terminate called without an active exception"), and so failed the job.

@@ -12,9 +12,13 @@ On a SLURM cluster, this with `sbatch` (SIGTERM makes it save and end two minute
 
     #!/bin/bash
     #SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=32 --time=24:00:00 --signal=TERM@120
+    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
     host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node=8 --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" \
         --rdzv-endpoint="$host:29500" code/train_m3.py
+
+torchrun, told to stop by SIGTERM or Ctrl-C, kills its processes 30 s later, or TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds:
+saving must take less (the run prints how long it takes). PyTorch 2.11 knows 30 s only: set SAVE_EVERY_STEPS there.
 
 The weights with the lowest evaluation loss go to M3_WEIGHTS_PATH, the losses to M3_LOGS_PATH, and the complete state to
 latest_* beside the weights: the same command continues a run that was stopped.

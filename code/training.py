@@ -25,7 +25,7 @@ import config
 from checkpoints import load_checkpoint, load_weights, save_checkpoint
 from files import InputError, remove_leftovers
 from loading import Batches, close_loader
-from processes import OneProcessError, OnItsWay, Processes, precision
+from processes import OnItsWay, Processes, precision
 from run_log import RunLog, choose_logger, commit
 
 STATE = {"optimizer", "lr_sched", "scaler", "epoch", "step", "seed", "world_size", "best_epoch", "min_eval_loss"}
@@ -196,7 +196,10 @@ class Training:
                 "weight": self.weight,
                 "bad_pieces": sorted(self.bad_pieces),
             }
+            began = time.monotonic()
             save_checkpoint(self.settings.latest_path, state)
+            self.processes.say(f"saved {self.settings.latest_path.name} in {time.monotonic() - began:.1f} s")
+        self.processes.wait_for_all()  # a launcher would kill rank 0 while it saves, 30 s after another one has ended
 
     def run(
         self,
@@ -276,7 +279,7 @@ class Training:
         with bar:
             for batch in loader:
                 if "fatal" in batch:
-                    raise OneProcessError(batch["fatal"])
+                    raise InputError(batch["fatal"])
                 self.problems.update(batch["problems"])
                 torch.manual_seed(self._step_seed())
                 told = step(self, batch["batch"].to(self.device))
@@ -353,7 +356,7 @@ class Training:
         """The batches of an evaluation, on the device, with a progress bar."""
         for batch in tqdm(loader, desc="evaluation", unit="step", leave=False, disable=self.processes.rank != 0):
             if "fatal" in batch:
-                raise OneProcessError(batch["fatal"])
+                raise InputError(batch["fatal"])
             self.problems.update(batch["problems"])
             yield batch["batch"].to(self.device)
 

@@ -97,15 +97,24 @@ def run_script(
     return done
 
 
-def run_ranks(count: int, script: Path, *arguments, config: Path | None = None, cwd: Path | str = "/", **changes: str):
+def run_ranks(
+    count: int,
+    script: Path,
+    *arguments,
+    config: Path | list[Path] | None = None,
+    cwd: Path | str = "/",
+    **changes: str,
+):
     """Runs a script as the `count` processes of one job, with what torchrun has in their environment, without torchrun.
 
-    Quick, as `run_script` is. Returns what each of them printed, in the order of their ranks.
+    Quick, as `run_script` is. `config` may be one for each. Returns what each of them printed, in the order of their ranks.
     """
+    configs = config if isinstance(config, list) else [config] * count
     job = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), **changes}
     job |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(count))
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    return _fork(script, arguments, cwd, [environment(config, **job, **rank) for rank in ranks], None)
+    envs = [environment(config, **job, **rank) for config, rank in zip(configs, ranks, strict=True)]
+    return _fork(script, arguments, cwd, envs, None)
 
 
 def _fork(script: Path, arguments: tuple, cwd: Path | str, envs: list[dict], kill_after: float | None) -> list:

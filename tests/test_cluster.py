@@ -2,18 +2,24 @@
 several machines as several launchers on this one."""
 
 import ast
+import io
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
+import processes
+from files import InputError
 from helpers import (
     CODE,
     KIT,
@@ -22,10 +28,13 @@ from helpers import (
     ROOT,
     environment,
     free_port,
+    run,
     run_ranks,
     run_script,
     write_config,
 )
+from processes import OtherProcessError, Processes
+from test_training import TORCHRUN, clamp2_config, m3_config
 
 SCONTROL = '#!/bin/bash\n[ "$*" = "show hostnames nodes[1-2]" ] && echo localhost && echo other\n'
 # starts its command once a machine, and hands it the signals that it gets, as srun does
@@ -96,6 +105,14 @@ def test_training_on_two_machines_ends_saved_at_a_signal_and_continues(cluster, 
     assert f"{latest}, epoch {epoch}, step {step}" in result.stdout and f"epoch {int(epoch) + 1}: train_loss" in result.stdout  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["train_m3.py", "train_clamp2.py"])
+def test_the_scripts_give_nearly_all_the_time_that_is_left_for_saving(tmp_path, name):
+    script = slurm_script(name, tmp_path).read_text()
+    [left] = re.findall(r"--signal=TERM@(\d+)", script)
+    [given] = re.findall(r"^export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)$", script, re.MULTILINE)
+    assert int(left) - 30 < int(given) < int(left)
+
+
 def test_an_array_of_tasks_mirrors_the_folders(cluster, tmp_path):
     (tmp_path / "scores").mkdir()
     for folder in ("interleaved", "mtf"):
@@ -143,3 +160,222 @@ def test_extraction_on_two_machines(cluster, tmp_path):
     assert "5 files, 2 x CPU" in printed[0][0] and "5 done" in printed[0][0] and printed[1][0] == ""
     golden = np.load(KIT / "values.npz")
     np.testing.assert_allclose(np.load(tmp_path / "out" / "plain.npy")[0], golden["clamp2_normalized/plain.mtf"].reshape(-1), atol=1e-4)  # fmt: skip
+
+
+# --- a process that fails -------------------------------------------------------------------------------------------
+HOST = socket.gethostname()
+SCRIPT = ROOT / "tests" / "cluster_script.py"
+
+
+@pytest.fixture
+def agent():
+    """What torchrun has in the environment of its processes, and the store behind it, which outlives them."""
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    yield {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+
+MISTAKES = {
+    "setting": ("train_m3.py", {"M3_BATCH_SIZE": 0}, r"\S+/bad\.py: M3_BATCH_SIZE = 0 is not a positive number"),
+    "folder": ("train_m3.py", {"TRAIN_FOLDERS": ["/no/folder"]}, r"TRAIN_FOLDERS: /no/folder is not a folder; set it in \S+/bad\.py"),
+    "jsonl": ("train_clamp2.py", {"TRAIN_JSONL": "/no/file.jsonl"}, r"TRAIN_JSONL: /no/file\.jsonl is not a file; set it in \S+/bad\.py"),
+    "tokenizer": ("extract_clamp2.py", {"TEXT_MODEL_NAME": "/no/model"}, r".*/no/model.*"),
+    "weights": ("extract_m3.py", {"M3_WEIGHTS_PATH": "/no/weights.pth"}, r"/no/weights\.pth: .*"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank"), [("setting", 1), ("folder", 0), ("jsonl", 1), ("tokenizer", 0), ("weights", 1)]
+)
+def test_the_mistake_of_one_process_is_printed_once_by_it(agent, tmp_path, kind, rank):
+    script, mistake, reason = MISTAKES[kind]
+    if script.startswith("train"):
+        good, arguments = (m3_config if "m3" in script else clamp2_config)(tmp_path), ()
+        bad = tmp_path / "bad.py"
+        bad.write_text(good.read_text())
+    else:
+        good, arguments = write_config(tmp_path / "kit.py", **KIT_MODEL), (KIT / "interleaved", tmp_path / "out")
+        bad = write_config(tmp_path / "bad.py", **KIT_MODEL)
+    with open(bad, "a") as file:
+        file.writelines(f"{name} = {value!r}\n" for name, value in mistake.items())
+    configs = [good, good]
+    configs[rank] = bad
+    ranks = run_ranks(2, CODE / script, *arguments, config=configs, **agent)
+    assert [done.returncode for done in ranks] == [2, 2], ranks
+    assert re.fullmatch(rf"error \(rank {rank} on {re.escape(HOST)}\): {reason}\n", ranks[rank].stderr), ranks
+    assert ranks[1 - rank].stderr == ""
+
+
+@pytest.mark.parametrize("second", ["/no/folder", "/neither"])
+def test_what_all_share_is_printed_once_and_what_they_do_not_by_each(agent, tmp_path, second):
+    configs = [write_config(tmp_path / f"{name[1:3]}{i}.py", TRAIN_FOLDERS=[name]) for i, name in enumerate(["/no/folder", second])]  # fmt: skip
+    if second == "/no/folder":
+        configs = configs[:1] * 2
+    ranks = run_ranks(2, CODE / "train_m3.py", config=configs, **agent)
+    assert [done.returncode for done in ranks] == [2, 2], ranks
+    lines = sorted(
+        line.partition("TRAIN_FOLDERS: ")[2].split()[0] for done in ranks for line in done.stderr.splitlines()
+    )
+    assert lines == sorted({"/no/folder", second})
+
+
+def test_an_error_does_not_wait_for_the_end_of_the_group():
+    """Which never returns here. What rank 0 meets because rank 1 has failed takes one line."""
+    result = run(*TORCHRUN, SCRIPT, "fail", "one", timeout=60)
+    assert result.returncode == 1
+    ours = result.stderr.partition("torch/distributed/elastic/")[0]
+    assert ours.count("Traceback") == ours.count("torch.OutOfMemoryError: one by hand\n") == 1, result.stderr
+    [of_rank_1, of_rank_0] = re.findall(r"^error \(rank (.*)", ours, re.MULTILINE)
+    assert of_rank_1.startswith(f"1 on {HOST}): Traceback")
+    assert of_rank_0.startswith(f"0 on {HOST}): another process has failed, ") and "Connection closed" in of_rank_0
+
+
+def test_an_error_of_all_is_printed_once(agent):
+    """Without a launcher that would kill a process that waits."""
+    ranks = run_ranks(2, SCRIPT, "fail", "both", **agent)
+    assert [done.returncode for done in ranks] == [1, 1], ranks
+    assert sum(done.stderr.count("torch.OutOfMemoryError: both by hand\n") for done in ranks) == 1
+    assert sum(len(re.findall("^error", done.stderr, re.MULTILINE)) for done in ranks) == 1, ranks
+
+
+@pytest.fixture
+def job(monkeypatch):
+    """Makes processes of one job, which share a store."""
+    monkeypatch.setattr(processes, "GRACE", 0.0)
+    store = dist.HashStore()
+
+    def make(rank: int, world_size: int = 2) -> Processes:
+        made = Processes(rank, rank, world_size)
+        made.store = store
+        return made
+
+    return make
+
+
+def test_an_error_after_a_failure_takes_one_line(job, monkeypatch):
+    def printed(rank: int, error: BaseException) -> tuple[int, str]:
+        monkeypatch.setattr("sys.stderr", io.StringIO())
+        return job(rank, 9).report(error), sys.stderr.getvalue()
+
+    no_file = FileNotFoundError(2, "No such file", "/x/\udcff")  # not UTF-8
+    assert printed(0, no_file) == (2, f"error (rank 0 on {HOST}): /x/\udcff: No such file\n")
+    assert printed(1, no_file) == (2, "")
+    assert printed(2, InputError("another mistake")) == (2, f"error (rank 2 on {HOST}): another mistake\n")
+    assert printed(3, OtherProcessError()) == (2, "")
+    lost = "another process has failed, and so has this one: RuntimeError: Connection closed"
+    assert printed(4, RuntimeError("Connection closed\nby peer")) == (1, f"error (rank 4 on {HOST}): {lost}\n")
+    assert printed(5, RuntimeError("Connection closed\nby another peer")) == (1, "")
+    assert printed(6, KeyboardInterrupt()) == (130, "")
+    assert printed(7, SystemExit(2)) == (2, "")
+
+
+def test_a_reason_is_printed_where_the_store_is_lost(capsys, monkeypatch):
+    """Its host has failed. A lost connection is no bug then, and a mistake of this process is one."""
+
+    class Lost:
+        def add(self, key, more):
+            raise dist.DistNetworkError("Broken pipe")
+
+    monkeypatch.setattr(processes, "GRACE", 0.0)
+    job = Processes(1, 1, 2)
+    job.store = Lost()
+    assert job.report(InputError("a mistake")) == 2 and job.report(RuntimeError("Connection closed")) == 1
+    told = capsys.readouterr().err
+    assert told.count("a mistake") == told.count("another process has failed, ") == 1 and len(told.splitlines()) == 2
+
+
+def test_a_restarted_job_begins_anew(agent, monkeypatch):
+    """The store of torchrun is that of the attempt before (--max-restarts)."""
+    agent |= {"MASTER_ADDR": "localhost", "GROUP_WORLD_SIZE": "1"}
+    for attempt in "01":
+        for name, value in (agent | {"TORCHELASTIC_RESTART_COUNT": attempt}).items():
+            monkeypatch.setenv(name, value)
+        assert [Processes(rank, rank, 2)._count("failures", 1, if_lost=0) for rank in range(2)] == [1, 2]
+
+
+def test_one_process_alone_prints_no_rank(capsys, monkeypatch):
+    def main(job):
+        raise InputError("what is wrong")
+
+    monkeypatch.setattr(processes, "GRACE", 3600.0)
+    assert processes.run(main) == 2
+    assert capsys.readouterr().err == "error: what is wrong\n"
+    with pytest.raises(ZeroDivisionError):
+        processes.run(lambda job: 1 // 0)
+
+
+# --- waiting for each other -----------------------------------------------------------------------------------------
+def test_nobody_goes_on_before_all_are_there(job):
+    done, ranks = [], [job(rank, 3) for rank in range(3)]
+    waiting = [threading.Thread(target=lambda r=r: done.append(r.together(lambda: r.rank))) for r in ranks]
+    for meeting in range(2):
+        for thread in waiting[:2]:
+            thread.start()
+        time.sleep(0.05)
+        assert done == []
+        waiting[2].start()
+        for thread in waiting:
+            thread.join(10)
+        assert sorted(done) == [0, 1, 2], meeting
+        done.clear()
+        waiting = [threading.Thread(target=lambda r=r: done.append(r.together(lambda: r.rank))) for r in ranks]
+
+
+def test_nobody_waits_for_one_that_has_failed_or_hangs(job, monkeypatch):
+    monkeypatch.setattr(processes, "LONGEST_SILENCE", 0.3)
+    clock = time.monotonic()
+    with pytest.raises(InputError, match=r"for rank 1, 2, which did nothing"):
+        job(0, 3).wait_for_all()
+    assert time.monotonic() - clock < 5
+    job(1, 3).report(InputError("a mistake"))
+    with pytest.raises(OtherProcessError):
+        job(2, 3).require_same("the data", 3)
+    with pytest.raises(InputError, match=r"^nothing there$"):
+        job(1, 3).together(lambda: (_ for _ in ()).throw(FileNotFoundError("nothing there")))
+    with pytest.raises(InputError, match="here"):
+        job(1, 3).together(lambda: (_ for _ in ()).throw(InputError("here")))
+
+
+def test_one_that_makes_progress_is_waited_for(job, monkeypatch):
+    monkeypatch.setattr(processes, "LONGEST_SILENCE", 0.3)
+    slow, done = job(1), []
+    waiting = threading.Thread(target=lambda: done.append(job(0).wait_for_all()))
+    waiting.start()
+    for _ in range(9):
+        time.sleep(0.1)
+        slow.show_progress()
+    slow.wait_for_all()
+    waiting.join(10)
+    assert done == [None]
+
+
+def test_processes_that_differ(job, monkeypatch):
+    alone = job(0, 1)
+    monkeypatch.setattr(alone, "wait_for_all", lambda: None)
+    monkeypatch.setattr(alone, "gather", lambda value: [value, 4])
+    with pytest.raises(InputError, match=r"the processes differ in the data: \[3, 4\]"):
+        alone.require_same("the data", 3)
+
+
+# --- the time to save in --------------------------------------------------------------------------------------------
+def test_the_launcher_gives_the_time_to_save_that_it_is_told_to(tmp_path):
+    """A save of 3 s, in 1 s and in 60."""
+    jobs = {}
+    for seconds in (1, 60):
+        folder = tmp_path / str(seconds)
+        folder.mkdir()
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", SCRIPT, "save", folder, "3"]  # fmt: skip
+        env = environment(TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(seconds))
+        jobs[seconds] = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not all((tmp_path / str(seconds) / "begun").exists() for seconds in jobs) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for process in jobs.values():
+            process.terminate()
+        printed = {seconds: process.communicate(timeout=60)[0] for seconds, process in jobs.items()}
+    finally:
+        for process in jobs.values():
+            process.kill()
+    assert "saved" not in printed[1] and not (tmp_path / "1" / "latest_weights.pth").exists(), printed[1]
+    [took] = re.findall(r"^saved latest_weights\.pth in (3\.\d) s$", printed[60], re.MULTILINE)
+    assert float(took) >= 3 and torch.load(tmp_path / "60" / "latest_weights.pth", weights_only=True)["step"] > 0

@@ -204,7 +204,7 @@ def test_another_error_of_writing_ends_the_extraction(tmp_path, weights):
 
 
 class Job(Processes):
-    """Processes as threads: `gather` is theirs together."""
+    """Processes as threads: `gather` and `wait_for_all` are theirs together."""
 
     @classmethod
     def run(cls, size: int, function) -> list:
@@ -228,6 +228,9 @@ class Job(Processes):
         values = list(self.values)
         self.barrier.wait()
         return values
+
+    def wait_for_all(self):
+        self.barrier.wait()
 
 
 def test_processes_share_the_files_and_the_counts_are_of_all(tmp_path, weights, capsys):

@@ -440,6 +440,22 @@ def test_a_process_that_is_told_to_stop_says_so_to_all(tmp_path, monkeypatch):
     assert status == training.INTERRUPTED and all(sums[2] == 1.0 for sums in seen if len(sums) == 4)
 
 
+def test_no_process_ends_before_the_state_is_saved(tmp_path, monkeypatch):
+    """A launcher that is not told to stop itself takes the first one that ends for a failure, and kills the others."""
+    monkeypatch.setattr(config, "NUM_WORKERS", 0)
+    monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
+    saved = []
+
+    class Waiting(OneOfTwo):
+        def wait_for_all(self):
+            saved.append((tmp_path / "latest_weights.pth").exists())
+
+    run = a_run(tmp_path, job=Waiting())
+    run._stop = True
+    assert finish(run, given(*[([0.0, 1.0], 2.0, 1.0)] * 3), []) == training.INTERRUPTED
+    assert saved[-1] and not saved[-2]
+
+
 def test_an_evaluation_keeps_no_graph_and_only_a_better_epoch_replaces_the_best(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "NUM_WORKERS", 0)
     enabled = []

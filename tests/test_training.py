@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ import train_clamp2
 import train_m3
 import training
 import utils
-from files import InputError
 from helpers import (
     CODE,
     KIT,
@@ -373,34 +371,6 @@ def test_bad_files_of_music_are_named_and_replaced(tmp_path):
     for problem in ("empty.mtf: the file is empty", "silent.abc: there is no note", "\\udcff.mtf: the file is empty"):
         assert result.stdout.count(problem) == (tmp_path / "logs_m3.txt").read_text().count(problem) == 1, problem
     assert "bad pieces: 3" in result.stdout.splitlines()
-
-
-@pytest.mark.parametrize(("rank", "error"), [(0, InputError), (1, InputError), (1, processes.OneProcessError)])
-def test_a_mistake_is_told_once(monkeypatch, capsys, rank, error):
-    """By rank 0, which the others give time for it, or by the one process that met it."""
-
-    def main(job):
-        raise error("what is wrong")
-
-    waited = []
-    monkeypatch.setattr("time.sleep", waited.append)
-    monkeypatch.setenv("RANK", str(rank))
-    assert processes.run(main) == 2
-    silent = rank == 1 and error is InputError
-    assert capsys.readouterr().err == ("" if silent else "error: what is wrong\n") and bool(waited) == silent
-
-
-def test_what_fails_on_one_process_fails_on_all(monkeypatch):
-    job = processes.Processes()
-    monkeypatch.setattr(job, "gather", lambda value: [value, "a problem of rank 1"])
-    with pytest.raises(InputError, match="a problem of rank 1"):
-        job.together(lambda: 3)
-    with pytest.raises(InputError, match="the processes differ in the data"):
-        job.require_same("the data", 3)
-    monkeypatch.setattr(job, "gather", lambda value: [value, None])
-    assert job.together(lambda: 3) == 3
-    with pytest.raises(InputError, match="No such file"):
-        job.together(lambda: Path("/no/such/file").read_text())
 
 
 def test_a_state_that_is_not_complete(tmp_path):
