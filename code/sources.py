@@ -1,0 +1,289 @@
+"""Which source each output of a folder was made from: what is finished, how outputs are named, what has no source.
+
+One rule for the extractors and for the conversion scripts. An output belongs to one source, known by its path in the
+input folder and by size and time of change (equal, not newer); where only the time differs, as in a copied folder, by
+its content. If the source differs, the output is made anew.
+
+The record is a file of JSON lines, one for each source: [run, source, folder, size, time, digest, outputs ...]. A line
+is added before its outputs are written, with a size of -1, and another one after it: after a kill at any moment, an
+output is made anew or recognised, and never taken for that of another source or of another time. Several processes
+write a file each, which the next start puts together. A folder without a record is an earlier version's: there, an
+output that is not older than its source is accepted.
+
+Shared by `code/` and `process_data/`; imports nothing but the standard library and `files`.
+"""
+
+import contextlib
+import errno
+import glob
+import hashlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import files
+
+UNKNOWN = -1  # as the size of a source: its outputs are being made, or were when the process was killed
+
+PARTLY = -2  # likewise; others have got some of its outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What the outputs of one source were made from."""
+
+    folder: str  # the input folder, absolute
+    size: int
+    mtime: int  # nanoseconds
+    digest: str  # of the content, or "" if it is not known
+    outputs: tuple[str, ...]  # paths in the output folder
+
+
+class Sources:
+    """The record of an output folder, by the paths of the sources in the input folder.
+
+    Args:
+        path: the record, NAME.jsonl. A part of a run writes NAME.1-of-3.jsonl, and reads all.
+        source: the input folder, or one file of it.
+        target: the output folder.
+        part: (which, of how many) processes or shards write.
+    """
+
+    def __init__(self, path: Path, source: Path, target: Path, part: tuple[int, int] = (1, 1)):
+        self.target, self.is_folder = target, source.is_dir()
+        self.folder = str((source if self.is_folder else source.parent).resolve())
+        self.whole = path
+        self.path = path if part[1] == 1 else path.with_name(f"{path.stem}.{part[0]}-of-{part[1]}.jsonl")
+        self.made: dict[str, Made] = {}  # by source
+        self.owner: dict[str, str] = {}  # the source of each output
+        self.seen: dict[str, tuple[int, int]] = {}  # size and time of the sources that are being read
+        self.lock = threading.Lock()
+        self.inputs: set[str] = set()
+        self.parts = sorted(path.parent.glob(glob.escape(path.stem) + ".[0-9]*-of-*.jsonl"))
+        self.exists = bool(self.parts) or path.exists()
+        self.run, self.changed = 1, False
+        self._read()
+
+    def _read(self) -> None:
+        lines = [line for path in (self.whole, *self.parts) for line in _lines(path)]
+        lines.sort(key=lambda line: line[0])  # of several parts, what a later run wrote counts
+        for _, source, made in lines:
+            self._own(source, made)
+        self.run += max((run for run, _, _ in lines), default=0)
+        if not any(os.path.exists(self.target / output) for output in self.owner):  # a folder that was emptied
+            self.made, self.owner = {}, {}
+
+    def _own(self, source: str, made: Made) -> None:
+        """From here on, the outputs are this source's and nobody else's."""
+        for output in made.outputs:
+            other = self.owner.get(output, source)
+            if other != source:
+                rest = tuple(o for o in self.made[other].outputs if o != output)
+                self.made[other] = replace(self.made[other], size=PARTLY, outputs=rest)
+                if not rest:
+                    del self.made[other]
+            self.owner[output] = source
+        if before := self.made.get(source):
+            for output in set(before.outputs).difference(made.outputs):
+                self.owner.pop(output, None)
+        if made.outputs:
+            self.made[source] = made
+        else:
+            self.made.pop(source, None)
+
+    def names(self, inputs: list[Path], suffix: str) -> dict[Path, Path]:
+        """The outputs of all inputs: what a source had it keeps; a newcomer that meets it gets the longer name."""
+        self.inputs = {path.as_posix() for path in inputs}
+        names = files.output_names(inputs, suffix)
+        full = {path.with_name(path.name + suffix): path for path in inputs}
+        kept = {}
+        for path in inputs:
+            made = self.made.get(path.as_posix())
+            if made and len(made.outputs) == 1 and made.size != PARTLY:
+                name = Path(made.outputs[0])
+                if full.get(name, path) == path:  # else it is the only one that is left for another input
+                    kept[path] = name
+
+        def is_taken(name: Path) -> bool:
+            owner = self.owner.get(name.as_posix())
+            return owner is not None and owner not in self.inputs and self._is_there(owner)
+
+        return files.lengthen(names | kept, suffix, kept, is_taken)
+
+    def adopt(self, found: Iterable[tuple[str, Path, list[Path]]]) -> None:
+        """Takes over the outputs of an earlier version, which kept no record: (name, source, outputs that are there).
+
+        Of their sources no content is noted, so that nothing is read; a copied folder of them is made anew.
+        """
+        for name, source, outputs in found:
+            with contextlib.suppress(OSError):
+                size, mtime = _state(source)
+                if outputs and all(os.stat(output).st_mtime_ns >= mtime for output in outputs):
+                    self._own(name, Made(self.folder, size, mtime, "", self._relative(outputs)))
+
+    def begin(self) -> None:
+        """Puts the record in order. From here on, an output that it does not know is not finished."""
+        if not self.exists:
+            self._rewrite()
+        self._tidy()
+
+    def finished(self, name: str, source: Path) -> tuple[str, ...]:
+        """The outputs of a source, if they are there and made from what it holds now; else nothing."""
+        made = self.made.get(name)
+        if not made or not all(os.path.exists(self.target / output) for output in made.outputs):
+            return ()
+        try:
+            size, mtime = _state(source)
+            if size != made.size or (mtime != made.mtime and (not made.digest or _digest(source) != made.digest)):
+                return ()
+        except OSError:  # reading it will say so
+            return ()
+        if (mtime, self.folder) != (made.mtime, made.folder):  # a copy
+            self._add({name: replace(made, folder=self.folder, mtime=mtime)})
+        return made.outputs
+
+    def making(self, todo: Iterable[tuple[str, Path, list[Path]]]) -> None:
+        """To be called before outputs are made, with (name, source, outputs): until `add`, what they hold is unknown.
+
+        The source has the first of the outputs from now on, the others may come.
+        """
+        claims = {}
+        for name, source, outputs in todo:
+            self.seen[name] = (UNKNOWN, 0)
+            with contextlib.suppress(OSError):
+                self.seen[name] = _state(source)
+            first, *others = self._relative(outputs)
+            for owner in filter(None, map(self.owner.get, others)):
+                claims[owner] = replace(self.made[owner], size=UNKNOWN)
+            old = self.made[name].outputs if name in self.made else ()
+            claims[name] = Made(self.folder, UNKNOWN, 0, "", tuple(dict.fromkeys((*old, first))))
+        self._add(claims)
+
+    def add(self, name: str, source: Path, outputs: list[Path], is_wanted: Callable[[str], bool]) -> None:
+        """Records outputs that are written. Those that the source had under other names go, if no other has them now.
+
+        To be called from any thread. A source that was changed meanwhile counts as unfinished the next time.
+        """
+        new = self._relative(outputs)
+        self._remove_old(name, new, is_wanted)
+        before, digest = self.seen.pop(name), ""
+        with contextlib.suppress(OSError):
+            found = _digest(source)
+            digest = found if _state(source) == before else ""
+        self._add({name: Made(self.folder, *before, digest, new)})
+
+    def drop(self, name: str, outputs: list[Path], is_wanted: Callable[[str], bool]) -> None:
+        """A source failed: its outputs, which were made of an earlier state of it, go."""
+        del self.seen[name]
+        for output in outputs:
+            files.remove(output)
+        if name in self.made:
+            self._remove_old(name, (), is_wanted)
+            self._add({name: replace(self.made[name], outputs=())})
+
+    def lost(self, is_wanted: Callable[[str], bool]) -> list[str]:
+        """The outputs whose source is gone from its folder. `is_wanted`: whether an output is that of an input now."""
+        if not self.is_folder:
+            return []
+        return sorted(
+            output
+            for name, made in self.made.items()
+            if name not in self.inputs and not self._is_there(name)
+            for output in made.outputs
+            if not is_wanted(output) and os.path.lexists(self.target / output)
+        )
+
+    def strays(self, suffix: str, is_wanted: Callable[[str], bool]) -> list[str]:
+        """The files in the output folder that look like outputs, and of which the record knows nothing."""
+        if not self.is_folder or Path(self.folder).is_relative_to(self.target.resolve()):
+            return []
+        there = (path.as_posix() for path in files.list_files(self.target, [suffix])[0])
+        return [name for name in there if name not in self.owner and not is_wanted(name)]
+
+    def finish(self, suffix: str, is_wanted: Callable[[str], bool], remove: bool) -> str:
+        """Names what no source stands behind, removes it if asked, and puts the record in order.
+
+        Returns what is to be added to the counts: "", or "; 2 outputs without a source".
+        """
+        lost, strays = self.lost(is_wanted), self.strays(suffix, is_wanted)
+        doing = "removed" if remove else "--remove_orphans removes them"
+        files.name_all(f"outputs whose source is gone ({doing})", lost)
+        files.name_all("files among the outputs that no run has recorded (left alone)", strays)
+        for output in lost if remove else []:
+            source = self.owner[output]
+            files.remove(self.target / output)
+            made = self.made[source]
+            self._add({source: replace(made, outputs=tuple(o for o in made.outputs if o != output))})
+        self._tidy()
+        count = len(strays) + (0 if remove else len(lost))
+        return f"; {count} outputs without a source" if count else ""
+
+    def _is_there(self, name: str) -> bool:
+        return os.path.lexists(os.path.join(self.made[name].folder, name))
+
+    def _relative(self, outputs: list[Path]) -> tuple[str, ...]:
+        return tuple(output.relative_to(self.target).as_posix() for output in outputs)
+
+    def _remove_old(self, name: str, new: tuple[str, ...], is_wanted: Callable[[str], bool]) -> None:
+        made = self.made.get(name)
+        for output in set(made.outputs if made else ()).difference(new):
+            if not is_wanted(output):
+                files.remove(self.target / output)
+
+    def _add(self, entries: dict[str, Made]) -> None:
+        # After a line break, since a full disk may have left a part of a line.
+        lines = b"".join(b"\n" + _line(self.run, source, made) for source, made in entries.items())
+        with self.lock:
+            try:
+                with open(self.path, "ab", buffering=0) as file:
+                    if file.write(lines) != len(lines):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                error.filename = str(self.path)
+                raise
+            for source, made in entries.items():
+                self._own(source, made)
+            self.changed = True
+
+    def _tidy(self) -> None:
+        """Puts all parts and added lines together; a part of a run leaves the files of the others alone."""
+        if self.path == self.whole and (self.changed or self.parts or self.run > 1):
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        with files.atomic_write(self.path) as file:
+            file.writelines(_line(0, source, made) + b"\n" for source, made in sorted(self.made.items()))
+        self.changed = False
+        if self.path == self.whole:
+            for part in self.parts:
+                part.unlink(missing_ok=True)
+            self.parts = []
+
+
+def _line(run: int, source: str, made: Made) -> bytes:
+    # In ASCII: a file name that is no UTF-8 comes back as it was.
+    return json.dumps([run, source, made.folder, made.size, made.mtime, made.digest, *made.outputs]).encode()
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str, Made]]:
+    """(run, source, made); what a kill or a full disk left of a line is no line."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError, TypeError):
+                run, source, folder, size, mtime, digest, *outputs = json.loads(line)
+                yield run, source, Made(sys.intern(folder), size, mtime, digest, tuple(outputs))
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size and time of change."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
