@@ -138,17 +138,16 @@ def extract(
     share = files[job.rank :: job.world_size]
     todo = job.together(lambda: find_todo(record, base, target, share, names))
     failures: list[dict] = []
-    wanted = {name.as_posix() for name in names.values()}
 
     def fail(file: Path, problem: str) -> None:
         failures.append({"file": file.as_posix(), "error": problem})
-        record.drop(file.as_posix(), [target / names[file]], wanted.__contains__)
+        record.drop(file.as_posix(), [target / names[file]])
 
     def save(file: Path, feature: np.ndarray) -> str | None:
         path = target / names[file]
         problem = write(path, feature)
         if not problem:
-            record.add(file.as_posix(), base / file, [path], wanted.__contains__)
+            record.add(file.as_posix(), base / file, [path])
         return problem
 
     def contents() -> Iterator[np.ndarray]:
@@ -193,7 +192,7 @@ def extract(
     if job.rank == 0:
         report(target, failures)
         record, _ = read_record(source, target, files)  # with what the others have added
-        orphans = record.finish(".npy", wanted.__contains__, remove_orphans)
+        orphans = record.finish(remove_orphans)
         counts = f"{sum(done)} done, {sum(skipped)} skipped (they were there), {len(failures)} failed{orphans}"
         print(counts + (f"; {len(others)} files of other types were left alone" if others else ""))
     return 1 if failures else 0
@@ -349,7 +348,8 @@ def open_record(job: Processes, source: Path, target: Path, files: list[Path]) -
         record, names = read_record(source, target, files)
         if not record.exists:
             base = source.parent if source.is_file() else source
-            record.adopt((file.as_posix(), base / file, [target / names[file]]) for file in files)
+            outputs = {file: target / name for file, name in names.items()}
+            record.adopt((file.as_posix(), base / file, output, [output]) for file, output in outputs.items())
         record.begin()
 
     job.together(lambda: begin() if job.rank == 0 else None)

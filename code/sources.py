@@ -4,11 +4,11 @@ One rule for the extractors and for the conversion scripts. An output belongs to
 input folder and by size and time of change (equal, not newer); where only the time differs, as in a copied folder, by
 its content. If the source differs, the output is made anew.
 
-The record is a file of JSON lines, one for each source: [run, source, folder, size, time, digest, outputs ...]. A line
-is added before its outputs are written, with a size of -1, and another one after it: after a kill at any moment, an
-output is made anew or recognised, and never taken for that of another source or of another time. Several processes
-write a file each, which the next start puts together. A folder without a record is an earlier version's: there, an
-output that is not older than its source is accepted.
+The record is a file of JSON lines, one for each source: [run, source, folder, size, time, digest, name], and
+the outputs where they are not the one of that name. A line is added before its outputs are written, with a size of -1,
+and another one after it: after a kill at any moment, an output is made anew or recognised, and never taken for that of
+another source or of another time. Several processes write a file each, which the next start puts together. A folder
+without a record is an earlier version's: there, an output that is not older than its source is accepted.
 
 Shared by `code/` and `process_data/`; imports nothing but the standard library and `files`.
 """
@@ -21,15 +21,13 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import files
 
 UNKNOWN = -1  # as the size of a source: its outputs are being made, or were when the process was killed
-
-PARTLY = -2  # likewise; others have got some of its outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,8 @@ class Made:
     size: int
     mtime: int  # nanoseconds
     digest: str  # of the content, or "" if it is not known
-    outputs: tuple[str, ...]  # paths in the output folder
+    name: str  # of the output in the output folder, which numbered outputs may stand for
+    outputs: tuple[str, ...]
 
 
 class Sources:
@@ -63,6 +62,8 @@ class Sources:
         self.seen: dict[str, tuple[int, int]] = {}  # size and time of the sources that are being read
         self.lock = threading.Lock()
         self.inputs: set[str] = set()
+        self.named: set[str] = set()  # the outputs that the inputs have, if they have one each
+        self.coming: dict[str, str] = {}  # NAME.1.abc of the inputs whose outputs NAME.1.abc, NAME.2.abc may come now
         self.parts = sorted(path.parent.glob(glob.escape(path.stem) + ".[0-9]*-of-*.jsonl"))
         self.exists = bool(self.parts) or path.exists()
         self.run, self.changed = 1, False
@@ -76,6 +77,20 @@ class Sources:
         self.run += max((run for run, _, _ in lines), default=0)
         if not any(os.path.exists(self.target / output) for output in self.owner):  # a folder that was emptied
             self.made, self.owner = {}, {}
+        for source, made in list(self.made.items()):
+            if made.size == UNKNOWN and len(made.outputs) > 1:
+                self._own(source, replace(made, outputs=(*made.outputs, *self._killed_in(made.outputs))))
+
+    def _killed_in(self, outputs: tuple[str, ...]) -> Iterator[str]:
+        """What else there is of numbered outputs, of which a kill has left the last ones: NAME.3.abc of NAME.1.abc."""
+        for output in outputs:
+            path = Path(output)
+            if path.stem.endswith(".1"):
+                stem = path.stem.removesuffix("1")
+                for other in (self.target / path.parent).glob(f"{glob.escape(stem)}[0-9]*{path.suffix}"):
+                    name = path.with_name(other.name).as_posix()
+                    if other.stem.removeprefix(stem).isdecimal() and name not in self.owner:
+                        yield name
 
     def _own(self, source: str, made: Made) -> None:
         """From here on, the outputs are this source's and nobody else's."""
@@ -83,7 +98,7 @@ class Sources:
             other = self.owner.get(output, source)
             if other != source:
                 rest = tuple(o for o in self.made[other].outputs if o != output)
-                self.made[other] = replace(self.made[other], size=PARTLY, outputs=rest)
+                self.made[other] = replace(self.made[other], size=UNKNOWN, outputs=rest)
                 if not rest:
                     del self.made[other]
             self.owner[output] = source
@@ -100,30 +115,33 @@ class Sources:
         self.inputs = {path.as_posix() for path in inputs}
         names = files.output_names(inputs, suffix)
         full = {path.with_name(path.name + suffix): path for path in inputs}
-        kept = {}
+        kept, used = {}, set()
         for path in inputs:
             made = self.made.get(path.as_posix())
-            if made and len(made.outputs) == 1 and made.size != PARTLY:
-                name = Path(made.outputs[0])
-                if full.get(name, path) == path:  # else it is the only one that is left for another input
-                    kept[path] = name
+            name = Path(made.name) if made else None
+            if name and name not in used and full.get(name, path) == path:  # else it is the last resort of another
+                kept[path] = name
+                used.add(name)
 
         def is_taken(name: Path) -> bool:
             owner = self.owner.get(name.as_posix())
             return owner is not None and owner not in self.inputs and self._is_there(owner)
 
-        return files.lengthen(names | kept, suffix, kept, is_taken)
+        names = files.lengthen(names | kept, suffix, kept, is_taken)
+        self.suffix, self.named = suffix, {name.as_posix() for name in names.values()}
+        return names
 
-    def adopt(self, found: Iterable[tuple[str, Path, list[Path]]]) -> None:
-        """Takes over the outputs of an earlier version, which kept no record: (name, source, outputs that are there).
+    def adopt(self, found: Iterable[tuple[str, Path, Path, list[Path]]]) -> None:
+        """Takes over what an earlier version made: (name, source, output that it may have, outputs that are there).
 
         Of their sources no content is noted, so that nothing is read; a copied folder of them is made anew.
         """
-        for name, source, outputs in found:
+        for name, source, output, outputs in found:
             with contextlib.suppress(OSError):
                 size, mtime = _state(source)
-                if outputs and all(os.stat(output).st_mtime_ns >= mtime for output in outputs):
-                    self._own(name, Made(self.folder, size, mtime, "", self._relative(outputs)))
+                if outputs and all(os.stat(path).st_mtime_ns >= mtime for path in outputs):
+                    called = output.relative_to(self.target).as_posix()
+                    self._own(name, Made(self.folder, size, mtime, "", called, self._relative(outputs)))
 
     def begin(self) -> None:
         """Puts the record in order. From here on, an output that it does not know is not finished."""
@@ -149,44 +167,47 @@ class Sources:
     def making(self, todo: Iterable[tuple[str, Path, list[Path]]]) -> None:
         """To be called before outputs are made, with (name, source, outputs): until `add`, what they hold is unknown.
 
-        The source has the first of the outputs from now on, the others may come.
+        outputs: the one that it may have, and the first one if it may have several.
         """
         claims = {}
         for name, source, outputs in todo:
             self.seen[name] = (UNKNOWN, 0)
             with contextlib.suppress(OSError):
                 self.seen[name] = _state(source)
-            first, *others = self._relative(outputs)
-            for owner in filter(None, map(self.owner.get, others)):
-                claims[owner] = replace(self.made[owner], size=UNKNOWN)
-            old = self.made[name].outputs if name in self.made else ()
-            claims[name] = Made(self.folder, UNKNOWN, 0, "", tuple(dict.fromkeys((*old, first))))
+            first, *numbered = self._relative(outputs)
+            if numbered:
+                self.coming[name] = numbered[0]
+            before = self.made[name].outputs if name in self.made else ()
+            old = [output for output in before if output not in self.named]
+            claims[name] = Made(self.folder, UNKNOWN, 0, "", first, tuple(dict.fromkeys((*old, first, *numbered))))
         self._add(claims)
 
-    def add(self, name: str, source: Path, outputs: list[Path], is_wanted: Callable[[str], bool]) -> None:
+    def add(self, name: str, source: Path, outputs: list[Path]) -> None:
         """Records outputs that are written. Those that the source had under other names go, if no other has them now.
 
         To be called from any thread. A source that was changed meanwhile counts as unfinished the next time.
         """
         new = self._relative(outputs)
-        self._remove_old(name, new, is_wanted)
+        self._settle(name)
+        self._remove_old(name, new)
         before, digest = self.seen.pop(name), ""
         with contextlib.suppress(OSError):
             found = _digest(source)
             digest = found if _state(source) == before else ""
-        self._add({name: Made(self.folder, *before, digest, new)})
+        self._add({name: Made(self.folder, *before, digest, self.made[name].name, new)})
 
-    def drop(self, name: str, outputs: list[Path], is_wanted: Callable[[str], bool]) -> None:
-        """A source failed: its outputs, which were made of an earlier state of it, go."""
+    def drop(self, name: str, outputs: list[Path]) -> None:
+        """A source failed: its outputs, which were made of an earlier state of it, go. It keeps its name."""
         del self.seen[name]
+        self._settle(name)
         for output in outputs:
             files.remove(output)
         if name in self.made:
-            self._remove_old(name, (), is_wanted)
-            self._add({name: replace(self.made[name], outputs=())})
+            self._remove_old(name, ())
+            self._add({name: replace(self.made[name], size=UNKNOWN, outputs=(self.made[name].name,))})
 
-    def lost(self, is_wanted: Callable[[str], bool]) -> list[str]:
-        """The outputs whose source is gone from its folder. `is_wanted`: whether an output is that of an input now."""
+    def lost(self) -> list[str]:
+        """The outputs whose source is gone from its folder."""
         if not self.is_folder:
             return []
         return sorted(
@@ -194,22 +215,22 @@ class Sources:
             for name, made in self.made.items()
             if name not in self.inputs and not self._is_there(name)
             for output in made.outputs
-            if not is_wanted(output) and os.path.lexists(self.target / output)
+            if not self._is_wanted(output) and os.path.lexists(self.target / output)
         )
 
-    def strays(self, suffix: str, is_wanted: Callable[[str], bool]) -> list[str]:
+    def strays(self) -> list[str]:
         """The files in the output folder that look like outputs, and of which the record knows nothing."""
         if not self.is_folder or Path(self.folder).is_relative_to(self.target.resolve()):
             return []
-        there = (path.as_posix() for path in files.list_files(self.target, [suffix])[0])
-        return [name for name in there if name not in self.owner and not is_wanted(name)]
+        there = (path.as_posix() for path in files.list_files(self.target, [self.suffix])[0])
+        return [name for name in there if name not in self.owner and not self._is_wanted(name)]
 
-    def finish(self, suffix: str, is_wanted: Callable[[str], bool], remove: bool) -> str:
+    def finish(self, remove: bool) -> str:
         """Names what no source stands behind, removes it if asked, and puts the record in order.
 
         Returns what is to be added to the counts: "", or "; 2 outputs without a source".
         """
-        lost, strays = self.lost(is_wanted), self.strays(suffix, is_wanted)
+        lost, strays = self.lost(), self.strays()
         doing = "removed" if remove else "--remove_orphans removes them"
         files.name_all(f"outputs whose source is gone ({doing})", lost)
         files.name_all("files among the outputs that no run has recorded (left alone)", strays)
@@ -217,10 +238,22 @@ class Sources:
             source = self.owner[output]
             files.remove(self.target / output)
             made = self.made[source]
-            self._add({source: replace(made, outputs=tuple(o for o in made.outputs if o != output))})
+            rest = tuple(o for o in made.outputs if o != output)
+            self._add({source: replace(made, size=UNKNOWN, name=made.name if rest else "", outputs=rest)})
         self._tidy()
         count = len(strays) + (0 if remove else len(lost))
         return f"; {count} outputs without a source" if count else ""
+
+    def _settle(self, name: str) -> None:
+        if self.path == self.whole:  # else other shards may be writing theirs
+            self.coming.pop(name, None)
+
+    def _is_wanted(self, output: str) -> bool:
+        """Whether an output is that of an input, or may be one that is just being written."""
+        if output in self.named:
+            return True
+        stem, _, number = output.removesuffix(self.suffix).rpartition(".")
+        return number.isdecimal() and f"{stem}.1{self.suffix}" in self.coming.values()
 
     def _is_there(self, name: str) -> bool:
         return os.path.lexists(os.path.join(self.made[name].folder, name))
@@ -228,10 +261,10 @@ class Sources:
     def _relative(self, outputs: list[Path]) -> tuple[str, ...]:
         return tuple(output.relative_to(self.target).as_posix() for output in outputs)
 
-    def _remove_old(self, name: str, new: tuple[str, ...], is_wanted: Callable[[str], bool]) -> None:
+    def _remove_old(self, name: str, new: tuple[str, ...]) -> None:
         made = self.made.get(name)
         for output in set(made.outputs if made else ()).difference(new):
-            if not is_wanted(output):
+            if not self._is_wanted(output):
                 files.remove(self.target / output)
 
     def _add(self, entries: dict[str, Made]) -> None:
@@ -265,8 +298,9 @@ class Sources:
 
 
 def _line(run: int, source: str, made: Made) -> bytes:
+    others = () if made.outputs in ((made.name,), ()) else made.outputs
     # In ASCII: a file name that is no UTF-8 comes back as it was.
-    return json.dumps([run, source, made.folder, made.size, made.mtime, made.digest, *made.outputs]).encode()
+    return json.dumps([run, source, made.folder, made.size, made.mtime, made.digest, made.name, *others]).encode()
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, Made]]:
@@ -274,8 +308,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str, Made]]:
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:
             with contextlib.suppress(ValueError, TypeError):
-                run, source, folder, size, mtime, digest, *outputs = json.loads(line)
-                yield run, source, Made(sys.intern(folder), size, mtime, digest, tuple(outputs))
+                run, source, folder, size, mtime, digest, name, *others = json.loads(line)
+                outputs = tuple(others or ([name] if name else []))
+                yield run, source, Made(sys.intern(folder), size, mtime, digest, name, outputs)
 
 
 def _state(path: Path) -> tuple[int, int]:

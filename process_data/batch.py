@@ -125,17 +125,17 @@ class _Report:
         self.warnings.discard(job.name)
         if error:
             self.failed += 1
-            self.batch.sources.drop(job.name, [], self.batch.is_wanted)
+            self.batch.sources.drop(job.name, [])
             self.errors.add(job.name, error)
             return
         self.done += 1
-        self.batch.sources.add(job.name, job.source, job.outputs(), self.batch.is_wanted)
+        self.batch.sources.add(job.name, job.source, job.outputs())
         if warnings:
             self.warned += 1
             self.warnings.add(job.name, warnings)
 
     def finish(self, remove_orphans: bool) -> None:
-        orphans = self.batch.sources.finish(self.batch.suffix, self.batch.is_wanted, remove_orphans)
+        orphans = self.batch.sources.finish(remove_orphans)
         for log in (self.errors, self.warnings):
             log.finish()
             if len(log):

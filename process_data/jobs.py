@@ -91,8 +91,7 @@ class Batch:
         self.sources = sources.Sources(output / f".sources{target}.jsonl", source, output, shard)
         self.names = self.sources.names(inputs, target)
         self.stems = _numbered_stems(self.names, target) if several else {}
-        self.suffix, self.all_inputs = target, inputs
-        self.used = {*self.names.values()}, {*self.stems.values()}
+        self.all_inputs, self.suffix, self.is_shard = inputs, target, shard[1] > 1
         _refuse_overlap(source, output, self.names.values())
         self.inputs = inputs[shard[0] - 1 :: shard[1]]
         self.other_files = len(others)
@@ -114,19 +113,14 @@ class Batch:
     def begin(self) -> None:
         """Puts the record of what outputs were made from in order."""
         if not self.sources.exists:
-            self.sources.adopt((job.name, job.source, job.outputs()) for job in self._jobs(self.all_inputs))
+            self.sources.adopt((job.name, job.source, job.output, job.outputs()) for job in self._jobs(self.all_inputs))
         self.sources.begin()
+        if self.is_shard:  # the others write at the same time
+            self.sources.coming = {path.as_posix(): f"{stem}.1{self.suffix}" for path, stem in self.stems.items()}
 
     def is_finished(self, job: Job) -> bool:
         made = self.sources.finished(job.name, job.source)
         return bool(made) and job.may_have([self.output / name for name in made])
-
-    def is_wanted(self, name: str) -> bool:
-        """Whether an output is one that an input has now, or may have."""
-        names, stems = self.used
-        path = Path(name)
-        stem, _, number = path.name.removesuffix(self.suffix).rpartition(".")
-        return path in names or (bool(stem) and number.isdecimal() and path.with_name(stem) in stems)
 
 
 def _numbered_stems(names: dict[Path, Path], suffix: str) -> dict[Path, Path]:
