@@ -249,7 +249,13 @@ def report_full_disk() -> Iterator[None]:
 
 def find_todo(record: Sources, base: Path, target: Path, share: list[Path], names: dict[Path, Path]) -> list[Path]:
     """The files whose features are to be made."""
-    todo = [file for file in share if record.finished(file.as_posix(), base / file) != (names[file].as_posix(),)]
+
+    def is_finished(file: Path) -> bool:
+        source, feature = base / file, target / names[file]
+        made = record.finished(file.as_posix(), source) or record.adopt(file.as_posix(), source, feature, [feature])
+        return made == (names[file].as_posix(),)
+
+    todo = [file for file in share if not is_finished(file)]
     record.making((file.as_posix(), base / file, [target / names[file]]) for file in todo)
     return todo
 
@@ -344,15 +350,7 @@ def read_record(
 def open_record(job: Processes, source: Path, target: Path, files: list[Path]) -> tuple[Sources, dict[Path, Path]]:
     """The same at the start of an extraction: rank 0 puts it in order, then every process writes a part of its own."""
 
-    def begin() -> None:
-        record, names = read_record(source, target, files)
-        if not record.exists:
-            base = source.parent if source.is_file() else source
-            outputs = {file: target / name for file, name in names.items()}
-            record.adopt((file.as_posix(), base / file, output, [output]) for file, output in outputs.items())
-        record.begin()
-
-    job.together(lambda: begin() if job.rank == 0 else None)
+    job.together(lambda: read_record(source, target, files)[0].tidy() if job.rank == 0 else None)
     return job.together(lambda: read_record(source, target, files, (job.rank + 1, job.world_size)))
 
 

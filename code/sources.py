@@ -7,8 +7,8 @@ its content. If the source differs, the output is made anew.
 The record is a file of JSON lines, one for each source: [run, source, folder, size, time, digest, name], and
 the outputs where they are not the one of that name. A line is added before its outputs are written, with a size of -1,
 and another one after it: after a kill at any moment, an output is made anew or recognised, and never taken for that of
-another source or of another time. Several processes write a file each, which the next start puts together. A folder
-without a record is an earlier version's: there, an output that is not older than its source is accepted.
+another source or of another time. Several processes write a file each, which the next start puts together. An output
+without a line was made by an earlier version, and accepted if it is not older than its source.
 
 Shared by `code/` and `process_data/`; imports nothing but the standard library and `files`.
 """
@@ -28,6 +28,8 @@ from pathlib import Path
 import files
 
 UNKNOWN = -1  # as the size of a source: its outputs are being made, or were when the process was killed
+
+NOBODY = ""  # the source of outputs that have lost theirs
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,8 @@ class Sources:
         self.lock = threading.Lock()
         self.inputs: set[str] = set()
         self.named: set[str] = set()  # the outputs that the inputs have, if they have one each
-        self.coming: dict[str, str] = {}  # NAME.1.abc of the inputs whose outputs NAME.1.abc, NAME.2.abc may come now
+        self.coming: set[str] = set()  # NAME.1.abc where NAME.1.abc, NAME.2.abc, ... may be written at this moment
         self.parts = sorted(path.parent.glob(glob.escape(path.stem) + ".[0-9]*-of-*.jsonl"))
-        self.exists = bool(self.parts) or path.exists()
         self.run, self.changed = 1, False
         self._read()
 
@@ -131,24 +132,6 @@ class Sources:
         self.suffix, self.named = suffix, {name.as_posix() for name in names.values()}
         return names
 
-    def adopt(self, found: Iterable[tuple[str, Path, Path, list[Path]]]) -> None:
-        """Takes over what an earlier version made: (name, source, output that it may have, outputs that are there).
-
-        Of their sources no content is noted, so that nothing is read; a copied folder of them is made anew.
-        """
-        for name, source, output, outputs in found:
-            with contextlib.suppress(OSError):
-                size, mtime = _state(source)
-                if outputs and all(os.stat(path).st_mtime_ns >= mtime for path in outputs):
-                    called = output.relative_to(self.target).as_posix()
-                    self._own(name, Made(self.folder, size, mtime, "", called, self._relative(outputs)))
-
-    def begin(self) -> None:
-        """Puts the record in order. From here on, an output that it does not know is not finished."""
-        if not self.exists:
-            self._rewrite()
-        self._tidy()
-
     def finished(self, name: str, source: Path) -> tuple[str, ...]:
         """The outputs of a source, if they are there and made from what it holds now; else nothing."""
         made = self.made.get(name)
@@ -164,6 +147,27 @@ class Sources:
             self._add({name: replace(made, folder=self.folder, mtime=mtime)})
         return made.outputs
 
+    def adopt(self, name: str, source: Path, output: Path, there: list[Path]) -> tuple[str, ...]:
+        """Takes over what an earlier version made, which kept no record, if it is not older than its source.
+
+        No content is noted, so that nothing is read; if such folders are copied without their times, all is made anew.
+
+        Args:
+            output: the one that the source may have; there: those that it has.
+        """
+        outputs = self._relative(there)
+        if name in self.made or not outputs or any(map(self.owner.get, outputs)):
+            return ()
+        try:
+            size, mtime = _state(source)
+            if any(os.stat(path).st_mtime_ns < mtime for path in there):
+                return ()
+        except OSError:  # nothing there, or a name that is too long
+            return ()
+        [called] = self._relative([output])
+        self._add({name: Made(self.folder, size, mtime, "", called, outputs)})
+        return outputs
+
     def making(self, todo: Iterable[tuple[str, Path, list[Path]]]) -> None:
         """To be called before outputs are made, with (name, source, outputs): until `add`, what they hold is unknown.
 
@@ -175,12 +179,12 @@ class Sources:
             with contextlib.suppress(OSError):
                 self.seen[name] = _state(source)
             first, *numbered = self._relative(outputs)
-            if numbered:
-                self.coming[name] = numbered[0]
+            self.coming.update(numbered)
             before = self.made[name].outputs if name in self.made else ()
             old = [output for output in before if output not in self.named]
             claims[name] = Made(self.folder, UNKNOWN, 0, "", first, tuple(dict.fromkeys((*old, first, *numbered))))
-        self._add(claims)
+        if claims:
+            self._add(claims)
 
     def add(self, name: str, source: Path, outputs: list[Path]) -> None:
         """Records outputs that are written. Those that the source had under other names go, if no other has them now.
@@ -188,23 +192,20 @@ class Sources:
         To be called from any thread. A source that was changed meanwhile counts as unfinished the next time.
         """
         new = self._relative(outputs)
-        self._settle(name)
-        self._remove_old(name, new)
+        entries = self._remove_old(name, new)
         before, digest = self.seen.pop(name), ""
         with contextlib.suppress(OSError):
             found = _digest(source)
             digest = found if _state(source) == before else ""
-        self._add({name: Made(self.folder, *before, digest, self.made[name].name, new)})
+        self._add({name: Made(self.folder, *before, digest, self.made[name].name, new)} | entries)
 
     def drop(self, name: str, outputs: list[Path]) -> None:
         """A source failed: its outputs, which were made of an earlier state of it, go. It keeps its name."""
         del self.seen[name]
-        self._settle(name)
         for output in outputs:
             files.remove(output)
-        if name in self.made:
-            self._remove_old(name, ())
-            self._add({name: replace(self.made[name], size=UNKNOWN, outputs=(self.made[name].name,))})
+        entries = self._remove_old(name, self._relative(outputs))
+        self._add({name: replace(self.made[name], size=UNKNOWN, outputs=(self.made[name].name,))} | entries)
 
     def lost(self) -> list[str]:
         """The outputs whose source is gone from its folder."""
@@ -240,32 +241,36 @@ class Sources:
             made = self.made[source]
             rest = tuple(o for o in made.outputs if o != output)
             self._add({source: replace(made, size=UNKNOWN, name=made.name if rest else "", outputs=rest)})
-        self._tidy()
+        self.tidy()
         count = len(strays) + (0 if remove else len(lost))
         return f"; {count} outputs without a source" if count else ""
-
-    def _settle(self, name: str) -> None:
-        if self.path == self.whole:  # else other shards may be writing theirs
-            self.coming.pop(name, None)
 
     def _is_wanted(self, output: str) -> bool:
         """Whether an output is that of an input, or may be one that is just being written."""
         if output in self.named:
             return True
         stem, _, number = output.removesuffix(self.suffix).rpartition(".")
-        return number.isdecimal() and f"{stem}.1{self.suffix}" in self.coming.values()
+        return number.isdecimal() and f"{stem}.1{self.suffix}" in self.coming
 
     def _is_there(self, name: str) -> bool:
-        return os.path.lexists(os.path.join(self.made[name].folder, name))
+        return name != NOBODY and os.path.lexists(os.path.join(self.made[name].folder, name))
 
     def _relative(self, outputs: list[Path]) -> tuple[str, ...]:
         return tuple(output.relative_to(self.target).as_posix() for output in outputs)
 
-    def _remove_old(self, name: str, new: tuple[str, ...]) -> None:
-        made = self.made.get(name)
-        for output in set(made.outputs if made else ()).difference(new):
+    def _remove_old(self, name: str, new: tuple[str, ...]) -> dict[str, Made]:
+        """Removes what a source has under other names; returns the entry of what may be another's by now."""
+        if self.path == self.whole:  # else other shards may be writing theirs
+            self.coming.difference_update(self.made[name].outputs)
+        old = [output for output in self.made[name].outputs if output not in new]
+        for output in old:
             if not self._is_wanted(output):
                 files.remove(self.target / output)
+        left = tuple(output for output in old if os.path.lexists(self.target / output))
+        if not left:
+            return {}
+        others = self.made[NOBODY].outputs if NOBODY in self.made else ()
+        return {NOBODY: Made(self.folder, UNKNOWN, 0, "", left[0], (*others, *left))}
 
     def _add(self, entries: dict[str, Made]) -> None:
         # After a line break, since a full disk may have left a part of a line.
@@ -282,7 +287,7 @@ class Sources:
                 self._own(source, made)
             self.changed = True
 
-    def _tidy(self) -> None:
+    def tidy(self) -> None:
         """Puts all parts and added lines together; a part of a run leaves the files of the others alone."""
         if self.path == self.whole and (self.changed or self.parts or self.run > 1):
             self._rewrite()

@@ -93,7 +93,7 @@ def main(
             args.workers = min(args.workers, len(batch) or 1)
             _run(convert, args, batch, report)
     except OSError as error:  # a full disk, say
-        problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        problem = f"{error.filename}: {error.strerror}"
     except _Interrupted as caught:
         interrupted = caught.args[0]
         print(f"Stopped by signal {interrupted}; the same command goes on from here.", file=sys.stderr)
@@ -101,9 +101,13 @@ def main(
         return 128 + interrupted
     if report.failed or interrupted or problem:
         files.remove_leftovers(args.output)
+    try:
+        if not problem:
+            report.finish(args.remove_orphans and not interrupted)
+    except OSError as error:
+        problem = f"{error.filename}: {error.strerror}"
     if problem:
         return files.tell_mistake(f"{problem}; the same command goes on from here")
-    report.finish(args.remove_orphans and not interrupted)
     return 128 + interrupted if interrupted else int(report.failed > 0)
 
 

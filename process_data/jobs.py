@@ -91,7 +91,7 @@ class Batch:
         self.sources = sources.Sources(output / f".sources{target}.jsonl", source, output, shard)
         self.names = self.sources.names(inputs, target)
         self.stems = _numbered_stems(self.names, target) if several else {}
-        self.all_inputs, self.suffix, self.is_shard = inputs, target, shard[1] > 1
+        self.suffix, self.is_shard = target, shard[1] > 1
         _refuse_overlap(source, output, self.names.values())
         self.inputs = inputs[shard[0] - 1 :: shard[1]]
         self.other_files = len(others)
@@ -103,23 +103,21 @@ class Batch:
         return len(self.inputs)
 
     def __iter__(self) -> Iterator[Job]:
-        return self._jobs(self.inputs)
-
-    def _jobs(self, inputs: list[Path]) -> Iterator[Job]:
-        for path in inputs:
+        for path in self.inputs:
             stem = self.output / self.stems[path] if self.stems else None
             yield Job(path.as_posix(), self.folder / path, self.output / self.names[path], stem)
 
     def begin(self) -> None:
         """Puts the record of what outputs were made from in order."""
-        if not self.sources.exists:
-            self.sources.adopt((job.name, job.source, job.output, job.outputs()) for job in self._jobs(self.all_inputs))
-        self.sources.begin()
+        self.sources.tidy()
         if self.is_shard:  # the others write at the same time
-            self.sources.coming = {path.as_posix(): f"{stem}.1{self.suffix}" for path, stem in self.stems.items()}
+            stems = self.stems.values()
+            self.sources.coming = {stem.with_name(f"{stem.name}.1{self.suffix}").as_posix() for stem in stems}
 
     def is_finished(self, job: Job) -> bool:
-        made = self.sources.finished(job.name, job.source)
+        made = self.sources.finished(job.name, job.source) or self.sources.adopt(
+            job.name, job.source, job.output, job.outputs()
+        )
         return bool(made) and job.may_have([self.output / name for name in made])
 
 
