@@ -45,14 +45,14 @@ def printable(text: object) -> str:
     )
 
 
-def name_all(what: str, names: list[str]) -> None:
-    """Counts and names something on standard error; of many, the first."""
+def name_all(what: str, names: list[str], limit: int = SHOWN, elsewhere: str = "") -> None:
+    """Counts and names something on standard error; of many, the first. `elsewhere`: where all are named."""
     if names:
         print(f"{len(names)} {what}:", file=sys.stderr)
-        for name in names[:SHOWN]:
+        for name in names[:limit]:
             print(f"  {printable(name)}", file=sys.stderr)
-        if len(names) > SHOWN:
-            print(f"  ... and {len(names) - SHOWN} more", file=sys.stderr)
+        if len(names) > limit:
+            print(f"  ... and {len(names) - limit} more{elsewhere}", file=sys.stderr)
 
 
 def print_any_name() -> None:

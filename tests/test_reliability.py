@@ -24,7 +24,7 @@ import linear_probe
 from checkpoints import load_checkpoint, save_checkpoint
 from corpus import BAD, GOOD
 from features import read as read_feature
-from files import InputError, list_files, output_names, remove_leftovers
+from files import InputError, list_files, output_names, printable, remove_leftovers
 from helpers import CODE, KIT, KIT_MODEL, ROOT, assert_time_is_linear, environment, run_ranks, run_script, write_config
 from loading import Paths
 from patches import remove_instrument_info
@@ -32,11 +32,13 @@ from test_training import TORCHRUN, epochs, m3_config, state
 
 SCRIPTS = ROOT / "process_data"
 SLOW = () if "CLAMP2_ALL" in os.environ else ("million_", "one_word_of_1_mb.txt", "line_of_5_mb.txt")  # for a model
+STEERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # what steers a terminal
 
 
 def run(script, *arguments, config=None, kill_after=None):
     result = run_script(script, *arguments, config=config, kill_after=kill_after, OPENAI_API_KEY="any-key")
     assert "Traceback" not in result.stdout + result.stderr, result.stderr
+    assert not STEERS.search(result.stdout + result.stderr)
     return result
 
 
@@ -103,10 +105,8 @@ def test_bad_records_are_left_out_and_named(tmp_path):
 
     result = run(SCRIPTS / "gpt4_summarize.py", tmp_path / "in", tmp_path / "out", "--dry_run")
     assert result.returncode == 1, result.stderr
-    named = {
-        name for name in verdicts if f"--- {name.encode(errors='backslashreplace').decode()}: cannot" in result.stdout
-    }
-    asked = {name for name in verdicts if f"--- {name.encode(errors='backslashreplace').decode()}\n" in result.stdout}
+    named = {name for name in verdicts if f"--- {printable(name)}: cannot" in result.stdout}
+    asked = {name for name in verdicts if f"--- {printable(name)}\n" in result.stdout}
     assert named | asked == verdicts.keys() and not named & asked
     assert {name for name, verdict in verdicts.items() if verdict == BAD} <= named
     assert {name for name, verdict in verdicts.items() if verdict == GOOD} <= asked
