@@ -219,6 +219,48 @@ def test_a_full_disk_ends_an_extraction_in_one_line(tmp_path):
     assert not list((tmp_path / "out").rglob("*.npy")) and not list((tmp_path / "out").rglob(".tmp-*"))
 
 
+def test_a_full_disk_ends_every_process_of_an_extraction_in_one_line_and_it_continues(tmp_path):
+    """Some features fit, and one of each process does not."""
+    source, out, limited = tmp_path / "in", tmp_path / "out", tmp_path / "limited.py"
+    limited.write_text(LIMITED)
+    source.mkdir()
+    for number in range(18):
+        bars = 200 if number >= 15 else 1
+        (source / f"{number:02}.abc").write_text("K:C\n" + "A8|" * bars + "\n")
+    config = write_config(tmp_path / "kit.py", **KIT_MODEL)
+    ranks = run_ranks(3, limited, 10_000, CODE / "extract_m3.py", source, out, config=config)
+    assert [rank.returncode for rank in ranks] == [2, 2, 2], ranks
+    for rank, number in zip(ranks, (15, 16, 17), strict=True):
+        told = [line for line in rank.stderr.splitlines() if "error" in line.lower()]
+        assert len(told) == 1 and "Traceback" not in rank.stderr, rank.stderr
+        assert re.fullmatch(rf"error: .*/{number}\.npy: \d+ requested and \d+ written", told[0]), told
+    before = {path.name: read_feature(path).shape[1] for path in out.rglob("*.npy")}
+    assert before and set(before.values()) == {4} and not list(tmp_path.rglob(".tmp-*"))
+    ranks = run_ranks(3, CODE / "extract_m3.py", source, out, config=config)
+    assert f"{18 - len(before)} done, {len(before)} skipped (they were there), 0 failed" in ranks[0].stdout, ranks
+    assert {read_feature(out / f"{number}.npy").shape[1] for number in (15, 16, 17)} == {203}
+
+
+def test_a_full_disk_ends_a_conversion_in_one_line_and_it_continues(tmp_path):
+    """The logs and the record of what is done cannot be written either."""
+    source, out, limited = tmp_path / "in", tmp_path / "out", tmp_path / "limited.py"
+    limited.write_text(LIMITED)
+    source.mkdir()
+    for number in range(9):
+        shutil.copy(KIT / "mtf" / "plain.mtf", source / f"{number}.mtf")
+    words = (SCRIPTS / "batch_mtf2midi.py", source, out, "--workers", 1)
+    result = run(limited, 1000, *words)
+    assert result.returncode == 2
+    [told] = [line for line in result.stderr.splitlines() if "error" in line]
+    assert re.fullmatch(r"error: .*/\.sources\.mid\.jsonl: .*; the same command goes on from here", told), told
+    done = len(list(out.glob("*.mid")))
+    assert 0 < done < 9 and not list(out.glob(".tmp-*"))
+    result = run(*words)
+    again, skipped = map(int, re.match(r"(\d+) done, (\d+) skipped", result.stdout).groups())
+    assert result.returncode == 0 and again + skipped == 9 and 0 < skipped <= done
+    assert len({path.read_bytes() for path in out.glob("*.mid")}) == 1 and len(list(out.glob("*.mid"))) == 9
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
