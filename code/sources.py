@@ -113,23 +113,26 @@ class Sources:
 
     def names(self, inputs: list[Path], suffix: str) -> dict[Path, Path]:
         """The outputs of all inputs: what a source had it keeps; a newcomer that meets it gets the longer name."""
-        self.inputs = {path.as_posix() for path in inputs}
+        self.inputs, self.suffix = {path.as_posix() for path in inputs}, suffix
         names = files.output_names(inputs, suffix)
-        full = {path.with_name(path.name + suffix): path for path in inputs}
-        kept, used = {}, set()
+        kept: dict[Path, str] = {}
+        used: set[str] = set()
         for path in inputs:
             made = self.made.get(path.as_posix())
-            name = Path(made.name) if made else None
-            if name and name not in used and full.get(name, path) == path:  # else it is the last resort of another
-                kept[path] = name
-                used.add(name)
+            if made and made.name not in used:
+                other = made.name.removesuffix(suffix)  # whose last resort this name is, if it is an input
+                if other not in self.inputs or other == path.as_posix():
+                    kept[path] = made.name
+                    used.add(made.name)
 
         def is_taken(name: Path) -> bool:
             owner = self.owner.get(name.as_posix())
             return owner is not None and owner not in self.inputs and self._is_there(owner)
 
-        names = files.lengthen(names | kept, suffix, kept, is_taken)
-        self.suffix, self.named = suffix, {name.as_posix() for name in names.values()}
+        moved = {path: Path(name) for path, name in kept.items() if name != names[path].as_posix()}
+        if moved or any(path not in kept and is_taken(name) for path, name in names.items()):
+            names = files.lengthen(names | moved, suffix, kept, is_taken)
+        self.named = {name.as_posix() for name in names.values()}
         return names
 
     def finished(self, name: str, source: Path) -> tuple[str, ...]:
