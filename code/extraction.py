@@ -16,7 +16,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -36,7 +36,7 @@ from embedding import embed
 from files import InputError, atomic_write, list_files, printable, remove_leftovers
 from loading import Paths, close_loader, ignore_interrupts
 from patches import M3Patchilizer, read_music, remove_unit_length
-from processes import OneProcessError, Processes, precision
+from processes import Processes, precision
 from sources import Sources
 
 LONGEST_WAIT = datetime.timedelta(days=30)  # of a process that is done for the others
@@ -173,7 +173,6 @@ def extract(
     reading = read_ahead(base, todo, partial(read, bool(model and model.keep_unit_length)))
     bar = tqdm(total=len(todo), desc="extraction", unit="file", disable=job.rank != 0)
     with (
-        report_full_disk(),
         bar,
         closing(reading) as reader,
         ThreadPoolExecutor(WRITERS) as writers,
@@ -234,17 +233,6 @@ def read_ahead(
             yield from contents
     finally:
         close_loader(loader)
-
-
-@contextmanager
-def report_full_disk() -> Iterator[None]:
-    """Within the block, a full disk or the like is reported by the process that meets it: each may meet its own."""
-    try:
-        yield
-    except OSError as error:
-        if not error.filename:
-            raise
-        raise OneProcessError(f"{error.filename}: {error.strerror}") from None
 
 
 def find_todo(record: Sources, base: Path, target: Path, share: list[Path], names: dict[Path, Path]) -> list[Path]:

@@ -129,6 +129,13 @@ def test_one_file_and_pooled_features(tmp_path, weights):
     assert not (tmp_path / "out" / "b.npy").exists()
 
 
+def test_a_name_that_would_steer_a_terminal_is_escaped(tmp_path, weights, capsys):
+    source = write_files(tmp_path / "in", {"\x1b[31m\nred\x9b 月\u3000亮.txt": "bad"})
+    assert extract(source, tmp_path / "out", weights) == 1
+    [line] = [line for line in capsys.readouterr().err.split("\n") if "failed" in line]
+    assert line == f"failed: {source}/\\x1b[31m\\nred\\x9b 月\u3000亮.txt: no music in it"
+
+
 @pytest.mark.parametrize("count", [19, 20, 21, 40])
 def test_the_first_failures_are_shown_and_all_are_written(tmp_path, weights, capsys, count):
     source = write_files(tmp_path / "in", {f"{number:02}.txt": "bad" for number in range(count)} | {"x.abc": "1"})
@@ -190,7 +197,7 @@ def test_another_error_of_writing_ends_the_extraction(tmp_path, weights):
     source = write_files(tmp_path / "in", {"a.abc": "1"})
     (tmp_path / "out" / "a.npy").mkdir(parents=True)
     make_older(tmp_path / "out" / "a.npy", 100)
-    with pytest.raises(InputError, match=r"out/.*: Is a directory"):
+    with pytest.raises(OSError, match=r"a\.npy"):
         extract(source, tmp_path / "out", weights)
 
 

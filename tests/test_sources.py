@@ -133,6 +133,9 @@ def test_a_copied_tree_is_recognised_by_its_content(tool):
     assert tool.run() == (1, 2, "")
     assert tool.outputs() == {"x": "3", "y": "8", "sub/z": "5"}
     assert tool.run() == (0, 3, "")
+    other = tool.source.with_name("other")
+    tool.write("w.txt", 6, folder=other)
+    assert tool.run(other) == (1, 0, "")  # and nothing has lost its source
 
 
 def test_a_source_that_goes_bad_has_no_output(tool):
@@ -198,6 +201,25 @@ def test_a_name_that_is_the_only_one_for_a_newcomer_is_given_up(tool):
     assert tool.run() == (2, 1, "")
     assert tool.outputs() == {"song": "3", f"song.{second}": "4", f"song.{second}.{first}": "5"}
     assert tool.run() == (0, 3, "")
+
+
+def test_numbered_outputs_make_way_and_leave_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(batch, "results", in_this_process)
+    tool = Conversion(tmp_path, capsys)
+    tool.write("a.txt", "several 1 2")
+    assert tool.run() == (1, 0, "") and set(tool.outputs()) == {"a.1", "a.2"}
+    tool.write("a.1.txt", 3)
+    assert tool.run() == (2, 0, "") and set(tool.outputs()) == {"a.1", "a.out.1", "a.out.2"}
+    assert tool.run() == (0, 2, "")
+    tool.write("b.txt", "several 4 5 6")
+    with monkeypatch.context() as patch:
+        kill_before(patch, files, "atomic_write", turn=3)
+        with pytest.raises(Killed):
+            tool.run()
+    assert set(tool.outputs()) == {"a.1", "a.out.1", "a.out.2", "b.3", "b.2"}
+    (tool.source / "b.txt").unlink()
+    assert tool.run(remove=True)[2].startswith("2 outputs whose source is gone (removed)")
+    assert set(tool.outputs()) == {"a.1", "a.out.1", "a.out.2"}
 
 
 # --- what has no source -----------------------------------------------------------------------------------------------
@@ -292,11 +314,13 @@ def test_what_a_full_disk_left_of_a_line_costs_that_line_alone(tmp_path):
     for name in ("a", "b", "c"):
         path = tmp_path / f"{name}.txt"
         record.making([(name, path, [path])])
+        if name == "c":
+            record.path.write_bytes(record.path.read_bytes()[:-9])
         record.add(name, path, [path])
-        if name == "b":
+        if name == "a":
             record.path.write_bytes(record.path.read_bytes()[:-9])
     again = Sources(tmp_path / "record.jsonl", tmp_path, tmp_path)
-    assert [again.finished(name, tmp_path / f"{name}.txt") for name in "abc"] == [("a.txt",), (), ("c.txt",)]
+    assert [again.finished(name, tmp_path / f"{name}.txt") for name in "abc"] == [(), ("b.txt",), ("c.txt",)]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -368,6 +392,53 @@ def test_ranks_write_a_part_each_and_the_next_run_knows_them_all(tmp_path, weigh
     }
 
 
+def test_an_output_that_another_process_has_just_written_stays(tmp_path):
+    """`song.txt.abc` gives its name up to `song.txt`, which another process has made by then."""
+    for name in ("song.abc", "song.txt.abc"):
+        (tmp_path / name).write_text(name)
+
+    def records(*parts):
+        found = []
+        for part in parts:
+            record = Sources(tmp_path / "record.jsonl", tmp_path, tmp_path / "out", part)
+            inputs = [path.relative_to(tmp_path) for path in sorted(tmp_path.glob("song.*"))]
+            found.append((record, record.names(inputs, ".npy")))
+        return found
+
+    def make(name, record, names):
+        source, output = tmp_path / name, tmp_path / "out" / names[Path(name)]
+        record.making([(name, source, [output])])
+        with files.atomic_write(output) as file:
+            file.write(name.encode())
+        record.add(name, source, [output])
+
+    [whole] = records((1, 1))
+    make("song.abc", *whole)
+    make("song.txt.abc", *whole)
+    (tmp_path / "song.txt").write_text("song.txt")
+    one, two = records((1, 2), (2, 2))
+    make("song.txt", *one)
+    make("song.txt.abc", *two)
+    outputs = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert outputs == {"song.npy": "song.abc", "song.txt.npy": "song.txt", "song.txt.abc.npy": "song.txt.abc"}
+
+
+def test_numbered_outputs_that_another_process_may_be_writing_stay(tmp_path):
+    """`x` had `a.2`, which may be one of the outputs of `a` by now."""
+    (tmp_path / "x.txt").touch()
+    (tmp_path / "a.2.out").touch()
+    record = Sources(tmp_path / "record.jsonl", tmp_path, tmp_path, (1, 2))
+    record.names([Path("x.txt"), Path("a.txt")], ".out")
+    record.coming = {"a.1.out"}
+    for outputs in (["a.2.out"], ["x.out"]):
+        record.making([("x.txt", tmp_path / "x.txt", [tmp_path / "x.out"])])
+        record.add("x.txt", tmp_path / "x.txt", [tmp_path / name for name in outputs])
+    assert (tmp_path / "a.2.out").exists()
+    assert record.lost() == [] and record.strays() == []
+    record.coming = set()
+    assert record.lost() == ["a.2.out"]
+
+
 def test_shards_that_cut_the_list_otherwise_know_each_other(tmp_path):
     """What a later run wrote counts, whichever file it is in."""
     source, out = tmp_path / "in", tmp_path / "out"
@@ -393,5 +464,9 @@ def test_shards_that_cut_the_list_otherwise_know_each_other(tmp_path):
     (source / "b.txt").write_text("other")
     os.utime(source / "b.txt", (OLD, OLD))
     assert shard(2, 2) == ["b.txt"] and shard(1, 2) == ["a.txt"]
+    assert shard(2, 2) == [] and shard(1, 2) == []
+    (source / "a.txt").unlink()
+    (source / "b.txt").write_text("yet another")
+    assert shard(1, 2) == ["b.txt"]
     assert shard(2, 2) == [] and shard(1, 2) == [] and shard(1, 1) == []
     assert [path.name for path in out.glob(".sources*")] == [".sources.out.jsonl"]
