@@ -86,7 +86,7 @@ class FeatureCache:
                 file.write(content)
         except OSError as error:
             self.writable = False
-            print(f"features are not remembered: {path}: {error.strerror or error}", file=sys.stderr)
+            print(files.printable(f"features are not remembered: {path}: {error.strerror or error}"), file=sys.stderr)
 
     def _model_digest(self) -> str:
         """A name for everything that a feature depends on, beside the file that it is of."""

@@ -61,7 +61,11 @@ def to_hub(path: Path, folder: Path) -> None:
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"{folder}: {type(model).__name__}, {len(weights)} entries, {', '.join(sorted(os.listdir(folder)))}")
+    print(
+        files.printable(
+            f"{folder}: {type(model).__name__}, {len(weights)} entries, {', '.join(sorted(os.listdir(folder)))}"
+        )
+    )
     if checkpoint["has_audio"]:
         print(AUDIO_LEFT_OUT)
 
@@ -80,7 +84,7 @@ def from_hub(folder: Path, path: Path) -> None:
         raise InputError(f"{folder}: damaged, or of another model ({str(error).splitlines()[0]})") from error
     facts = {name: math.inf if value is None else value for name, value in known.get("checkpoint", {}).items()}
     save_checkpoint(path, {"model": model.state_dict(), **facts})
-    print(f"{path}: {type(model).__name__}, {len(model.state_dict())} entries")
+    print(files.printable(f"{path}: {type(model).__name__}, {len(model.state_dict())} entries"))
 
 
 def finite(value: float) -> float | None:

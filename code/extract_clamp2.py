@@ -19,7 +19,8 @@ On a SLURM cluster, a task for each subfolder of files/, with `sbatch`:
     python code/extract_clamp2.py "$folder" "features/$(basename "$folder")" --normalize
 
 The weights are those of CLAMP2_WEIGHTS_PATH in config.py; --download fetches the published ones if none are there.
-Files that are done are skipped: start again to continue.
+Files that are done are skipped: start again to continue. A file that changed, even into an older one, is done again; a
+feature whose file is gone is named, and removed with --remove_orphans.
 Exit status: 0 all done, 1 some file failed (OUT.errors.jsonl beside the output folder says why), 2 something to mend.
 """
 
@@ -64,6 +65,7 @@ def main(job: extraction.Processes) -> int:
         read=partial(read, tokenizer=load_tokenizer()),
         pooled=args.normalize,
         keep_unit_length=config.KEEP_UNIT_LENGTH,
+        remove_orphans=args.remove_orphans,
     )
 
 

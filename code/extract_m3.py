@@ -18,7 +18,8 @@ On a SLURM cluster, a task for each subfolder of scores/, with `sbatch`:
     python code/extract_m3.py "$folder" "features/$(basename "$folder")"
 
 The weights are those of M3_WEIGHTS_PATH in config.py; --download fetches the published ones if none are there.
-Files that are done are skipped: start again to continue.
+Files that are done are skipped: start again to continue. A file that changed, even into an older one, is done again; a
+feature whose file is gone is named, and removed with --remove_orphans.
 Exit status: 0 all done, 1 some file failed (OUT.errors.jsonl beside the output folder says why), 2 something to mend.
 """
 
@@ -44,6 +45,7 @@ def main(job: extraction.Processes) -> int:
         read=extraction.read_patches,
         pooled=False,
         keep_unit_length=False,  # as in M3's training
+        remove_orphans=args.remove_orphans,
     )
 
 

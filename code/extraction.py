@@ -3,7 +3,8 @@ all, resuming, reporting.
 
 A feature file is float32, [1, T, H], or [1, CLAMP2_HIDDEN_SIZE] with --normalize. OUT mirrors the folders of IN and
 holds features only, since programs load every name in it. Beside it stand OUT.extraction.json, which notes what its
-features were made with, and OUT.errors.jsonl, which names the files that failed.
+features were made with, OUT.sources.jsonl, which notes what each was made from (see `sources`), and OUT.errors.jsonl,
+which names the files that failed.
 """
 
 import argparse
@@ -31,10 +32,11 @@ import processes
 import published
 from checkpoints import AUDIO_LEFT_OUT, load_checkpoint, load_weights
 from embedding import embed
-from files import InputError, atomic_write, list_files, output_names, remove_leftovers
+from files import InputError, atomic_write, list_files, printable, remove_leftovers
 from loading import Paths, close_loader, ignore_interrupts, worker_count
 from patches import M3Patchilizer, read_music, remove_unit_length
 from processes import Processes, precision
+from sources import Sources
 
 READ_TOGETHER = 16  # files that a worker hands over at a time
 WRITERS = 4  # threads; what they wait for is the disk
@@ -68,6 +70,7 @@ def arguments(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input_dir", type=Path, help=f"a folder of {', '.join(suffixes)} files, or one such file")
     parser.add_argument("output_dir", type=Path, help="where the features go; a second start continues there")
+    parser.add_argument("--remove_orphans", action="store_true", help="remove features whose file is gone")
     parser.add_argument("--download", action="store_true", help="fetch the published weights if none are there")
     return parser
 
@@ -99,7 +102,7 @@ def load(model: nn.Module, path: Path, prefix: str = "", check_values: bool = Tr
     if checkpoint["is_clamp3"]:
         model.is_clamp3 = True  # type: ignore[assignment]
     if checkpoint["has_audio"]:
-        print(f"{path}: {AUDIO_LEFT_OUT}", file=sys.stderr)
+        print(printable(f"{path}: {AUDIO_LEFT_OUT}"), file=sys.stderr)
     return model.eval().to(Processes().device)
 
 
@@ -113,12 +116,13 @@ def extract(
     read: Callable[[bool, Path], np.ndarray],
     pooled: bool,
     keep_unit_length: bool,
+    remove_orphans: bool = False,
 ) -> int:
     """Writes the features of all files of `source` below `target`. Every process takes its share of the files.
 
     Args:
         read: (keep_unit_length, file) -> what the model reads: patches, with the line `L:1/8` or without, or token
-            ids. Raises InputError for a bad file.
+            ids. Raises InputError for a bad file; then it has no feature.
         keep_unit_length: whether CLaMP 2 reads `L:1/8`, for the sidecar; a model of CLaMP 3 does not.
     Returns:
         the exit status: 0, or 1 if a file failed.
@@ -128,15 +132,26 @@ def extract(
         raise InputError(f"{source}: there is no {' or '.join(suffixes)} file in it")
     job.together(lambda: prepare_target(target, weights_path, pooled, keep_unit_length) if job.rank == 0 else None)
     base = source.parent if source.is_file() else source
-    names = output_names(files, ".npy")
+    record, names = open_record(job, source, target, files)
     share = files[job.rank :: job.world_size]
-    todo = [file for file in share if not is_finished(base / file, target / names[file])]
+    todo = job.together(lambda: find_todo(record, base, target, share, names))
     failures: list[dict] = []
+
+    def fail(file: Path, problem: str) -> None:
+        failures.append({"file": file.as_posix(), "error": problem})
+        record.drop(file.as_posix(), [target / names[file]])
+
+    def save(file: Path, feature: np.ndarray) -> str | None:
+        path = target / names[file]
+        problem = write(path, feature)
+        if not problem:
+            record.add(file.as_posix(), base / file, [path])
+        return problem
 
     def contents() -> Iterator[np.ndarray]:
         for file, content in zip(todo, reader, strict=True):
             if isinstance(content, str):
-                failures.append({"file": file.as_posix(), "error": content})
+                fail(file, content)
                 job.show_progress()
                 bar.update()
             else:
@@ -145,7 +160,7 @@ def extract(
 
     def settle(file: Path, writing: "Future[str | None]") -> None:
         if problem := writing.result():
-            failures.append({"file": file.as_posix(), "error": f"{base / file}: {problem}"})
+            fail(file, f"{base / file}: {problem}")
         job.show_progress()
         bar.update()
 
@@ -153,7 +168,8 @@ def extract(
     model = job.together(lambda: load_model() if todo else None)
     dtype = precision(job.device, config.EXTRACT_PRECISION)
     device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
-    job.say(f"{len(files)} files, {job.world_size} x {device}, {str(dtype).removeprefix('torch.')}, {weights_path}")
+    kind = str(dtype).removeprefix("torch.")
+    job.say(printable(f"{len(files)} files, {job.world_size} x {device}, {kind}, {weights_path}"))
     reading = read_ahead(base, todo, partial(read, bool(model and model.keep_unit_length)))
     bar = tqdm(total=len(todo), desc="extraction", unit="file", disable=job.rank != 0)
     with (
@@ -165,7 +181,7 @@ def extract(
         if model:
             for feature in embed(model, contents(), pooled, config.EXTRACT_BATCH_TOKENS, dtype):
                 file = readable.popleft()
-                under_way.append((file, writers.submit(write, target / names[file], feature)))
+                under_way.append((file, writers.submit(save, file, feature)))
                 while len(under_way) > 4 * WRITERS or (under_way and under_way[0][1].done()):
                     settle(*under_way.popleft())
         for file, writing in under_way:
@@ -175,7 +191,9 @@ def extract(
     failures = sorted(chain.from_iterable(job.gather(failures)), key=lambda failure: failure["file"])
     if job.rank == 0:
         report(target, failures)
-        counts = f"{sum(done)} done, {sum(skipped)} skipped (they were there), {len(failures)} failed"
+        record, _ = read_record(source, target, files)  # with what the others have added
+        orphans = record.finish(remove_orphans)
+        counts = f"{sum(done)} done, {sum(skipped)} skipped (they were there), {len(failures)} failed{orphans}"
         print(counts + (f"; {len(others)} files of other types were left alone" if others else ""))
     return 1 if failures else 0
 
@@ -216,6 +234,19 @@ def read_ahead(
             yield from contents
     finally:
         close_loader(loader)
+
+
+def find_todo(record: Sources, base: Path, target: Path, share: list[Path], names: dict[Path, Path]) -> list[Path]:
+    """The files whose features are to be made."""
+
+    def is_finished(file: Path) -> bool:
+        source, feature = base / file, target / names[file]
+        made = record.finished(file.as_posix(), source) or record.adopt(file.as_posix(), source, feature, [feature])
+        return made == (names[file].as_posix(),)
+
+    todo = [file for file in share if not is_finished(file)]
+    record.making((file.as_posix(), base / file, [target / names[file]]) for file in todo)
+    return todo
 
 
 def write(path: Path, feature: np.ndarray) -> str | None:
@@ -297,12 +328,19 @@ def prepare_target(target: Path, weights_path: Path, pooled: bool, keep_unit_len
         ) from None
 
 
-def is_finished(source: Path, feature: Path) -> bool:
-    """Whether the feature is there, and not older than its file."""
-    try:
-        return feature.stat().st_mtime >= source.stat().st_mtime
-    except OSError:  # one of them is not there, or the name of the feature is too long: reading and writing will say so
-        return False
+def read_record(
+    source: Path, target: Path, files: list[Path], part: tuple[int, int] = (1, 1)
+) -> tuple[Sources, dict[Path, Path]]:
+    """The record of what features were made from, and the names of the features of all files."""
+    record = Sources(beside(target, ".sources.jsonl"), source, target, part)
+    return record, record.names(files, ".npy")
+
+
+def open_record(job: Processes, source: Path, target: Path, files: list[Path]) -> tuple[Sources, dict[Path, Path]]:
+    """The same at the start of an extraction: rank 0 puts it in order, then every process writes a part of its own."""
+
+    job.together(lambda: read_record(source, target, files)[0].tidy() if job.rank == 0 else None)
+    return job.together(lambda: read_record(source, target, files, (job.rank + 1, job.world_size)))
 
 
 def report(target: Path, failures: list[dict]) -> None:
@@ -314,6 +352,6 @@ def report(target: Path, failures: list[dict]) -> None:
     with atomic_write(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(json.dumps(failure, ensure_ascii=False) + "\n" for failure in failures)
     for failure in failures[:SHOWN_FAILURES]:
-        print(f"failed: {failure['error']}", file=sys.stderr)
+        print(f"failed: {printable(failure['error'])}", file=sys.stderr)
     if len(failures) > SHOWN_FAILURES:
-        print(f"... and {len(failures) - SHOWN_FAILURES} more, all in {path}", file=sys.stderr)
+        print(f"... and {len(failures) - SHOWN_FAILURES} more, all in {printable(path)}", file=sys.stderr)

@@ -5,7 +5,6 @@ each of T patches or tokens), as `extract_clamp2.py` and `extract_m3.py` write t
 """
 
 import json
-import sys
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -167,7 +166,7 @@ def _read_vectors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Name and vector [H] of each usable file; appends the others to `skipped`. Raises as `load` does."""
     first, width = "", 0
-    for path in tqdm(paths, desc=f"reading {root}", unit="file", delay=2, disable=None):
+    for path in tqdm(paths, desc=f"reading {files.printable(root)}", unit="file", delay=2, disable=None):
         try:
             array = read(path)
             if array.ndim == 3 and not mean_over_time:
@@ -190,14 +189,9 @@ def _read_vectors(
 # --- for the command lines --------------------------------------------------------------------------------------------
 
 
-def report(what: str, entries: list[str], limit: int = 20) -> None:
+def report(what: str, entries: list[str], limit: int = files.SHOWN) -> None:
     """Counts and names `entries` on standard error; of many, the first `limit` (the others are for `--json`)."""
-    if entries:
-        print(f"{len(entries)} {what}:", file=sys.stderr)
-        for entry in entries[:limit]:
-            print(f"  {entry}", file=sys.stderr)
-        if len(entries) > limit:
-            print(f"  ... and {len(entries) - limit} more (--json FILE names them all)", file=sys.stderr)
+    files.name_all(what, entries, limit, " (--json FILE names them all)")
 
 
 def write_json(path: Path, content: object) -> None:

@@ -11,13 +11,15 @@ import os
 import socket
 import stat
 import sys
+import unicodedata
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 MAX_BYTES = 128 * 2**20  # of an input file: a million messages of MIDI take 20 MB
+SHOWN = 20  # of a long list, on the terminal
 _TEMPORARY = f".tmp-{socket.gethostname()[:64]}-"  # then the process id, then something random
 
 
@@ -27,12 +29,30 @@ class InputError(ValueError):
 
 def tell_mistake(problem: object) -> int:
     """Prints a user's mistake. Returns the exit status."""
-    print(f"error: {problem}", file=sys.stderr)
+    print(f"error: {printable(problem)}", file=sys.stderr)
     return 2
 
 
+def printable(text: object) -> str:
+    """A text in one line, with escapes for what would steer a terminal: a file may be called anything."""
+    return "".join(
+        c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode()
+        for c in str(text)
+    )
+
+
+def name_all(what: str, names: list[str], limit: int = SHOWN, elsewhere: str = "") -> None:
+    """Counts and names something on standard error; of many, the first. `elsewhere`: where all are named."""
+    if names:
+        print(f"{len(names)} {what}:", file=sys.stderr)
+        for name in names[:limit]:
+            print(f"  {printable(name)}", file=sys.stderr)
+        if len(names) > limit:
+            print(f"  ... and {len(names) - limit} more{elsewhere}", file=sys.stderr)
+
+
 def print_any_name() -> None:
-    """From here on, a file name that is no UTF-8 is printed with escapes instead of ending the program."""
+    """From here on, a text that is no UTF-8 is printed with escapes instead of ending the program."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -114,10 +134,19 @@ def output_names(inputs: Iterable[Path], suffix: str) -> dict[Path, Path]:
 
     It is a function of the whole list, so that every process and every shard of a run names alike.
     """
-    names = {path: path.with_name(path.stem + suffix) for path in inputs}
+    return lengthen({path: path.with_name(path.stem + suffix) for path in inputs}, suffix)
+
+
+def lengthen(
+    names: dict[Path, Path],
+    suffix: str,
+    kept: Container[Path] = (),
+    is_taken: Callable[[Path], bool] = lambda name: False,
+) -> dict[Path, Path]:
+    """Gives inputs whose outputs would meet, or whose output is taken, the longer name, except those in `kept`."""
     while True:
         uses = Counter(names.values())
-        meeting = [path for path, name in names.items() if uses[name] > 1]
+        meeting = [p for p, name in names.items() if p not in kept and (uses[name] > 1 or is_taken(name))]
         longer = {path: path.with_name(path.name + suffix) for path in meeting}
         if all(names[path] == name for path, name in longer.items()):
             return names
@@ -145,6 +174,12 @@ def atomic_write(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Removes a file if it is there."""
+    if os.path.lexists(path):  # not so if the name is too long
+        path.unlink(missing_ok=True)
 
 
 def remove_leftovers(root: Path, below: bool = True) -> None:

@@ -175,7 +175,11 @@ def train(args: argparse.Namespace) -> int:
     left_out += dropped
     sizes = Counter(str(piece.label) for piece in pieces)
     classes = sorted(sizes)
-    print(f"{len(pieces)} files of {len(classes)} classes: " + ", ".join(f"{c} {n}" for c, n in sizes.most_common()))
+    print(
+        files.printable(
+            f"{len(pieces)} files of {len(classes)} classes: " + ", ".join(f"{c} {n}" for c, n in sizes.most_common())
+        )
+    )
 
     rng = np.random.default_rng(args.seed)
     splits = labels.folds(pieces, args.folds, rng) if args.folds else [labels.hold_out(pieces, TEST_SHARE, rng)]
@@ -222,7 +226,11 @@ def predict(args: argparse.Namespace) -> int:
         print(f"{len(pieces)} files: {show(result['test'])}")
     else:
         for record in records:
-            print(f"{record['probabilities'][record['predicted']]:.4f}  {record['predicted']}  {record['file']}")
+            print(
+                files.printable(
+                    f"{record['probabilities'][record['predicted']]:.4f}  {record['predicted']}  {record['file']}"
+                )
+            )
     return finish(args, result, records, confusion, left_out)
 
 

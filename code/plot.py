@@ -143,7 +143,10 @@ def load(folder: Path, csv_file: Path | None, limit: int) -> tuple[Features, lis
     chosen = np.arange(len(of_name))
     if len(of_name) > limit:
         chosen = np.linspace(0, len(of_name) - 1, limit).round().astype(int)
-        print(f"{folder}: {limit} of its {len(of_name)} pieces, evenly spaced, are drawn", file=sys.stderr)
+        print(
+            files.printable(f"{folder}: {limit} of its {len(of_name)} pieces, evenly spaced, are drawn"),
+            file=sys.stderr,
+        )
     matrix = retrieval.unit(loaded.matrix[chosen])
     return Features([loaded.names[i] for i in chosen], matrix, loaded.skipped), [of_name[i] for i in chosen]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cpu import keep_freed_memory
-from files import InputError, print_any_name
+from files import InputError, print_any_name, printable
 
 T = TypeVar("T")
 
@@ -87,9 +87,9 @@ class Processes:
         for its consequence, such as a lost connection, and takes one line too.
         """
         if isinstance(error, InputError):
-            status, reason = 2, str(error)
+            status, reason = 2, printable(error)
         elif isinstance(error, OSError) and error.filename:
-            status, reason = 2, f"{error.filename}: {error.strerror}"
+            status, reason = 2, printable(f"{error.filename}: {error.strerror}")
         elif isinstance(error, OtherProcessError):
             status, reason = 2, ""
         elif isinstance(error, KeyboardInterrupt):

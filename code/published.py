@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import config
-from files import InputError, atomic_write
+from files import InputError, atomic_write, printable
 
 M3 = "weights_m3_p_size_64_p_length_512_t_layers_3_p_layers_12_h_size_768_lr_0.0001_batch_16_mask_0.45.pth"
 CLAMP2 = (
@@ -73,7 +73,7 @@ def _agreed(path: Path) -> bool:
         return False
     size = _metadata(path.name).size / 1e9
     question = f"Fetch the published ones from {REPOSITORIES[path.name]} ({size:.1f} GB)? [y/N] "
-    print(f"{path}: there are no such weights.\n{question}", end="", file=sys.stderr, flush=True)
+    print(f"{printable(path)}: there are no such weights.\n{question}", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -119,7 +119,7 @@ def fetch(path: Path) -> None:
             json.dump(asdict(origin), note)
         os.replace(part, path)
         lock.unlink(missing_ok=True)
-    print(f"{path}: {origin.repository}, revision {origin.revision}, SHA-256 {origin.sha256}")
+    print(f"{printable(path)}: {origin.repository}, revision {origin.revision}, SHA-256 {origin.sha256}")
 
 
 def _download(url: str, part: Path, size: int) -> None:

@@ -25,7 +25,7 @@ from xml.etree.ElementTree import tostring
 import quickstart_music as music
 import quickstart_report as report
 import quickstart_texts as texts
-from files import InputError
+from files import InputError, printable
 from quickstart_music import Piece
 from quickstart_steps import ROOT, Steps
 
@@ -292,7 +292,7 @@ def main(argv: list[str] | None = None, plan: Plan | None = None, top: Path = RO
         else:
             whole(top / f"seed{args.seed}", plan or Plan(), args.seed)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on there", file=sys.stderr)
@@ -322,7 +322,7 @@ def pretrained(folder: Path) -> None:
     steps = Steps(folder, {"CLAMP2_CONFIG": Steps.short(config)})
     steps.once("collect the music", lambda: collect(folder / "library", music.corpus_files(200, 20)))
     ask(steps, folder / "library")
-    print(f"\na page with the first query's hits engraved: {steps.short(folder / 'hits.html')}")
+    print(f"\na page with the first query's hits engraved: {printable(steps.short(folder / 'hits.html'))}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import config
-from files import InputError
+from files import InputError, printable
 from processes import Processes
 
 
@@ -42,7 +42,7 @@ class RunLog:
         constants = {k: v for k, v in vars(config).items() if k.isupper() and not k.startswith(others)}
         width = max(map(len, [*constants, *facts]))
         lines = [f"{self.name}, {datetime.datetime.now():%Y-%m-%d %H:%M:%S}"]
-        lines += [f"  {name:{width}} {value}" for name, value in [*constants.items(), *facts.items()]]
+        lines += [printable(f"  {name:{width}} {value}") for name, value in [*constants.items(), *facts.items()]]
         self.job.say("\n".join(lines))
         self.write("\n".join(lines) + "\n\n")
         if self.logger == "tensorboard" and self.job.rank == 0:
@@ -60,7 +60,7 @@ class RunLog:
                 writer.add_scalar(name, value, step)
 
         self._plot, self._close = plot, writer.close
-        self.job.say(f"curves: tensorboard --logdir {self.folder}")
+        self.job.say(printable(f"curves: tensorboard --logdir {self.folder}"))
 
     def _begin_wandb(self, constants: dict) -> None:
         import wandb
@@ -98,8 +98,8 @@ class RunLog:
             self._plot({k: v for k, v in record.items() if k != "learning_rate"}, step)  # a curve of the steps
 
     def bad_piece(self, problem: str) -> None:
-        self.job.say(f"bad piece or file, another one in its place: {problem}")
-        self.write(f"bad piece: {problem}\n")
+        self.job.say(printable(f"bad piece or file, another one in its place: {problem}"))
+        self.write(printable(f"bad piece: {problem}") + "\n")
 
     def write(self, text: str) -> None:
         """Adds to the log file. A file name that is no UTF-8 is escaped."""

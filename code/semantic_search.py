@@ -93,7 +93,7 @@ def reference_features(folder: Path) -> Features:
     if not found:
         raise InputError(f"{folder}: there is no music, text or .npy file in it ({len(others)} files of other types)")
     if others:
-        print(f"{folder}: {len(others)} files of other types were left alone", file=sys.stderr)
+        print(files.printable(f"{folder}: {len(others)} files of other types were left alone"), file=sys.stderr)
     return music_features(folder, found)
 
 
@@ -142,7 +142,10 @@ def search(args: argparse.Namespace) -> int:
             hits[-1]["title"] = references.titles[row]
     print_hits(hits)
     if args.top_k > len(hits):
-        print(f"{args.ref} holds {len(hits)} pieces, fewer than the {args.top_k} asked for", file=sys.stderr)
+        print(
+            files.printable(f"{args.ref} holds {len(hits)} pieces, fewer than the {args.top_k} asked for"),
+            file=sys.stderr,
+        )
     if args.html:
         import page
 
@@ -153,10 +156,12 @@ def search(args: argparse.Namespace) -> int:
 
 
 def print_hits(hits: list[dict]) -> None:
-    width = max(len(hit["name"]) for hit in hits)
+    names = [files.printable(hit["name"]) for hit in hits]
+    width = max(map(len, names))
     print("rank   score  name")
-    for hit in hits:
-        print(f"{hit['rank']:4d}  {hit['score']:6.4f}  {hit['name']:{width}}  {hit.get('title', '')}".rstrip())
+    for hit, name in zip(hits, names, strict=True):
+        title = files.printable(hit.get("title", ""))
+        print(f"{hit['rank']:4d}  {hit['score']:6.4f}  {name:{width}}  {title}".rstrip())
 
 
 def metrics(args: argparse.Namespace) -> int:
@@ -197,7 +202,7 @@ def score(args: argparse.Namespace) -> int:
             "standard_deviation": float(values.std()),
         }
         for pair in result["pairs"]:
-            print(f"{pair['score']:7.4f}  {pair['reference']}")
+            print(files.printable(f"{pair['score']:7.4f}  {pair['reference']}"))
         print(f"cosine of {len(pairs)} pairs: mean {values.mean():.4f}, standard deviation {values.std():.4f}")
     else:
         references, tests = reference_features(args.ref_dir), reference_features(args.test_dir)
@@ -213,7 +218,7 @@ def score(args: argparse.Namespace) -> int:
 
 def pack(args: argparse.Namespace) -> int:
     packed = features.pack(args.features, args.out)
-    print(f"{len(packed.names)} features of width {packed.matrix.shape[1]} -> {args.out}")
+    print(files.printable(f"{len(packed.names)} features of width {packed.matrix.shape[1]} -> {args.out}"))
     return finish(args, {}, {str(args.features): packed})
 
 

@@ -47,7 +47,7 @@ from config import (
     TEXT_MODEL_NAME,
 )
 from cpu import use_cheap_dropout
-from files import InputError
+from files import InputError, printable
 from hub_model import HubModel
 from packing import Characters, Packed, Packing, Tensors, first_position, packable, run_packed, use_packed_attention
 from patches import BOS, EOS, PAD, VOCABULARY, M3Patchilizer, mask_patches, read_music, remove_instrument_info
@@ -367,12 +367,12 @@ class CLaMP2Model(nn.Module, HubModel):
         """Starts the music encoder from the encoder of M3 weights, if they are there."""
         if not path.exists():
             Processes().say(
-                f"the music encoder starts from new weights: CLAMP2_LOAD_M3 is True, but {path} does not exist;"
-                " train M3 first to begin with what it has learnt"
+                f"the music encoder starts from new weights: CLAMP2_LOAD_M3 is True, but {printable(path)} does not"
+                " exist; train M3 first to begin with what it has learnt"
             )
             return
         load_weights(self.music_model, load_checkpoint(path)["model"], path, "encoder.")
-        Processes().say(f"the music encoder starts from {path}")
+        Processes().say(f"the music encoder starts from {printable(path)}")
 
     @property
     def device(self) -> torch.device:

@@ -79,26 +79,35 @@ def main(
         add_arguments(parser)
     args = parser.parse_args(argv)
     suffix = target(args) if callable(target) else target
-    report, interrupted = None, 0
+    report, interrupted, problem = None, 0, ""
     try:
         with _signals_raise():
             try:
                 batch = jobs.Batch(args.input, args.output, tuple(suffixes), suffix, args.shard, several)
                 args.output.mkdir(parents=True, exist_ok=True)
                 files.remove_leftovers(args.output)
+                batch.begin()
                 report = _Report(batch, args.shard)
             except (OSError, ValueError) as error:
-                parser.error(str(error))
+                parser.error(files.printable(error))
             args.workers = min(args.workers, len(batch) or 1)
             _run(convert, args, batch, report)
+    except OSError as error:  # a full disk, say
+        problem = f"{error.filename}: {error.strerror}"
     except _Interrupted as caught:
         interrupted = caught.args[0]
         print(f"Stopped by signal {interrupted}; the same command goes on from here.", file=sys.stderr)
     if report is None:
         return 128 + interrupted
-    if report.failed or interrupted:
+    if report.failed or interrupted or problem:
         files.remove_leftovers(args.output)
-    report.finish()
+    try:
+        if not problem:
+            report.finish(args.remove_orphans and not interrupted)
+    except OSError as error:
+        problem = f"{error.filename}: {error.strerror}"
+    if problem:
+        return files.tell_mistake(f"{problem}; the same command goes on from here")
     return 128 + interrupted if interrupted else int(report.failed > 0)
 
 
@@ -107,7 +116,7 @@ class _Report:
 
     def __init__(self, batch: jobs.Batch, shard: tuple[int, int]):
         self.done = self.skipped = self.failed = self.warned = 0
-        self.other_files = batch.other_files
+        self.batch = batch
         self.errors = jobs.Log("errors", "error", batch, shard)
         self.warnings = jobs.Log("warnings", "warnings", batch, shard)
 
@@ -120,21 +129,24 @@ class _Report:
         self.warnings.discard(job.name)
         if error:
             self.failed += 1
+            self.batch.sources.drop(job.name, [])
             self.errors.add(job.name, error)
             return
         self.done += 1
+        self.batch.sources.add(job.name, job.source, job.outputs())
         if warnings:
             self.warned += 1
             self.warnings.add(job.name, warnings)
 
-    def finish(self) -> None:
+    def finish(self, remove_orphans: bool) -> None:
+        orphans = self.batch.sources.finish(remove_orphans)
         for log in (self.errors, self.warnings):
             log.finish()
             if len(log):
-                print(f"{log.path} names {len(log)} file(s).", file=sys.stderr)
+                print(f"{files.printable(log.path)} names {len(log)} file(s).", file=sys.stderr)
         print(
             f"{self.done} done, {self.skipped} skipped (finished before), {self.failed} failed, "
-            f"{self.warned} with warnings, {self.other_files} other files ignored"
+            f"{self.warned} with warnings, {self.batch.other_files} other files ignored{orphans}"
         )
 
 
@@ -145,7 +157,9 @@ def _run(convert: Convert, args: argparse.Namespace, batch: jobs.Batch, report: 
 
         def unfinished() -> Iterator[jobs.Job]:
             for job in batch:
-                if args.overwrite or not job.is_finished():
+                if args.overwrite or not batch.is_finished(job):
+                    several = [job.numbered(1)] if job.stem else []
+                    batch.sources.making([(job.name, job.source, [job.output, *several])])
                     yield job
                 else:
                     report.skip(job)
@@ -177,6 +191,9 @@ def _parser(doc: str) -> argparse.ArgumentParser:
         "--overwrite",
         action="store_true",
         help="convert again what is finished already; a file that fails then has no output",
+    )
+    parser.add_argument(
+        "--remove_orphans", action="store_true", help="remove outputs whose input is gone; else they are named"
     )
     parser.add_argument(
         "--shard",

@@ -143,10 +143,10 @@ class Run:
         for log in (self.errors, self.warnings):
             log.finish()
             if len(log):
-                print(f"{log.path} names {len(log)} record(s).", file=sys.stderr)
+                print(f"{files.printable(log.path)} names {len(log)} record(s).", file=sys.stderr)
         if self.other_fields:
             fields = ", ".join(f"{field} ({count} records)" for field, count in self.other_fields.most_common())
-            print(f"Kept, but not told to the model, because the format has no such field: {fields}")
+            print(f"Kept, but not told to the model, because the format has no such field: {files.printable(fields)}")
         tokens = f"{self.model.tokens_in} tokens in, {self.model.tokens_out} out"
         if self.args.price:
             tokens += f": ${cost(self.model.tokens_in, self.model.tokens_out, self.args.price):.2f}"
@@ -174,13 +174,13 @@ def dry_run(args: argparse.Namespace, batch: jobs.Batch | metadata.Lines) -> int
             record = metadata.read(job)
         except Unfit as error:
             failed += 1
-            print(f"--- {job.name}: cannot be asked for: {error}")
+            print(files.printable(f"--- {job.name}: cannot be asked for: {error}"))
             continue
         told, _ = prompts.known(record)
         if not told or metadata.has_summaries(record) or metadata.read_output(job, record):
             continue
         prompt = prompts.question(told, languages.draw(args.languages, args.seed, job.name))
-        print(f"--- {job.name}\n{prompt}")
+        print(f"--- {files.printable(job.name)}\n{prompt}")
         asked += 1
         tokens_in += fixed + len(prompt.encode()) / BYTES_PER_TOKEN
         if asked == args.limit:
@@ -290,7 +290,7 @@ def main(argv: list[str] | None = None) -> int:
         batch = get_batch(args)
         model = get_model(args) if args.model and not args.dry_run else None
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        parser.error(files.printable(error))
     try:
         if args.dry_run:
             return dry_run(args, batch)
@@ -301,10 +301,10 @@ def main(argv: list[str] | None = None) -> int:
             )
         return status
     except (files.InputError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {files.printable(error)}", file=sys.stderr)
         return 2
     except chat.Stop as error:
-        print(f"Stopped: {error}. The same command goes on from here.", file=sys.stderr)
+        print(f"Stopped: {files.printable(error)}. The same command goes on from here.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped; the same command goes on from here.", file=sys.stderr)

@@ -1,6 +1,7 @@
 """What a batch run has to do, and what is said of it: jobs, their output files, and the logs beside those."""
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import files
+import sources
 
 
 @dataclass
@@ -24,9 +26,20 @@ class Job:
         assert self.stem, "a converter declared with several=False gave several outputs"
         return self.stem.with_name(f"{self.stem.name}.{number}{self.output.suffix}")
 
-    def is_finished(self) -> bool:
+    def outputs(self) -> list[Path]:
+        """The outputs that are there, complete."""
         # os.path's `exists` also takes a name that is too long for any file: writing it will say so.
-        return os.path.exists(self.output) or (self.stem is not None and os.path.exists(self.numbered(1)))
+        if os.path.exists(self.output):
+            return [self.output]
+        if self.stem is None:
+            return []
+        return list(itertools.takewhile(os.path.exists, map(self.numbered, itertools.count(1))))
+
+    def may_have(self, outputs: list[Path]) -> bool:
+        """Whether these are names that the outputs may have."""
+        if outputs == [self.output]:
+            return True
+        return self.stem is not None and outputs == [self.numbered(n) for n in range(1, len(outputs) + 1)]
 
     def write(self, outputs: list[bytes]) -> None:
         """Writes all outputs; `name.1` comes last, so that its presence means that all are there."""
@@ -40,7 +53,7 @@ class Job:
             self._write(path, content)
 
     def remove_outputs(self) -> None:
-        _remove(self.output)
+        files.remove(self.output)
         self._remove_numbered()
 
     @staticmethod
@@ -52,17 +65,12 @@ class Job:
         """Removes what an earlier run left that found several things in the file; `name.1` goes first."""
         if self.stem is None:
             return
-        _remove(self.numbered(1))
+        files.remove(self.numbered(1))
         last = 1
         while os.path.exists(self.numbered(last + 1)):
             last += 1
         for number in range(last, 1, -1):
             self.numbered(number).unlink()
-
-
-def _remove(path: Path) -> None:
-    if os.path.lexists(path):  # not so if the name is too long
-        path.unlink(missing_ok=True)
 
 
 class Batch:
@@ -80,8 +88,10 @@ class Batch:
         if output.exists() and not output.is_dir():
             raise ValueError(f"{output} is a file; OUTPUT_DIR must be a folder")
         # Over the whole input, not the shard's part of it, so that all shards name alike.
-        self.names = files.output_names(inputs, target)
+        self.sources = sources.Sources(output / f".sources{target}.jsonl", source, output, shard)
+        self.names = self.sources.names(inputs, target)
         self.stems = _numbered_stems(self.names, target) if several else {}
+        self.suffix, self.is_shard = target, shard[1] > 1
         _refuse_overlap(source, output, self.names.values())
         self.inputs = inputs[shard[0] - 1 :: shard[1]]
         self.other_files = len(others)
@@ -96,6 +106,19 @@ class Batch:
         for path in self.inputs:
             stem = self.output / self.stems[path] if self.stems else None
             yield Job(path.as_posix(), self.folder / path, self.output / self.names[path], stem)
+
+    def begin(self) -> None:
+        """Puts the record of what outputs were made from in order."""
+        self.sources.tidy()
+        if self.is_shard:  # the others write at the same time
+            stems = self.stems.values()
+            self.sources.coming = {stem.with_name(f"{stem.name}.1{self.suffix}").as_posix() for stem in stems}
+
+    def is_finished(self, job: Job) -> bool:
+        made = self.sources.finished(job.name, job.source) or self.sources.adopt(
+            job.name, job.source, job.output, job.outputs()
+        )
+        return bool(made) and job.may_have([self.output / name for name in made])
 
 
 def _numbered_stems(names: dict[Path, Path], suffix: str) -> dict[Path, Path]:

@@ -150,11 +150,12 @@ def merge(records: Iterable[tuple[str, Callable[[], dict]]], target: Path) -> in
                 else f"{target} is not written: there is no record to merge"
             )
     for kind, count in kinds.most_common():
-        print(f"  left out: {count} (for the reason: {kind})")
+        print(f"  left out: {count} (for the reason: {files.printable(kind)})")
     partly = len(report) - kinds.total()
-    print(f"{target}: {kept} records written, {partly} of them less a missing file, {kinds.total()} left out")
+    counts = f"{kept} records written, {partly} of them less a missing file, {kinds.total()} left out"
+    print(f"{files.printable(target)}: {counts}")
     if report:
-        print(f"{_report_path(target)} names {len(report)} record(s).", file=sys.stderr)
+        print(f"{files.printable(_report_path(target))} names {len(report)} record(s).", file=sys.stderr)
     return int(kinds.total() > 0)
 
 
@@ -209,12 +210,12 @@ def main(argv: list[str] | None = None) -> int:
         folder = args.folder if args.folder.is_dir() else args.folder.parent
         status = merge([(path.as_posix(), functools.partial(read, folder / path)) for path in found], args.target)
     except (OSError, files.InputError) as error:
-        parser.error(str(error))
+        parser.error(files.printable(error))
     except KeyboardInterrupt:
         print("Stopped; nothing is written.", file=sys.stderr)
         return 130
     if others:
-        print(f"{len(others)} other files in {args.folder} ignored")
+        print(f"{len(others)} other files in {files.printable(args.folder)} ignored")
     return status
 
 

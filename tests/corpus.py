@@ -19,6 +19,7 @@ ODD_NAMES = (
     "with space",
     "quote'\"s",
     "two\nlines",
+    "\x1b[31mred\x9b2J",
     "月亮 ñ",
     "-rf *",
     "$(touch pwned);&|`x`",

@@ -47,7 +47,7 @@ def conversion(folder: Path) -> object:
     import jobs
 
     batch = jobs.Batch(folder / "music", folder / "converted", (".abc",), ".abc", (1, 16), True)
-    return batch, sum(job.is_finished() for job in batch)
+    return batch, sum(batch.is_finished(job) for job in batch)
 
 
 def training(folder: Path) -> object:

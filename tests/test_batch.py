@@ -64,7 +64,15 @@ def write(folder: Path, **contents: str) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but the record of sources, whose times differ from run to run."""
+    found = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".sources.out.")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def recorded(folder: Path) -> list[list]:
+    """Source and outputs of each line of the record."""
+    lines = [json.loads(line) for line in (folder / ".sources.out.jsonl").read_text().splitlines()]
+    return [[line[1], *line[6:]] for line in lines]
 
 
 def log(path: Path) -> dict[str, object]:
@@ -264,6 +272,8 @@ def test_shards(tmp_path, call):
     # Without --shard, a run puts the logs together.
     assert call(source, tmp_path / "parts", status=1).startswith("0 done, 14 skipped (finished before), 1 failed")
     assert tree(tmp_path / "parts") == whole
+    assert len(list((tmp_path / "parts").glob(".sources*"))) == 1
+    assert recorded(tmp_path / "parts") == recorded(tmp_path / "whole") and len(recorded(tmp_path / "whole")) == 15
 
 
 def test_more_shards_than_files(tmp_path, call):
@@ -291,8 +301,10 @@ def test_overwrite(tmp_path, call):
     call(source, tmp_path / "out")
     assert (tmp_path / "out" / "more.1.out").read_bytes() == b"1" and not (tmp_path / "out" / "more.out").exists()
     write(source, more="several 4 5 6 7", fewer="several 8 9", one="text", bad="refuse no", grown="several 1 2")
-    done = call(source, tmp_path / "out")
-    assert done.startswith("0 done, 6 skipped")
+    call(source, tmp_path / "out", status=1)
+    for path in (tmp_path / "out").glob("*.out"):
+        path.write_bytes(b"damaged")
+    assert call(source, tmp_path / "out", status=1).startswith("0 done, 5 skipped (finished before), 1 failed")
     call(source, tmp_path / "out", "--overwrite", status=1)
     assert tree(tmp_path / "out") == {
         **{f"more.{number}.out": b"%d" % (number + 3) for number in range(1, 5)},
@@ -315,9 +327,9 @@ def test_several_outputs_count_as_finished_only_when_all_are_written(tmp_path, m
     monkeypatch.setattr(files, "atomic_write", full_disk)
     with pytest.raises(OSError, match="No space"):
         job.write([b"1", b"2", b"3"])
-    assert written == ["a.3.out", "a.2.out", "a.1.out"] and not job.is_finished()
+    assert written == ["a.3.out", "a.2.out", "a.1.out"] and not job.outputs()
     job.write([b"4", b"5"])
-    assert tree(tmp_path) == {"a.1.out": b"4", "a.2.out": b"5"} and job.is_finished()
+    assert tree(tmp_path) == {"a.1.out": b"4", "a.2.out": b"5"} and job.outputs()
 
 
 def test_numbered_outputs_do_not_meet_other_files(tmp_path, call, monkeypatch):

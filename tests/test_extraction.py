@@ -158,7 +158,8 @@ def test_the_output_folder_holds_features_and_nothing_else(source, config, tmp_p
         noted = json.loads((tmp_path / "features" / f"{name}.extraction.json").read_text())
         assert noted["form"] == ("--normalize" if name == "pooled" else "temporal")
         assert json.loads((tmp_path / "features" / f"{name}.errors.jsonl").read_text())["file"] == "bad.abc"
-    beside = {f"{name}.{what}" for name in ("temporal", "pooled") for what in ("extraction.json", "errors.jsonl")}
+    kinds = ("extraction.json", "errors.jsonl", "sources.jsonl")
+    beside = {f"{name}.{kind}" for name in ("temporal", "pooled") for kind in kinds}
     assert set(os.listdir(tmp_path / "features")) == {"temporal", "pooled", *beside}
 
 

@@ -54,8 +54,9 @@ def read(keep_unit_length: bool, path: Path) -> np.ndarray:
     return np.arange(3 * int(text), dtype=np.float32).reshape(-1, 3)
 
 
-def extract(source, target, weights, pooled=False, job=None, load_model=lambda: A_MODEL) -> int:
-    return extraction.extract(job or Processes(), source, target, SUFFIXES, weights, load_model, read, pooled, False)
+def extract(source, target, weights, pooled=False, job=None, load_model=lambda: A_MODEL, remove_orphans=False) -> int:
+    job = job or Processes()
+    return extraction.extract(job, source, target, SUFFIXES, weights, load_model, read, pooled, False, remove_orphans)
 
 
 A_MODEL = types.SimpleNamespace(keep_unit_length=False)
@@ -109,7 +110,8 @@ def test_each_file_is_counted_once(tmp_path, weights, capsys):
     (source / "b" / "a.abc").unlink()
     (source / "x.pdf").unlink(), (source / "y.pdf").unlink()
     make_older(source / "a.abc", 100)
-    make_older(target / "d.npy", 1)  # than its file
+    (source / "d.txt").write_text("3")
+    make_older(source / "d.txt", 1000)  # than its feature, but another piece
     leftover = target / "b" / f".tmp-{socket.gethostname()[:64]}-999999999-00000000"  # of a process that was killed
     leftover.touch()
     assert extract(source, target, weights) == 0
@@ -127,15 +129,11 @@ def test_one_file_and_pooled_features(tmp_path, weights):
     assert not (tmp_path / "out" / "b.npy").exists()
 
 
-@pytest.mark.parametrize(("seconds", "finished"), [(1, False), (0.01, False), (0, True), (-0.01, True)])
-def test_a_feature_is_finished_if_it_is_not_older_than_its_file(tmp_path, seconds, finished):
-    for name in ("source", "feature"):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (1000, 1000))
-    make_older(tmp_path / "feature", seconds)
-    assert extraction.is_finished(tmp_path / "source", tmp_path / "feature") is finished
-    assert not extraction.is_finished(tmp_path / "gone", tmp_path / "feature")
-    assert not extraction.is_finished(tmp_path / "source", tmp_path / "gone")
+def test_a_name_that_would_steer_a_terminal_is_escaped(tmp_path, weights, capsys):
+    source = write_files(tmp_path / "in", {"\x1b[31m\nred\x9b 月\u3000亮.txt": "bad"})
+    assert extract(source, tmp_path / "out", weights) == 1
+    [line] = [line for line in capsys.readouterr().err.split("\n") if "failed" in line]
+    assert line == f"failed: {source}/\\x1b[31m\\nred\\x9b 月\u3000亮.txt: no music in it"
 
 
 @pytest.mark.parametrize("count", [19, 20, 21, 40])

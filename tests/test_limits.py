@@ -326,10 +326,10 @@ def test_every_output_of_an_earlier_run_goes(tmp_path):
         job.write([b"old"] * before)
         job.write([b"new"] * after)
         names = {"a.out"} if after == 1 else {f"a.{number}.out" for number in range(1, after + 1)}
-        assert outputs_of(tmp_path) == names and job.is_finished()
+        assert outputs_of(tmp_path) == names and job.outputs()
         assert all(path.read_bytes() == b"new" for path in tmp_path.iterdir())
         job.remove_outputs()
-        assert outputs_of(tmp_path) == set() and not job.is_finished()
+        assert outputs_of(tmp_path) == set() and not job.outputs()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ import linear_probe
 from checkpoints import load_checkpoint, save_checkpoint
 from corpus import BAD, GOOD
 from features import read as read_feature
-from files import InputError, list_files, output_names, remove_leftovers
+from files import InputError, list_files, output_names, printable, remove_leftovers
 from helpers import CODE, KIT, KIT_MODEL, ROOT, assert_time_is_linear, environment, run_ranks, run_script, write_config
 from loading import Paths
 from patches import remove_instrument_info
@@ -32,11 +32,13 @@ from test_training import TORCHRUN, epochs, m3_config, state
 
 SCRIPTS = ROOT / "process_data"
 SLOW = () if "CLAMP2_ALL" in os.environ else ("million_", "one_word_of_1_mb.txt", "line_of_5_mb.txt")  # for a model
+STEERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # what steers a terminal
 
 
 def run(script, *arguments, config=None, kill_after=None):
     result = run_script(script, *arguments, config=config, kill_after=kill_after, OPENAI_API_KEY="any-key")
     assert "Traceback" not in result.stdout + result.stderr, result.stderr
+    assert not STEERS.search(result.stdout + result.stderr)
     return result
 
 
@@ -82,7 +84,7 @@ def test_bad_files_cost_a_conversion_themselves_alone(tmp_path, script, suffix, 
     failed = json_lines(out / "errors.jsonl")
     suffixes = (".xml", ".musicxml", ".mxl") if suffix == ".xml" else (suffix,)
     batch = jobs.Batch(source, out, suffixes, target, (1, 1), script in ("batch_interleaved_abc", "batch_abc2xml"))
-    assert_accounted_for(verdicts, {job.name for job in batch if job.is_finished()}, failed)
+    assert_accounted_for(verdicts, {job.name for job in batch if job.outputs()}, failed)
     assert f"{len(verdicts) - len(failed)} done, 0 skipped (finished before), {len(failed)} failed" in result.stdout
     assert not [name for name in tree(out) if ".tmp" in name]
     assert not list(tmp_path.rglob("outside.xml")) and not list(Path("/tmp").glob("outside.xml"))
@@ -103,10 +105,8 @@ def test_bad_records_are_left_out_and_named(tmp_path):
 
     result = run(SCRIPTS / "gpt4_summarize.py", tmp_path / "in", tmp_path / "out", "--dry_run")
     assert result.returncode == 1, result.stderr
-    named = {
-        name for name in verdicts if f"--- {name.encode(errors='backslashreplace').decode()}: cannot" in result.stdout
-    }
-    asked = {name for name in verdicts if f"--- {name.encode(errors='backslashreplace').decode()}\n" in result.stdout}
+    named = {name for name in verdicts if f"--- {printable(name)}: cannot" in result.stdout}
+    asked = {name for name in verdicts if f"--- {printable(name)}\n" in result.stdout}
     assert named | asked == verdicts.keys() and not named & asked
     assert {name for name, verdict in verdicts.items() if verdict == BAD} <= named
     assert {name for name, verdict in verdicts.items() if verdict == GOOD} <= asked
@@ -217,6 +217,48 @@ def test_a_full_disk_ends_an_extraction_in_one_line(tmp_path):
     assert result.returncode == 2
     assert re.fullmatch(r"error: .*\.npy: \d+ requested and \d+ written", result.stderr.splitlines()[-1]), result.stderr
     assert not list((tmp_path / "out").rglob("*.npy")) and not list((tmp_path / "out").rglob(".tmp-*"))
+
+
+def test_a_full_disk_ends_every_process_of_an_extraction_in_one_line_and_it_continues(tmp_path):
+    """Some features fit, and one of each process does not."""
+    source, out, limited = tmp_path / "in", tmp_path / "out", tmp_path / "limited.py"
+    limited.write_text(LIMITED)
+    source.mkdir()
+    for number in range(18):
+        bars = 200 if number >= 15 else 1
+        (source / f"{number:02}.abc").write_text("K:C\n" + "A8|" * bars + "\n")
+    config = write_config(tmp_path / "kit.py", **KIT_MODEL)
+    ranks = run_ranks(3, limited, 10_000, CODE / "extract_m3.py", source, out, config=config)
+    assert [rank.returncode for rank in ranks] == [2, 2, 2], ranks
+    for rank, number in zip(ranks, (15, 16, 17), strict=True):
+        told = [line for line in rank.stderr.splitlines() if "error" in line.lower()]
+        assert len(told) == 1 and "Traceback" not in rank.stderr, rank.stderr
+        assert re.fullmatch(rf"error: .*/{number}\.npy: \d+ requested and \d+ written", told[0]), told
+    before = {path.name: read_feature(path).shape[1] for path in out.rglob("*.npy")}
+    assert before and set(before.values()) == {4} and not list(tmp_path.rglob(".tmp-*"))
+    ranks = run_ranks(3, CODE / "extract_m3.py", source, out, config=config)
+    assert f"{18 - len(before)} done, {len(before)} skipped (they were there), 0 failed" in ranks[0].stdout, ranks
+    assert {read_feature(out / f"{number}.npy").shape[1] for number in (15, 16, 17)} == {203}
+
+
+def test_a_full_disk_ends_a_conversion_in_one_line_and_it_continues(tmp_path):
+    """The logs and the record of what is done cannot be written either."""
+    source, out, limited = tmp_path / "in", tmp_path / "out", tmp_path / "limited.py"
+    limited.write_text(LIMITED)
+    source.mkdir()
+    for number in range(9):
+        shutil.copy(KIT / "mtf" / "plain.mtf", source / f"{number}.mtf")
+    words = (SCRIPTS / "batch_mtf2midi.py", source, out, "--workers", 1)
+    result = run(limited, 1000, *words)
+    assert result.returncode == 2
+    [told] = [line for line in result.stderr.splitlines() if "error" in line]
+    assert re.fullmatch(r"error: .*/\.sources\.mid\.jsonl: .*; the same command goes on from here", told), told
+    done = len(list(out.glob("*.mid")))
+    assert 0 < done < 9 and not list(out.glob(".tmp-*"))
+    result = run(*words)
+    again, skipped = map(int, re.match(r"(\d+) done, (\d+) skipped", result.stdout).groups())
+    assert result.returncode == 0 and again + skipped == 9 and 0 < skipped <= done
+    assert len({path.read_bytes() for path in out.glob("*.mid")}) == 1 and len(list(out.glob("*.mid"))) == 9
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
