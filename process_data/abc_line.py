@@ -42,7 +42,7 @@ _MARK = re.compile(
     |(?P<kept>%.*|{DECORATION.replace("*", "+")})
     |(?P<open>")
     |(?P<break>!)               # as in old tunes
-    |(?P<repeats>(?<=\|):{{2,}}|:{{2,}}(?=\|))  # |:: and ::| repeat more than once
+    |(?P<repeats>(?<=\|):{{2,}}|(?<!:):{{2,}}(?=\|))  # |:: and ::| repeat more than once
     |(?P<invisible>\[\])
     """,
     re.VERBOSE,
@@ -108,7 +108,7 @@ def _tidy_music(line: str) -> tuple[str, list[str]]:
             words = _text_left_open(line, mark.start() + 1)
             position = mark.start() + 1 + len(words)
             done.append(f'"{_hide(words)}"' if words else "")
-            what = f'put behind "{words}' if words else f'left out before {line[position : position + 20].strip()}'
+            what = f'put behind "{words}' if words else f"left out before {line[position : position + 20]!r}"
             mended.append(f"quotation mark without a partner {what}")
         elif kind == "quoted":
             done.append(f'"{_hide(text[1:-1])}"')

@@ -13,6 +13,7 @@ from batch import Refused
 MAX_BARS = 1_000_000  # a few letters may stand for millions of rests
 _NUMBER = re.compile(r"\s*(\d+(?:[,-]\d+)*)")  # of an ending
 _MUSIC_FIELDS = "IKLMPQUm"  # these change the music that follows; others, as w:, tell of it
+_TEXT = re.compile(r'"[^"]*"|\[[A-Za-z]:[^][]*\]|%.*')
 _GRACE_NOTES = re.compile(r"\{[^{}]*\}")
 
 
@@ -145,12 +146,6 @@ def _is_grace(text: str) -> bool:
     return re.search(r'[{}|%"]', text) is None and re.search("[A-Ga-g]", text) is not None
 
 
-def _is_cut(element: re.Match) -> bool:
-    """Text in which a patch would end."""
-    text = element[0] if element.lastgroup == "quoted" else element["value"] or ""
-    return has_barline(text) and element["field"] != "M"
-
-
 class Reader:
     """Reads the body of a tune, line by line.
 
@@ -201,6 +196,7 @@ class Reader:
 
     def read_music(self, line: str) -> None:
         is_continued = False
+        line = self._without_cut_text(line)
         if "{" in line:
             # xml2abc puts a barline (with spaces, as always) into grace notes behind the last note of a bar.
             line = _GRACE_NOTES.sub(lambda grace: re.sub(r"(?<!\s)\s+\|\s*|\|\s+", "} | {", grace[0]), line)
@@ -230,17 +226,27 @@ class Reader:
         if self.name in self.voices and not is_continued:
             self.voices[self.name].add(" ")
 
+    def _without_cut_text(self, line: str) -> str:
+        """Without quoted text and inline fields in which a patch would end."""
+
+        def kept(text: re.Match) -> str:
+            if text[0].startswith(("%", "[M:")) or not has_barline(text[0]):
+                return text[0]
+            self.cut.append(shown(text[0]))
+            return ""
+
+        return _TEXT.sub(kept, line)
+
     def _elements(self, line: str) -> list[re.Match]:
-        """The elements of a line, less those that are left out. What is left is read anew, since its parts meet."""
+        """The elements of a line, less those without a partner. What is left is read anew, since its parts meet."""
         while True:
             elements = list(ELEMENT.finditer(line))
-            cut = [element for element in elements if _is_cut(element)]
-            strays = [element for element in elements if element.lastgroup == "stray"]
-            if not cut and not strays:
+            kept = [element for element in elements if element.lastgroup != "stray"]
+            if len(kept) == len(elements):
                 return elements
-            self.cut += [shown(element[0]) for element in cut]
-            self.strays += sum(element[0] != "$" for element in strays)  # a line break of the printed score
-            line = "".join(element[0] for element in elements if element not in cut and element not in strays)
+            strays = (element[0] for element in elements if element.lastgroup == "stray")
+            self.strays += sum(sign != "$" for sign in strays)  # a line break of the printed score
+            line = "".join(element[0] for element in kept)
 
 
 @lru_cache(10_000)

@@ -6,6 +6,7 @@ them of all voices. `interleave` also takes what is interleaved already, and lea
 
 import re
 
+import overlays
 from abc_line import shown
 from abc_text import read_abc, split_header, split_tunes, tidy
 from abc_voices import MAX_BARS, Bar, Reader, Voice, merged
@@ -89,7 +90,7 @@ def _parse(text: str) -> tuple[list[str], dict[str, Voice], list[str]]:
     warnings += [f"voice {name} has no music" for name in reader.defined if name not in reader.voices]
     warnings += [f"left out, since a patch would end in it: {text}" for text in reader.cut]
     if reader.strays:
-        warnings.append(f"{reader.strays} brackets or the like without a partner left out")
+        warnings.append(f"{reader.strays} quotation marks, brackets or the like without a partner left out")
     return header, reader.voices, warnings
 
 
@@ -98,7 +99,7 @@ def _number_of_bars(voices: dict[str, Voice]) -> int:
 
 
 def _written(voice: Voice) -> list[str]:
-    bars = [bar.text + bar.sign + bar.volta for bar in voice.bars]
+    bars = [overlays.apart(bar.text) + bar.sign + bar.volta for bar in voice.bars]
     return [voice.opening_fields + voice.opening_sign + bars[0], *bars[1:]]
 
 

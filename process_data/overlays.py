@@ -10,7 +10,7 @@ from bar_lengths import bar_length, rest
 
 _TOKEN = re.compile(
     rf'"[^"]*"|\[V:\s*(?P<voice>[^][\s]+)[^][]*\]|\[[A-Za-z]:[^][]*\]|\[(?![|\d])[^][]*\]|\{{[^{{}}]*\}}|{DECORATION}'
-    r"|(?P<ignored>%.*|\\\s*$)|(?P<begin>\(&)|(?P<end>&\))|(?P<back>&+)|(?P<bar>[\[:]*\|[|\]:]*|::)"
+    r"|(?P<ignored>%.*|\\\s*$)|(?P<begin>\(&)|(?P<end>&\))|(?P<back>&+)|(?P<bar>(?<![\[:])[\[:]*\|[|\]:]*|::)"
     r'|[^]["{}!%\\(&|:]+|.'
 )
 
@@ -47,6 +47,11 @@ def spread(lines: list[str]) -> list[str]:
         if voice.at is not None:
             _put(voice, pieces)
     return [line for line in "".join(pieces).split("\n") if line.strip()]
+
+
+def apart(text: str) -> str:
+    """The text of a bar in which signs that have come together, as ( and &, begin no overlay over several bars."""
+    return re.sub(r"\((?=&)|&(?=[&)])", r"\g<0> ", text)
 
 
 def _read(token: re.Match, voice: _Voice, pieces: list[str]) -> None:
