@@ -54,9 +54,7 @@ _NAME = re.compile(r'(?<==)"(.*?)"(?=\s+(?:[\w-]+=|treble|bass|alto|tenor|perc|n
 _TEXT_FIELDS = "ABCDFGHNORSTWZrw"
 _TEXT_OF_FIELD = re.compile(r'"([^"]*)"')
 # A line of music whose text, grace notes and the like are left out: "|" stands for any barline, "C" for a chord.
-_MUSIC = re.compile(
-    r"(?:[~.HJLMOPR-Tuv]*(?:(?:__?|\^\^?|=)?[A-Ga-g][,']*|[xyzXZ])\d*/*\d*|\.?[|-]|[\s)<>&`])*"
-)
+_MUSIC = re.compile(r"(?:[~.HJLMOPR-Tuv]*(?:(?:__?|\^\^?|=)?[A-Ga-g][,']*|[xyzXZ])\d*/*\d*|\.?[|-]|\(\d*|[\s)<>&`])*")
 _LEFT_OUT = {"sign": "|", "volta": "|", "variant": "|", "chord": "C"}
 
 
@@ -74,7 +72,7 @@ def _reduced(line: str, user_symbols: str) -> str:
     reduced = []
     for element in ELEMENT.finditer(line):
         kind = element.lastgroup or ""
-        is_kept = kind == "plain" or (kind == "stray" and element[0] != "$")
+        is_kept = kind == "plain" or element[0] == "(" or (kind == "stray" and element[0] != "$")
         reduced.append(element[0] if is_kept else _LEFT_OUT.get(kind, ""))
     return re.sub(f"[{re.escape(user_symbols)}]", "", "".join(reduced)) if user_symbols else "".join(reduced)
 
@@ -157,4 +155,4 @@ def shown(text: str) -> str:
 def plain(text: str) -> str:
     r"""Tidied text with its text as a person reads it: `\n` is a line break, `\%` a percent sign."""
     text = text.replace(_BACKSLASH + "n", "\n")
-    return re.sub(f'{_BACKSLASH}(?=[{"".join(map(chr, _SHOWN))}])', "", text).translate(_SHOWN)
+    return re.sub(f"{_BACKSLASH}(?=[{''.join(map(chr, _SHOWN))}])", "", text).translate(_SHOWN)

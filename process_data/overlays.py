@@ -17,7 +17,7 @@ _TOKEN = re.compile(
 
 @dataclass
 class _Voice:
-    ends: list[int] = field(default_factory=list)  # where its bars end, in the pieces of text
+    ends: list[int] = field(default_factory=list)  # of each bar, the piece of text at its end: what is overlaid
     text: str = ""  # since the last barline
     at: int | None = None  # the bar into which it is overlaid at present
     begin: int | None = None  # the bar of the last (&
@@ -80,18 +80,18 @@ def _end_bar(sign: str, voice: _Voice, pieces: list[str]) -> None:
     if voice.at is None:
         if voice.text.strip():
             voice.ends.append(len(pieces))
+            pieces.append("")
         pieces.append(sign)
     elif voice.text.strip():
         _put(voice, pieces)
         voice.at += 1
         if voice.at == len(voice.ends):  # the bar in which the overlay was written
-            voice.at, voice.ends[-1] = None, len(pieces)
+            voice.at = None
             pieces.append(sign)
     voice.text = ""
 
 
 def _put(voice: _Voice, pieces: list[str]) -> None:
     if voice.text.strip():
-        end = voice.ends[voice.at or 0]
-        pieces[end] = f"&{voice.text}{pieces[end]}"
+        pieces[voice.ends[voice.at or 0]] += "&" + voice.text
     voice.text = ""

@@ -264,7 +264,11 @@ def test_tunebook():
     assert one == "M:6/8\nL:1/8\nK:D\nV:1 treble\n[V:1]A6|\n[V:1]B6|\n"
     assert warnings == ["text behind an empty line left out: 'more text: ABC.'"]
     assert two == "M:6/8\nL:1/8\nM:4/4\nK:G\nV:1 treble\n[V:1]c8|\n[V:1]d8|\n".replace("V:1 treble", "V:1")
-    assert more == ["music goes on behind an empty line: '[V:1]d8|'", "tune 3 left out: no music behind its header", "tune 4 left out: no note in it"]
+    assert more == [
+        "music goes on behind an empty line: '[V:1]d8|'",
+        "tune 3 left out: no music behind its header",
+        "tune 4 left out: no note in it",
+    ]
 
 
 @pytest.mark.parametrize(
