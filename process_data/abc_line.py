@@ -49,6 +49,7 @@ _MARK = re.compile(
 )
 _CHORD_KIND = r"(?:maj|min|dim|aug|sus[24]?|m|M|\+|6|7|9|11|13)"
 _CHORD_NAME = re.compile(rf"[A-G](?:[#b]?{_CHORD_KIND}*(?:/[A-G][#b]?)?(?=\s)|\#?{_CHORD_KIND}+)")
+_TO_MARK_OR_BAR = re.compile('[^"|]*')
 # V:1 nm="Vox "Lead"" snm="V", as xml2abc writes it: the name ends before a blank, not at the first mark.
 _NAME = re.compile(r'(?<==)"(.*?)"(?=\s+(?:[\w-]+=|treble|bass|alto|tenor|perc|none)|\s*(?:%.*)?$)')
 _TEXT_FIELDS = "ABCDFGHNORSTWZrw"
@@ -124,7 +125,8 @@ def _text_left_open(line: str, start: int) -> str:
         return chord[0]
     if not line.startswith(_ANNOTATION, start):
         return ""
-    words = re.split(r"(\s+)", re.compile('[^"|]*').match(line, start)[0])
+    segment = _TO_MARK_OR_BAR.match(line, start)
+    words = re.split(r"(\s+)", segment[0] if segment else "")
     while len(words) > 1 and reads_as_music(words[-1]):
         words.pop()
     return "".join(words).rstrip()

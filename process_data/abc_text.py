@@ -28,7 +28,7 @@ def split_file(text: str) -> list[str]:
 
 
 def split_tunes(text: str) -> list[str]:
-    """The tunes of a file, each behind the fields that the file's header gives to all. A text without X: is one tune."""
+    """The tunes of a file, each behind the fields that the file's header gives to all; without X: all is one tune."""
     file_header, *tunes = split_file(text)
     if not tunes:
         return [file_header]

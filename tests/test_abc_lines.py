@@ -64,7 +64,7 @@ def test_escaped_signs_in_text():
         (r"50\% slow", "50% slow"), (r"a\"b\"", 'a"b"'), (r"a\nb", "a\nb"), (r"a \& b", "a & b"), (r"a\b", r"a\b"), (r"\\", "\\"),
     ):  # fmt: skip
         assert [text.text for text in xml(HEADER + f'"^{written}"CDEF|').iter("words")] == [read]
-    assert xml(HEADER.replace("M:", "T:50\\% off % x\nM:")).findtext("work/work-title") == "50% off"
+    assert xml(HEADER.replace("M:", "T:50\\% off % x\nM:") + "C|").findtext("work/work-title") == "50% off"
 
 
 def test_what_stands_in_a_private_plane_comes_back():
