@@ -7,7 +7,7 @@ private plane, so that every reader of ABC can take what it sees for what it is;
 import re
 
 FIELD = re.compile(r"([A-Za-z+]):(?![|:])")  # but G:| is a note and a barline
-DECORATION = r"![^!\s|[:]*!"
+DECORATION = r"![^!\s|[:]+!"
 # One element of a line of music. What is quoted or bracketed is one element: a | inside is no barline. Each pattern
 # excludes its own opening sign, so that a sign left open swallows nothing. An atom is the begin of a slur or tuplet, a
 # decoration, or grace notes.
@@ -39,7 +39,7 @@ _MARK = re.compile(
     rf"""
      (?P<quoted>"(?:\\.|[^"\\])*")
     |(?P<inline>\[[A-Za-z]:[^][]*\])
-    |(?P<kept>%.*|{DECORATION.replace("*", "+")})
+    |(?P<kept>%.*|{DECORATION})
     |(?P<open>")
     |(?P<break>!)               # as in old tunes
     |(?P<repeats>(?<=\|):{{2,}}|(?<!:):{{2,}}(?=\|))  # |:: and ::| repeat more than once
@@ -55,7 +55,7 @@ _NAME = re.compile(r'(?<==)"(.*?)"(?=\s+(?:[\w-]+=|treble|bass|alto|tenor|perc|n
 _TEXT_FIELDS = "ABCDFGHNORSTWZrw"
 _TEXT_OF_FIELD = re.compile(r'"([^"]*)"')
 # A line of music whose text, grace notes and the like are left out: "|" stands for any barline, "C" for a chord.
-_MUSIC = re.compile(r"(?:[~.HJLMOPR-Tuv]*(?:(?:__?|\^\^?|=)?[A-Ga-g][,']*|[xyzXZ])\d*/*\d*|\.?[|-]|\(\d*|[\s)<>&`])*")
+_MUSIC = re.compile(r"(?:[~.HJLMOPR-Tuv]*(?:(?:(?:__?|\^\^?|=)?[A-Ga-g][,']*|[xyzXZ])\d*/*\d*|\(\d*|[|)-])|[\s<>&`])*")
 _LEFT_OUT = {"sign": "|", "volta": "|", "variant": "|", "chord": "C"}
 
 

@@ -129,6 +129,12 @@ def test_one_quotation_mark_too_few(tmp_path, music, notes, first):
     assert "quotation mark without a partner" in warnings_of(tmp_path, HEADER + music)[0]
 
 
+def test_two_quotation_marks_too_few():
+    written, warnings = bars('"C CDEF|"F FGAB|c4|]')
+    assert written == ['"C" CDEF|', '"F" FGAB|', "c4|]"]
+    assert warnings == [f'quotation mark without a partner put behind "{chord}' for chord in "CF"]
+
+
 @pytest.mark.parametrize(
     ("music", "written"),
     [
@@ -257,7 +263,18 @@ def test_both_scripts_agree_on_what_is_music(tmp_path, body, notes, warnings):
 
 
 def test_what_reads_as_music():
-    for music in ("A", "|:A2 B/c//|1 d:|2 [eg]3/2-|]", "~A.BTc", "(3ABc (AB)", "{/g}A", "z4|x|Z2|y", "A>B c<<d", "A&B"):
+    for music in (
+        "A",
+        "|:A2 B/c//|1 d:|2 [eg]3/2-|]",
+        "~A.BTc",
+        "(3ABc (AB)",
+        "{/g}A",
+        "z4|x|Z2|y",
+        "A>B c<<d",
+        "A&B",
+        ".(A .B.-B.|u(vAT(c))",
+        "AH|",
+    ):
         assert reads_as_music(music), music
     for words in ("Bar", "Bass", "A b r", "CDEF slowly", "T", "A;", "3rd", "A,b,c,h"):
         assert not reads_as_music(words), words
