@@ -191,7 +191,7 @@ class Reader:
         if letter == "V" and value:
             self.name = voice_id(value)
             self.defined.setdefault(self.name, value)
-        elif letter in _MUSIC_FIELDS:
+        elif letter in _MUSIC_FIELDS and self._without_cut_text(f"[{letter}:{value}]"):
             self.voice().add_field(letter, value)
 
     def read_music(self, line: str) -> None:
@@ -230,7 +230,7 @@ class Reader:
         """Without quoted text and inline fields in which a patch would end."""
 
         def kept(text: re.Match) -> str:
-            if text[0].startswith(("%", "[M:")) or not has_barline(text[0]):
+            if text[0].startswith(("%", "[M:", "[V:")) or not has_barline(text[0]):
                 return text[0]
             self.cut.append(shown(text[0]))
             return ""

@@ -8,7 +8,7 @@ import re
 
 import overlays
 from abc_line import shown
-from abc_text import read_abc, split_header, split_tunes, tidy
+from abc_text import read_abc, split_file, split_header, split_tunes, tidy
 from abc_voices import MAX_BARS, Bar, Reader, Voice, merged
 from bar_lengths import rest
 from batch import Refused
@@ -57,7 +57,7 @@ def deinterleave(text: str) -> str:
     Raises:
         Refused: it has no K: line or no note.
     """
-    header, voices, _ = _parse(split_tunes(text)[0])
+    header, voices, _ = _parse("".join(split_file(text)))
     lines = ["X:1", *header]
     for name, voice in voices.items():
         bars = _written(voice)

@@ -226,6 +226,9 @@ def test_no_bar_is_cut_in_an_inline_field():
         assert bars(f"CDEF|{field}GABc|c4|]") == (["CDEF|", "GABc|", "c4|]"], [said + field])
         assert "".join(pitches(f"{HEADER}CDEF|{field}GABc|c4|]")) == "CDEFGABCC"
         assert len(list(xml(f"{HEADER}CDEF|{field}GABc|c4|]").iter("measure"))) == 3
+    for field in ('Q:"a|b" 1/4=60', "P:A|B"):
+        assert bars(f"CDEF|\n{field}\nGABc|c4|]") == (["CDEF|", "GABc|", "c4|]"], [f"{said}[{field}]"])
+    assert bars('CDEF|[V:1 nm="a|b"]GABc|') == (["CDEF|", "GABc|"], [])
     for field in ("[r:see p. 3]", "[K:D]", "[M:3/4]", '[Q:"Allegro" 1/4=60]', "[P:A]"):
         assert bars(f"CDEF|{field}GAB|") == (["CDEF|", f"{field}GAB|"], [])
     assert bars("CDEF|[M:C|]GABc|") == bars("CDEF|\nM:C|\nGABc|") == (["CDEF|", "[M:2/2]GABc|"], [])
