@@ -85,9 +85,10 @@ def tidy(line: str) -> tuple[str, list[str]]:
     """
     if line.startswith("%"):
         return line, []
-    if FIELD.match(line):
+    if field := FIELD.match(line):
+        if field[1] in _TEXT_FIELDS:
+            return re.sub(r"\\%", _BACKSLASH + _PERCENT, _TEXT_OF_FIELD.sub(_without_comment_sign, line)), []
         pattern = _NAME if line.startswith("V:") and _NAME.search(line) else _TEXT_OF_FIELD
-        line = re.sub(r"\\%", _BACKSLASH + _PERCENT, line)
         return pattern.sub(lambda text: f'"{_hide(text[1])}"', line), []
     return _tidy_music(line)
 
@@ -130,6 +131,10 @@ def _text_left_open(line: str, start: int) -> str:
     while len(words) > 1 and reads_as_music(words[-1]):
         words.pop()
     return "".join(words).rstrip()
+
+
+def _without_comment_sign(text: re.Match) -> str:
+    return text[0].replace("%", _PERCENT)
 
 
 def _hidden_value(letter: str, value: str) -> str:

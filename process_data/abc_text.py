@@ -46,17 +46,21 @@ def tidy(tune: str) -> tuple[str, list[str]]:
     user_symbols = "".join(re.findall(r"^U:\s*([H-Wh-w])", tune, re.MULTILINE))
     lines, warnings = _tidy_lines(first)
     fields: list[str] = []  # of the music that may follow, or else of the text
+    read_on: list[str] = []
     for block in blocks:
         more, mended = _tidy_lines(block)
         music = [line for line in more if not (line.startswith("%") or FIELD.match(line))]
         if not music:
             fields += more
         elif all(reads_as_music(line, user_symbols) for line in music) and any(map(has_notes, music)):
-            warnings += [_named("music goes on behind an empty line", block), *mended]
+            warnings += mended
+            read_on.append(block.strip())
             lines += fields + more
             fields = []
         else:
-            warnings.append(_named("text behind an empty line left out", block))
+            warnings.append(_named("text behind an empty line left out", block.strip()))
+    if read_on:
+        warnings.append(_named("music goes on behind an empty line", "\n".join(read_on)))
     return "\n".join(overlays.spread(lines)), warnings
 
 
@@ -76,7 +80,7 @@ def _tidy_lines(block: str) -> tuple[list[str], list[str]]:
 
 
 def _named(what: str, block: str) -> str:
-    first, *more = block.strip().split("\n")
+    first, *more = block.split("\n")
     return f"{what}: {first.strip()[:60]!r}" + (f" and {len(more)} more lines" if more else "")
 
 

@@ -67,6 +67,14 @@ def test_escaped_signs_in_text():
     assert xml(HEADER.replace("M:", "T:50\\% off % x\nM:") + "C|").findtext("work/work-title") == "50% off"
 
 
+def test_quotation_marks_in_lyrics_are_a_part_of_them():
+    notes = list(xml(HEADER + 'CDEF|GABc|\nw:"la| 5%" \\% so | % x\n').iter("note"))
+    found = [
+        (note.findtext("pitch/step"), note.findtext("lyric/text")) for note in notes if note.find("lyric") is not None
+    ]
+    assert found == [("C", '"la'), ("G", '5%"'), ("A", "%"), ("B", "so")]
+
+
 def test_what_stands_in_a_private_plane_comes_back():
     for text in SIGNS:
         line, done = tidy(f'"^{text}"A')

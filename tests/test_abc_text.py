@@ -96,9 +96,12 @@ def test_text_behind_an_empty_line(behind):
 
 
 def test_blocks_of_text_and_of_music_alternate():
-    assert tidy("X:1\nK:C\nA|\n\nfree text\n\nM:3/4\n\nB|\n\nT:another book\nM:4/4\n") == (
-        "X:1\nK:C\nA|\nM:3/4\nB|",  # fields without music behind them are of the text
-        ["text behind an empty line left out: 'free text'", "music goes on behind an empty line: 'B|'"],
+    assert tidy("X:1\nK:C\nA|\n\nfree text\n\nM:3/4\n\nB|\n\nc|\n\nT:another book\nM:4/4\n") == (
+        "X:1\nK:C\nA|\nM:3/4\nB|\nc|",  # fields without music behind them are of the text
+        [
+            "text behind an empty line left out: 'free text'",
+            "music goes on behind an empty line: 'B|' and 1 more lines",
+        ],
     )
     assert tidy("X:1\nK:C\nA|\n\nH:in | 1850\n") == ("X:1\nK:C\nA|", [])
     assert tidy("X:1\nU:s=!f!\nK:C\nA|\n\nsB|")[0].endswith("A|\nsB|")
