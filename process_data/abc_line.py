@@ -42,7 +42,7 @@ _MARK = re.compile(
     |(?P<kept>%.*|{DECORATION})
     |(?P<open>")
     |(?P<break>!)               # as in old tunes
-    |(?P<repeats>(?<=\|):{{2,}}|(?<!:):{{2,}}(?=\|))  # |:: and ::| repeat more than once
+    |(?P<repeats>:(?:(?<=\|:)|(?<!::)(?=:+\|)):+)  # |:: and ::| repeat more than once
     |(?P<invisible>\[\])
     """,
     re.VERBOSE,
@@ -94,6 +94,8 @@ def tidy(line: str) -> tuple[str, list[str]]:
 
 
 def _tidy_music(line: str) -> tuple[str, list[str]]:
+    if "::" not in line and not set(line).intersection('"!['):  # most lines
+        return line, []
     done: list[str] = []
     mended: list[str] = []
     is_odd = line.replace('\\"', "").count('"') % 2 == 1
@@ -151,7 +153,8 @@ def _hide(text: str) -> str:
 
 def has_barline(text: str) -> bool:
     """Whether hidden text has what would end a patch of M3."""
-    return "|" in shown(text) or "::" in shown(text)
+    text = text.translate(_SHOWN)
+    return "|" in text or "::" in text
 
 
 def shown(text: str) -> str:

@@ -51,7 +51,7 @@ def spread(lines: list[str]) -> list[str]:
 
 def apart(text: str) -> str:
     """The text of a bar in which signs that have come together, as ( and &, begin no overlay over several bars."""
-    return re.sub(r"\((?=&)|&(?=[&)])", r"\g<0> ", text)
+    return re.sub(r"\((?=&)|&(?=[&)])", r"\g<0> ", text) if "&" in text else text
 
 
 def _read(token: re.Match, voice: _Voice, pieces: list[str]) -> None:
