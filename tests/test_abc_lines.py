@@ -210,6 +210,7 @@ def test_overlays_leave_the_other_voices_in_their_bars():
     header = "X:1\nM:4/4\nL:1/4\nK:C\nV:1\nV:2\n"
     for body in (
         "V:1\nC4|D4&&E4|F4|G4|\nV:2\nc4|d4|e4|\n",
+        "V:1\nC4|D4&&\nV:2\nc4|d4|\nV:1\nE4|F4|G4|\nV:2\ne4|\n",
         "[V:1]C4|D4&&\n[V:2]c4|d4|\n[V:1]E4|F4|G4|\n[V:2]e4|\n",
     ):
         assert interleave(header + body) == [
