@@ -222,7 +222,7 @@ def test_overlays_leave_the_other_voices_in_their_bars():
 # Fields
 
 
-def test_no_bar_is_cut_in_an_inline_field():
+def test_no_bar_is_cut_in_an_inline_field(tmp_path):
     said = "left out, since a patch would end in it: "
     for field in (
         "[r:see p. 3 | 4]",
@@ -236,6 +236,8 @@ def test_no_bar_is_cut_in_an_inline_field():
         assert bars(f"CDEF|{field}GABc|c4|]") == (["CDEF|", "GABc|", "c4|]"], [said + field])
         assert "".join(pitches(f"{HEADER}CDEF|{field}GABc|c4|]")) == "CDEFGABCC"
         assert len(list(xml(f"{HEADER}CDEF|{field}GABc|c4|]").iter("measure"))) == 3
+    text = f"{HEADER}CDEF|[r:see p. 3 | 4]GABc|"
+    assert warnings_of(tmp_path, text) == ["unhandled field: r, content: see p. 3 | 4"]
     for field in ('Q:"a|b" 1/4=60', "P:A|B"):
         assert bars(f"CDEF|\n{field}\nGABc|c4|]") == (["CDEF|", "GABc|", "c4|]"], [f"{said}[{field}]"])
     assert bars('CDEF|[V:1 nm="a|b"]GABc|') == (["CDEF|", "GABc|"], [])
