@@ -2,9 +2,12 @@
 
 import re
 
+import abc_line
+import overlays
+from abc_line import FIELD, has_notes, reads_as_music
+
 _FILE_FIELDS = "ILMQUm"  # before the first tune, these hold for all of them
 _DROPPED = re.compile(r"[XTCWwZ]:|%%MIDI|I:\s*linebreak")
-FIELD = re.compile(r"([A-Za-z+]):(?![|:])")  # but G:| is a note and a barline
 
 
 def read_abc(data: bytes) -> str:
@@ -19,37 +22,77 @@ def read_abc(data: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def split_file(text: str) -> list[str]:
+    """What stands before the first X: line, and then each tune from its X: line on; without blocks of printed text."""
+    return re.split(r"^(?=[^\S\n]*X:)", "\n".join(_without_blocks(text.split("\n"))), flags=re.MULTILINE)
+
+
 def split_tunes(text: str) -> list[str]:
-    """The tunes of a file, each from its X: line on, behind the fields that the file's header gives to all of them.
-
-    A tune ends at an empty line; text between tunes is no music. But where lines with barlines follow the empty line,
-    they and the fields among them still belong to the tune. A text without X: is one tune.
-    """
-    file_header, *tunes = re.split(r"^(?=[^\S\n]*X:)", text, flags=re.MULTILINE)
+    """The tunes of a file, each behind the fields that the file's header gives to all; without X: all is one tune."""
+    file_header, *tunes = split_file(text)
     if not tunes:
-        return [text]
+        return [file_header]
     shared = [line for line in file_header.splitlines() if line[:1] in _FILE_FIELDS and line[1:2] == ":"]
-    return ["\n".join(shared + _without_free_text(tune)) for tune in tunes]
+    return ["\n".join([*shared, tune.strip()]) for tune in tunes]
 
 
-def _without_free_text(tune: str) -> list[str]:
-    lines = tune.strip().split("\n")
-    end = next((number for number, line in enumerate(lines) if not line.strip()), len(lines))
-    more = [line for line in lines[end:] if "|" in line or FIELD.match(line)]
-    while more and ("|" not in more[-1] or FIELD.match(more[-1])):
-        more.pop()
-    return lines[:end] + more
+def tidy(tune: str) -> tuple[str, list[str]]:
+    """A tune of `split_tunes` as every reader of ABC understands it, and what was mended, read on or left out.
+
+    A tune ends at an empty line, and free text follows. But where each line of what follows, up to the next empty line,
+    reads as music from end to end, it still belongs to the tune. What is done to a line says `abc_line.tidy`.
+    """
+    first, *blocks = re.split(r"\n(?:[^\S\n]*\n)+", tune.strip("\n"))
+    user_symbols = "".join(re.findall(r"^U:\s*([H-Wh-w])", tune, re.MULTILINE))
+    lines, warnings = _tidy_lines(first)
+    fields: list[str] = []  # of the music that may follow, or else of the text
+    read_on: list[str] = []
+    for block in blocks:
+        more, mended = _tidy_lines(block)
+        music = [line for line in more if not (line.startswith("%") or FIELD.match(line))]
+        if not music:
+            fields += more
+        elif all(reads_as_music(line, user_symbols) for line in music) and any(map(has_notes, music)):
+            warnings += mended
+            read_on.append(block.strip())
+            lines += fields + more
+            fields = []
+        else:
+            warnings.append(_named("text behind an empty line left out", block.strip()))
+    if read_on:
+        warnings.append(_named("music goes on behind an empty line", "\n".join(read_on)))
+    return "\n".join(overlays.spread(lines)), warnings
+
+
+def _tidy_lines(block: str) -> tuple[list[str], list[str]]:
+    lines: list[str] = []
+    warnings: list[str] = []
+    is_left_out = False
+    for line in block.split("\n"):
+        is_left_out = re.match(r"s:(?![|:])", line) is not None or (is_left_out and line.startswith("+:"))
+        if is_left_out:
+            warnings.append(f"line of symbols left out: {line}")
+            continue
+        tidied, mended = abc_line.tidy(line)
+        lines.append(tidied)
+        warnings += mended
+    return lines, warnings
+
+
+def _named(what: str, block: str) -> str:
+    first, *more = block.split("\n")
+    return f"{what}: {first.strip()[:60]!r}" + (f" and {len(more)} more lines" if more else "")
 
 
 def split_header(tune: str) -> tuple[list[str], list[str]]:
-    """The lines of a tune -> (header as interleaved ABC has it, body). The body is empty if there is no K: line.
+    """The lines of a tidied tune -> (header as interleaved ABC has it, body). The body is empty if there is no K: line.
 
     The header ends at the first line of music behind K:, or at a V: line of a voice that it has defined already.
     """
     header: list[str] = []
     voices: set[str] = set()
     has_key = is_dropped = False
-    lines = _without_blocks(tune.split("\n"))
+    lines = tune.split("\n")
     for number, line in enumerate(lines):
         if not line.strip() or (line.startswith("%") and not line.startswith("%%")):
             continue
@@ -71,14 +114,19 @@ def split_header(tune: str) -> tuple[list[str], list[str]]:
 
 def _without_blocks(lines: list[str]) -> list[str]:
     """Without %%begintext ... %%endtext and the like: text and PostScript to be printed."""
-    last = {line.split()[0]: number for number, line in enumerate(lines) if line.startswith("%%end")}
-    kept, end = [], ""
+    ends: dict[int, int] = {}  # of each line that begins a block
+    nearest: dict[str, int] = {}  # of each kind of block, going up
+    for number in range(len(lines) - 1, -1, -1):
+        if found := re.match(r"%%(begin|end)(\w*)", lines[number]):
+            if found[1] == "end":
+                nearest[found[2]] = number
+            elif found[2] in nearest:
+                ends[number] = nearest.pop(found[2])
+    kept, end = [], -1
     for number, line in enumerate(lines):
-        if end:
-            end = "" if line.startswith(end) else end
-        elif line.startswith("%%begin") and last.get("%%end" + line.split()[0][7:], 0) > number:
-            end = "%%end" + line.split()[0][7:]
-        else:
+        if number > end and number in ends:
+            end = ends[number]
+        elif number > end:
             kept.append(line)
     return kept
 
@@ -90,6 +138,6 @@ def voice_id(value: str) -> str:
 
 
 def without_comment(line: str) -> str:
-    """A field line without its comment; a % in quotes is none."""
-    comment = re.match(r'((?:"[^"]*"|\\.|[^%"\\])*)%', line)
-    return comment[1].rstrip() if comment else line
+    """A tidied field line without its comment."""
+    field, comment, _ = line.partition("%")
+    return field.rstrip() if comment else line

@@ -5,32 +5,16 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 
-from abc_text import FIELD, voice_id, without_comment
+from abc_line import ELEMENT, FIELD, has_barline, shown
+from abc_text import voice_id, without_comment
 from bar_lengths import bar_length, default_unit, read_meter, read_unit, rest
 from batch import Refused
 
 MAX_BARS = 1_000_000  # a few letters may stand for millions of rests
 _NUMBER = re.compile(r"\s*(\d+(?:[,-]\d+)*)")  # of an ending
 _MUSIC_FIELDS = "IKLMPQUm"  # these change the music that follows; others, as w:, tell of it
+_TEXT = re.compile(r'"[^"]*"|\[[A-Za-z]:[^][]*\]|%.*')
 _GRACE_NOTES = re.compile(r"\{[^{}]*\}")
-# One element of a line of music. What is quoted or bracketed is one element: a | inside is no barline. Each pattern
-# excludes its own opening sign, so that a sign left open swallows nothing. An atom is the begin of a slur or tuplet, a
-# decoration, or grace notes.
-_ELEMENT = re.compile(
-    r"""
-     (?P<plain>[^]["!+{}|:\\$%(]+)  # notes, rests, lengths, spaces, ...
-    |(?P<quoted>"[^"]*")
-    |(?P<atom>\((?:\d+:[\d:]*)?|![^!\s]*!|\+[^+\s|]{2,}\+|\{(?:(?!\[V:)[^{}])*\})
-    |\[(?P<field>[A-Za-z]):(?P<value>[^][{}]*)\]
-    |(?P<sign>(?:\[?\|\]?|:+\|\]?|::)(?:\|\]?|:)*)(?:\s*\[?(?P<volta>\d+(?:[,-]\d+)*))?
-    |(?P<chord>\[(?![|\d])(?:"[^"]*"|![^!\s]*!|[^]["!|{}])*\])
-    |\[(?P<variant>\d+(?:[,-]\d+)*)
-    |(?P<continued>\\\s*(?:%.*)?$)
-    |(?P<comment>%.*)
-    |(?P<stray>.)
-    """,
-    re.VERBOSE,
-)
 
 
 @dataclass
@@ -110,6 +94,7 @@ class Voice:
     def add_field(self, letter: str, value: str) -> None:
         if letter == "M":
             self.meter, self.is_compound = read_meter(value)
+            value = value.replace("C|", "2/2")  # a patch would end at the bar
         elif letter == "L":
             self.unit = read_unit(value) or self.unit
         self.add(f"[{letter}:{re.sub('[][{}]', '', value)}]", is_mark=True)
@@ -161,24 +146,20 @@ def _is_grace(text: str) -> bool:
     return re.search(r'[{}|%"]', text) is None and re.search("[A-Ga-g]", text) is not None
 
 
-def _is_left_out(element: re.Match) -> bool:
-    """What has no partner, $ (a line break of the printed score), and quoted text in which a patch would end."""
-    is_cut = element.lastgroup == "quoted" and ("|" in element[0] or "::" in element[0])
-    return element.lastgroup == "stray" or is_cut
-
-
 class Reader:
     """Reads the body of a tune, line by line.
 
     Attributes:
         voices: by id, in the order of the music.
         defined: id -> what the first V: of that voice says.
-        strays: number of quotation marks, brackets and exclamation marks without a partner, which are left out.
+        strays: number of brackets and the like without a partner, which are left out.
+        cut: text that is left out because a patch would end in it.
     """
 
     def __init__(self, header: list[str]):
         self.voices: dict[str, Voice] = {}
         self.strays = 0
+        self.cut: list[str] = []
         self._grace_is_open = False  # at the end of the last line
         self.defined = {voice_id(line[2:]): line[2:] for line in reversed(header) if line.startswith("V:")}
         fields = {line[:2]: line[2:] for line in header}
@@ -210,18 +191,19 @@ class Reader:
         if letter == "V" and value:
             self.name = voice_id(value)
             self.defined.setdefault(self.name, value)
-        elif letter in _MUSIC_FIELDS:
+        elif letter in _MUSIC_FIELDS and self._without_cut_text(f"[{letter}:{value}]"):
             self.voice().add_field(letter, value)
 
     def read_music(self, line: str) -> None:
         is_continued = False
+        line = self._without_cut_text(line)
         if "{" in line:
             # xml2abc puts a barline (with spaces, as always) into grace notes behind the last note of a bar.
             line = _GRACE_NOTES.sub(lambda grace: re.sub(r"(?<!\s)\s+\|\s*|\|\s+", "} | {", grace[0]), line)
         if self._grace_is_open and _is_grace(line.partition("}")[0]):
             line = "{" + line
         line, self._grace_is_open = _close_grace(line)
-        for element in self._elements(line.replace('\\"', "")):
+        for element in self._elements(line):
             kind, text = element.lastgroup, element[0]
             if kind == "plain":
                 self.voice().add_plain(text)
@@ -244,14 +226,26 @@ class Reader:
         if self.name in self.voices and not is_continued:
             self.voices[self.name].add(" ")
 
+    def _without_cut_text(self, line: str) -> str:
+        """Without quoted text and inline fields in which a patch would end."""
+
+        def kept(text: re.Match) -> str:
+            if text[0].startswith(("%", "[M:", "[V:")) or not has_barline(text[0]):
+                return text[0]
+            self.cut.append(shown(text[0]))
+            return ""
+
+        return _TEXT.sub(kept, line)
+
     def _elements(self, line: str) -> list[re.Match]:
-        """The elements of a line, less those that are left out. What is left is read anew, since its parts meet."""
+        """The elements of a line, less those without a partner. What is left is read anew, since its parts meet."""
         while True:
-            elements = list(_ELEMENT.finditer(line))
-            kept = [element for element in elements if not _is_left_out(element)]
+            elements = list(ELEMENT.finditer(line))
+            kept = [element for element in elements if element.lastgroup != "stray"]
             if len(kept) == len(elements):
                 return elements
-            self.strays += sum(element.lastgroup == "stray" and element[0] != "$" for element in elements)
+            strays = (element[0] for element in elements if element.lastgroup == "stray")
+            self.strays += sum(sign != "$" for sign in strays)  # a line break of the printed score
             line = "".join(element[0] for element in kept)
 
 
@@ -275,7 +269,7 @@ _LINES = ("|", "||", "[|", "|]")
 def _parts(sign: str) -> tuple[bool, bool, str]:
     """(a repeat ends, a repeat starts, the kind of line)."""
     ends, starts = re.search(r":\|", sign), re.search(r"\|\]?:", sign)
-    line = next((line for line in reversed(_LINES) if line in sign), "|")
+    line = next((line for line in reversed(_LINES) if line in sign and sign != "[|]"), "|")  # [|] is invisible
     return bool(ends) or "::" in sign, bool(starts) or "::" in sign, line
 
 

@@ -16,12 +16,15 @@ from xml.etree import ElementTree
 
 from abctoolkit import abc2xml
 
+import abc_text
 import batch
 import captured
 import interleaving
+from abc_line import plain
 
 _INCLUDE = re.compile(r"^[^\S\n]*(%%|I:)abc-include.*$", re.MULTILINE)
 _NO_TUPLET = re.compile(r"\(0+:\d*(:\d*)?|\(\d+:0+(?!\d)(:\d*)?")  # xml2abc writes (0:0:5 where it loses count
+_NO_MUSIC = re.compile(r"^[mrs]:(?![|:]).*\n?", re.MULTILINE)  # abc2xml would read such fields as notes
 # What XML cannot hold, and what Python, but not ABC, takes for the end of a line.
 _NO_TEXT = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[\x85\u2028\u2029]")
 
@@ -41,20 +44,27 @@ def _convert(text: str) -> tuple[bytes, list[str]]:
         text = interleaving.deinterleave(text)
     text = _NO_TEXT.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
     text, includes = _INCLUDE.subn("%", text)  # abc2xml would read any file that such a line names
-    text, no_tuplets = _NO_TUPLET.subn("", text)  # abc2xml would divide by it
     if not re.search(r"^[^\S\n]*[XK]:", text, re.MULTILINE):
         raise batch.Refused("no ABC: it has neither an X: nor a K: line")
+    header, *tunes = abc_text.split_file(text)
+    text, tidied = abc_text.tidy(tunes[0] if tunes else header)
+    no_music = _NO_MUSIC.findall(text)
+    text = (header if tunes else "") + _NO_MUSIC.sub("", text)
+    text, no_tuplets = _NO_TUPLET.subn("", text)  # abc2xml would divide by it
     abc2xml.mxm = _MusicXml()  # it keeps everything of the tune before
     with captured.printed_lines() as printed:
         scores = abc2xml.getXmlDocs(text)
     # Not the arrows below a quoted line, and not that the tune's number has no place in MusicXML.
     printed = [line for line in printed if line.strip("-^") and not line.startswith("skipped header: (field X,")]
     if not scores:
-        raise batch.Refused(f"abc2xml cannot read it: {'; '.join(reversed(printed))[:300]}")
+        raise batch.Refused(f"abc2xml cannot read it: {plain('; '.join(reversed(printed)))[:300]}")
     if scores[0].find(".//note") is None:
-        raise batch.Refused("no note in it")
+        raise batch.Refused("; ".join(["no note in it", *tidied]))
+    for element in scores[0].iter():
+        element.text = element.text and plain(element.text)
     _halve_divisions(scores[0])
-    warnings = captured.shortened(printed)
+    warnings = tidied + captured.shortened([plain(line) for line in printed])
+    warnings += [f"field left out: {plain(line.strip())}" for line in no_music if not line.startswith("r:")]
     if includes:
         warnings.append(f"{includes} × abc-include left out: other files are not read")
     if no_tuplets:
@@ -85,7 +95,7 @@ def is_interleaved(text: str) -> bool:
 
 def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
     text = interleaving.read_abc(path.read_bytes())
-    header, *tunes = re.split(r"^(?=[^\S\n]*X:)", text, flags=re.MULTILINE)  # the header is of the whole file
+    header, *tunes = abc_text.split_file(text)  # the header is of the whole file
     converted = batch.Converted([])
     for number, tune in enumerate(tunes or [""], 1):
         place = f"tune {number}: " if len(tunes) > 1 else ""

@@ -6,7 +6,9 @@ them of all voices. `interleave` also takes what is interleaved already, and lea
 
 import re
 
-from abc_text import read_abc, split_header, split_tunes
+import overlays
+from abc_line import shown
+from abc_text import read_abc, split_file, split_header, split_tunes, tidy
 from abc_voices import MAX_BARS, Bar, Reader, Voice, merged
 from bar_lengths import rest
 from batch import Refused
@@ -46,7 +48,7 @@ def _interleave_tune(text: str) -> tuple[str, list[str]]:
     warnings += _compare_lengths(voices)
     bars = {name: _written(voice) for name, voice in voices.items()}
     lines = ["".join(f"[V:{name}]{bars[name][index]}" for name in bars) for index in range(_number_of_bars(voices))]
-    return "\n".join(header + lines) + "\n", warnings
+    return shown("\n".join(header + lines) + "\n"), warnings
 
 
 def deinterleave(text: str) -> str:
@@ -55,7 +57,7 @@ def deinterleave(text: str) -> str:
     Raises:
         Refused: it has no K: line or no note.
     """
-    header, voices, _ = _parse(text)
+    header, voices, _ = _parse("".join(split_file(text)))
     lines = ["X:1", *header]
     for name, voice in voices.items():
         bars = _written(voice)
@@ -64,26 +66,29 @@ def deinterleave(text: str) -> str:
             line = " ".join(bars[start : start + BARS_A_LINE])
             is_like_field = re.match("[A-Za-z+]:", line)  # G:| would be one for other programs
             lines.append(f"[V:{name}]{line}" if is_like_field else line)
-    return "\n".join(lines) + "\n"
+    return shown("\n".join(lines) + "\n")
 
 
 def _parse(text: str) -> tuple[list[str], dict[str, Voice], list[str]]:
-    """One tune -> (header lines, voices by id, warnings)."""
-    header, body = split_header(text)
+    """One tune -> (header lines, voices by id, warnings); text in them is hidden as by `tidy`."""
+    tidied, warnings = tidy(text)
+    header, body = split_header(tidied)
     if not body:
         has_key = any(line.startswith("K:") for line in header)
-        raise Refused("no music behind its header" if has_key else "no K: line: no ABC, or damaged")
+        reason = "no music behind its header" if has_key else "no K: line: no ABC, or damaged"
+        raise Refused("; ".join([reason, *warnings]))
     reader = Reader(header)
     in_header = set(reader.defined)
     reader.read(body)
     if not any(bar.has_notes for voice in reader.voices.values() for bar in voice.bars):
-        raise Refused("no note in it")
+        raise Refused("; ".join(["no note in it", *warnings]))
     header += [f"V:{value}" for name, value in reader.defined.items() if name not in in_header]
     if not reader.defined:
         header.append("V:1 treble")
     else:  # what stands before the first V: line of the music is of a voice that no line defines
         header += [f"V:{name}" for name in reader.voices if name not in reader.defined]
-    warnings = [f"voice {name} has no music" for name in reader.defined if name not in reader.voices]
+    warnings += [f"voice {name} has no music" for name in reader.defined if name not in reader.voices]
+    warnings += [f"left out, since a patch would end in it: {text}" for text in reader.cut]
     if reader.strays:
         warnings.append(f"{reader.strays} quotation marks, brackets or the like without a partner left out")
     return header, reader.voices, warnings
@@ -94,7 +99,7 @@ def _number_of_bars(voices: dict[str, Voice]) -> int:
 
 
 def _written(voice: Voice) -> list[str]:
-    bars = [bar.text + bar.sign + bar.volta for bar in voice.bars]
+    bars = [overlays.apart(bar.text) + bar.sign + bar.volta for bar in voice.bars]
     return [voice.opening_fields + voice.opening_sign + bars[0], *bars[1:]]
 
 

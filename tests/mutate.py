@@ -46,7 +46,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = ["test_resume", "test_reported_numbers", "test_settings", "test_reference_training", "test_randomness"]
-MUSIC = ["test_abc_text", "test_bar_lengths", "test_interleaving"]
+MUSIC = ["test_abc_lines", "test_abc_text", "test_bar_lengths", "test_interleaving"]
 TESTS = {  # the tests of a file, the quickest to notice a fault first
     "code/training.py": [*STEPS, "test_loading", "test_training"],
     "code/loading.py": ["test_loading", "test_choices", "test_limits", *STEPS],
@@ -63,7 +63,9 @@ TESTS = {  # the tests of a file, the quickest to notice a fault first
     "process_data/interleaving.py": MUSIC,
     "process_data/abc_voices.py": MUSIC,
     "process_data/bar_lengths.py": MUSIC,
+    "process_data/abc_line.py": MUSIC,
     "process_data/abc_text.py": MUSIC,
+    "process_data/overlays.py": MUSIC,
 }
 PRELOADED = (
     "accelerate torch.distributed torch.utils.data transformers transformers.models.bert.modeling_bert"

@@ -116,7 +116,7 @@ def test_any_text_gives_well_formed_xml():
         ("", "neither an X: nor a K: line"),
         ("words, not music: nothing of ABC\n", "neither an X: nor a K: line"),
         ("X:1\nT:x\nK:C\n", "no note in it"),
-        ("X:1\nK:C\n\nCDEF|\n", "no note in it"),
+        ("X:1\nK:C\n\nwords | in | bars\n", "no note in it; text behind an empty line left out: 'words | in | bars'"),
         ("X:1\nK:C\n[V:2\n", "abc2xml cannot read it: .*exception"),
     ],
 )

@@ -1,11 +1,14 @@
 """ABC as it is found, by the ABC standard 2.1 and the rules that the docstrings give, each on its own."""
 
+import re
+
 import pytest
 
-import abc_text
+import abc_line
 import abc_voices
 import interleaving
-from abc_text import read_abc, split_header, split_tunes, voice_id, without_comment
+from abc_line import shown
+from abc_text import read_abc, split_header, split_tunes, tidy, voice_id, without_comment
 from abc_voices import merged, normal
 from batch import Refused
 from interleaving import deinterleave, interleave
@@ -55,16 +58,68 @@ def test_other_text_of_the_file_reaches_none():
     assert split_tunes(f"{head}\nX:1\nK:C\nA|\n") == ["X:1\nK:C\nA|"]
 
 
-def test_where_a_tune_begins_and_ends():
+def test_where_a_tune_begins():
     assert split_tunes("K:C\nA|\n") == ["K:C\nA|\n"]  # without X: all is one tune
     assert split_tunes("  X:1\nK:C\nA|\nX:2\nK:C\nB|") == ["X:1\nK:C\nA|", "X:2\nK:C\nB|"]
-    assert split_tunes("X:1\nK:C\nA|\n \t\nB|\n\nM:3/4\nC|\nfree text\n") == ["X:1\nK:C\nA|\nB|\nM:3/4\nC|"]
-    # A field behind the last music is of the text that follows; free text has no barline.
-    assert split_tunes("X:1\nK:C\nA|\n\nfree text\nB|\nhm\nT:another book\nM:4/4\n") == ["X:1\nK:C\nA|\nB|"]
-    assert split_tunes("X:1\nK:C\nA|\n\nM:3/4\nB|\n") == ["X:1\nK:C\nA|\nM:3/4\nB|"]
-    assert split_tunes("X:1\nK:C\nA|\n\nH:in | 1850\n") == ["X:1\nK:C\nA|"]
-    assert split_tunes("X:1\nK:C\nA|\n\nG:|\n") == ["X:1\nK:C\nA|\nG:|"]  # a note and a repeat
-    assert split_tunes("X:1\nK:C\nA|\n\nG::\n\nB|") == ["X:1\nK:C\nA|\nB|"]
+    assert split_tunes("X:1\nK:C\nA|\n%%begintext\nX:2\n%%endtext\nB|") == ["X:1\nK:C\nA|\nB|"]
+
+
+TUNE = "X:1\nM:4/4\nL:1/4\nK:C\n"
+
+
+@pytest.mark.parametrize(
+    "behind",
+    ["GABc|", "GABc", "GABc\ndcba|", "M:3/4\nGAB|\n% end", "w:la\n\nV:1\n\nc|", "G:|", "c", "z4|", '"Am"A2 !f!c>d|]',
+     "|:(3ABc {g}[CE]2-|[CE]4:|", "~A.BTc uD", "[K:D] A|1 B :|2 c |", "A $ B \\\nc|", "c'4&C,4|", "^A_B=c __d/2 e//|",
+     "K:D % a key\nA|", "CDEF|\n\nGABc|", "W:words\nC4|", "(CD).E-E|", "`A`B|", "+trill+A|"],
+)  # fmt: skip
+def test_music_behind_an_empty_line(behind):
+    for empty in ("\n", "\n \t\n", "\n\n\n"):
+        text, warnings = tidy(f"{TUNE}CDEF|{empty}\n{behind}\n")
+        assert text == f"{TUNE}CDEF|\n" + re.sub("\n+", "\n", behind)
+        assert warnings[0].startswith("music goes on behind an empty line: ")
+        assert warnings[0].count(repr(behind.split("\n")[0][:60])) == 1 or behind.startswith("w:")
+
+
+@pytest.mark.parametrize(
+    "behind",
+    ["Bars 1 | 2 are faded in the source", "| Bar | Bass |", "A | B | C\nwords", "words\nA | B | C", "free text", "Bass",
+     "A | B | C |\nas in | the | book", "1 | 2 | 3", "| 1 |", "---", "***", "dolce", "c a f e s", "(see A)", "A, b, c; r",
+     "[1] A | B", "“A”", "é|", "A|B # C|", "N:by ear\nfree | text", "U", "CDEF| slowly"],
+)  # fmt: skip
+def test_text_behind_an_empty_line(behind):
+    text, warnings = tidy(f"{TUNE}CDEF|GABc|]\n\n{behind}\n")
+    assert text == f"{TUNE}CDEF|GABc|]"
+    first, *more = behind.split("\n")
+    said = f"text behind an empty line left out: {first!r}" + (f" and {len(more)} more lines" if more else "")
+    assert warnings == [said]
+
+
+def test_blocks_of_text_and_of_music_alternate():
+    assert tidy("X:1\nK:C\nA|\n\nfree text\n\nM:3/4\n\nB|\n\nc|\n\nT:another book\nM:4/4\n") == (
+        "X:1\nK:C\nA|\nM:3/4\nB|\nc|",  # fields without music behind them are of the text
+        [
+            "text behind an empty line left out: 'free text'",
+            "music goes on behind an empty line: 'B|' and 1 more lines",
+        ],
+    )
+    assert tidy("X:1\nK:C\nA|\n\nH:in | 1850\n") == ("X:1\nK:C\nA|", [])
+    assert tidy("X:1\nU:s=!f!\nK:C\nA|\n\nsB|")[0].endswith("A|\nsB|")
+    assert not tidy("X:1\nK:C\nA|\n\nsB|")[0].endswith("sB|")
+
+
+def test_text_between_tunes_is_no_music_and_music_needs_no_barline():
+    tune = "X:1\nM:4/4\nL:1/4\nK:C\nCDEF|GABc|]\n\nBars 1 | 2 are faded in the source\n"
+    _, bars, warnings = read(tune)
+    assert bars == ["[V:1]CDEF|", "[V:1]GABc|]"]
+    assert warnings == ["text behind an empty line left out: 'Bars 1 | 2 are faded in the source'"]
+    _, bars, warnings = read("X:1\nK:C\n\nCDEF GABc\n")
+    assert bars == ["[V:1]CDEF GABc|"] and warnings == ["music goes on behind an empty line: 'CDEF GABc'"]
+    _, bars, warnings = read("X:1\nK:C\nCDEF|\n\nGABc\ndcba|\n")
+    assert bars == ["[V:1]CDEF|", "[V:1]GABc dcba|"]
+    assert warnings == ["music goes on behind an empty line: 'GABc' and 1 more lines"]
+    with pytest.raises(Refused, match="no music behind its header; text behind an empty line left out: 'Bars 1'"):
+        interleave("X:1\nK:C\n\nBars 1\n")
 
 
 def test_what_is_refused_in_a_file_is_named_beside_what_is_read():
@@ -92,7 +147,7 @@ def test_what_does_not_sound_is_left_out_of_the_header(dropped):
         assert split_header(f"M:4/4\n{dropped}\n+:more of it\nK:C\nA|")[0] == ["M:4/4", "K:C"]
 
 
-@pytest.mark.parametrize("letter", "ABDFGHLMNOPQRSUVmrs")
+@pytest.mark.parametrize("letter", "ABDFGHLMNOPQRSUVmr")
 def test_every_other_field_stays_in_the_header(letter):
     kept = [f"{letter}:1/4", "+:more of it", "I:propagate-accidentals octave", "%%score (1 2)", "%%MIDI", "K:C"]
     kept.remove("%%MIDI")
@@ -110,8 +165,11 @@ def test_comments_and_long_fields_of_the_header():
         ("K:C", "K:C"),
         ("K:C%", "K:C"),
         ("K:C  ", "K:C  "),
+        ('V:1 treble nm="Vox "50%" [1]" snm="V"', 'V:1 treble nm="Vox "50%" [1]" snm="V"'),  # as xml2abc writes it
+        ('V:1 nm="Vox" bass snm="50%" % x', 'V:1 nm="Vox" bass snm="50%"'),
+        ('V:1 nm="a "b"" % x', 'V:1 nm="a "b""'),
     ):
-        assert without_comment(line) == kept
+        assert shown(without_comment(abc_line.tidy(line)[0])) == kept
 
 
 def test_where_the_header_ends():
@@ -126,21 +184,31 @@ def test_where_the_header_ends():
 
 
 def test_blocks_of_text_and_postscript():
+    def body(text):
+        return split_header(split_tunes(text)[0])
+
     for kind in ("text", "ps", "svg"):
-        block = f"%%begin{kind} obeylines\nA|\nK:F\n%%end{kind}\n"
-        assert split_header(f"M:4/4\n{block}K:C\nB|\n{block}c|") == (["M:4/4", "K:C"], ["B|", "c|"])
+        block = f"%%begin{kind} obeylines\nA|\n\nK:F\nX:2\n\nmore|\n%%end{kind}\n"
+        assert body(f"M:4/4\n{block}K:C\nB|\n{block}c|") == (["M:4/4", "K:C"], ["B|", "c|"])
     # One that never ends is none, and so is one whose end came before.
-    assert split_header("M:4/4\n%%begintext\nK:C\nB|")[1] == ["B|"]
-    assert split_header("%%endtext\nM:4/4\n%%begintext\nK:C\nB|")[1] == ["B|"]
-    assert split_header("%%begintext\nA|\n%%endps\nB|\n%%endtext\nK:C\nc|")[1] == ["c|"]
+    assert body("M:4/4\n%%begintext\nK:C\nB|")[1] == ["B|"]
+    assert body("%%endtext\nM:4/4\n%%begintext\nK:C\nB|")[1] == ["B|"]
+    assert body("%%begintext\nA|\n%%endps\nB|\n%%endtext\nK:C\nc|")[1] == ["c|"]
     twice = "K:C\nA|\n%%begintext\nb\n%%endtext\nc|\n%%begintext\nd\n%%endtext\ne|"
-    assert split_header(twice)[1] == ["A|", "c|", "e|"]
+    assert body(twice)[1] == ["A|", "c|", "e|"]
+    # One that is left open takes no tune with it.
+    book = "X:1\nK:C\nA|\n%%begintext\nX:2\nK:C\nB|\n%%begintext\nx\n%%endtext\n"
+    assert [body(tune)[1] for tune in split_tunes(book)] == [["A|", "%%begintext"], ["B|"]]
+    assert read("X:1\nK:C\nCDEF|\n%%begintext\nVerse\n\nmore verse\n%%endtext\nGABc|]\n")[1:] == (
+        ["[V:1]CDEF|", "[V:1]GABc|]"],
+        [],
+    )
 
 
 def test_ids_of_voices():
     for value, name in (("1", "1"), (" T1 treble", "T1"), ("A[b]", "A"), ("", "1"), ("  ", "1")):
         assert voice_id(value) == name, value
-    assert abc_text.FIELD.match("+:x") and not abc_text.FIELD.match("1:x")
+    assert abc_line.FIELD.match("+:x") and not abc_line.FIELD.match("1:x")
 
 
 # The body
@@ -239,7 +307,7 @@ def test_what_stands_behind_the_last_barline():
 
 
 def test_elements_that_hold_barlines_or_braces():
-    assert music('A4 "x::y"B4|c8|') == ["A4 B4|", "c8|"]
+    assert music('A4 "^x::y"B4|c8|') == music('A4 "x::y"B4|c8|') == ["A4 B4|", "c8|"]
     assert music('A4 "x:y"B4|c8|') == ['A4 "x:y"B4|', "c8|"]
     assert music("A4 +fg+B4|") == ["A4 +fg+B4|"] and music("A4 +f|g+B4|") == ["A4 f|", "gB4|"]
     assert music("A4 (3:2:3BcdB4|") == ["A4 (3:2:3BcdB4|"] and music("(3::A4(3:2BcdB4|") == ["(3::A4(3:2BcdB4|"]
@@ -261,8 +329,8 @@ def test_escaped_quotation_marks():
     ("written", "sign"),
     [
         ("|", "|"), ("||", "||"), ("[|", "[|"), ("|]", "|]"), ("|:", "|:"), (":|", ":|"), ("::", "::"),
-        (":||:", "::"), (":|:", "::"), (":|]:", "::"), ("|::", "::"), ("::|", "::"), (":||", ":|"), ("||:", "|:"), ("[|:", "|:"),
-        ("|]:", "|:"), (":|]", ":|"), ("|||", "||"), ("[||]", "|]"), ("[|]", "|]"), ("|||:", "|:"), (":|||", ":|"),
+        (":||:", "::"), (":|:", "::"), (":|]:", "::"),  (":||", ":|"), ("||:", "|:"), ("[|:", "|:"),
+        ("|]:", "|:"), (":|]", ":|"), ("|||", "||"), ("[||]", "|]"), ("[|]", "|"), ("|||:", "|:"), (":|||", ":|"),
     ],
 )  # fmt: skip
 def test_any_barline(written, sign):

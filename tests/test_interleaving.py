@@ -151,9 +151,11 @@ def test_barlines(music, expected):
 
 
 def test_what_is_quoted_or_bracketed_is_no_barline():
-    music = '"a\\"b"A4 "x|y"B4 | !a|b!c4 {d|e}f4 | [I:x|y][c"p|q"e]8 | "^a%b"A8 % a | comment |\n'
-    found = bars(music)
-    assert found == ['[V:1]"ab"A4 B4|', "[V:1]!a|b!c4 {d|e}f4|", '[V:1][I:x|y][c"p|q"e]8|', '[V:1]"^a%b"A8|']
+    music = '"a\\"b"A4 "^x|y"B4 | {d|e}f8 | [I:x|y][c"_p|q"e]8 | "^a%b"A8 % a | "^c|d" |\n'
+    _, found, warnings = lines(music)
+    assert found == ['[V:1]"ab"A4 B4|', "[V:1]{d|e}f8|", "[V:1][ce]8|", '[V:1]"^a%b"A8|']
+    said = "left out, since a patch would end in it: "
+    assert warnings == [said + '"^x|y"', said + "[I:x|y]", said + '"_p|q"']
 
 
 def test_lyrics_and_other_fields_of_the_body_go():
@@ -161,9 +163,12 @@ def test_lyrics_and_other_fields_of_the_body_go():
 
 
 def test_signs_without_partner_are_left_out_and_said():
-    _, music, warnings = lines('A"4 B4 | [c4 d4 | e4] f4! | g8 |')
+    _, music, warnings = lines('A"4 B4 | [c4 d4 | e4] f4! | g8 |')  # ! breaks the line
     assert music == ["[V:1]A4 B4|", "[V:1]c4 d4|", "[V:1]e4 f4|", "[V:1]g8|"]
-    assert warnings == ["4 quotation marks, brackets or the like without a partner left out"]
+    assert warnings == [
+        "quotation mark without a partner left out before '4 B4 | [c4 d4 | e4] '",
+        "2 quotation marks, brackets or the like without a partner left out",
+    ]
 
 
 def test_grace_notes_that_xml2abc_writes_over_the_end_of_a_line():
@@ -256,9 +261,14 @@ def test_tunebook():
     )
     assert len(split_tunes(book)) == 4
     (one, warnings), (two, more) = interleave(book)
-    assert one == "M:6/8\nL:1/8\nK:D\nV:1 treble\n[V:1]A6|\n[V:1]B6|\n" and not warnings
+    assert one == "M:6/8\nL:1/8\nK:D\nV:1 treble\n[V:1]A6|\n[V:1]B6|\n"
+    assert warnings == ["text behind an empty line left out: 'more text: ABC.'"]
     assert two == "M:6/8\nL:1/8\nM:4/4\nK:G\nV:1 treble\n[V:1]c8|\n[V:1]d8|\n".replace("V:1 treble", "V:1")
-    assert more == ["tune 3 left out: no music behind its header", "tune 4 left out: no note in it"]
+    assert more == [
+        "music goes on behind an empty line: '[V:1]d8|'",
+        "tune 3 left out: no music behind its header",
+        "tune 4 left out: no note in it",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +384,7 @@ def test_work_grows_with_length_alone():
 
 # fmt: off
 DAMAGES = ["[", '"', "{", "!", "[V:", "(3:", "%%begintext\n", '["', "|", "\\", "::::", "[K:", "{A", "A}", "{ |", "!a!1",
-           "1\n", " ", "A ", "| ", "{A|\n", "$", '"|', "("]
+           "1\n", " ", "A ", "| ", "{A|\n", "$", '"|', "(", "A&&B|", '"^a ']
 # fmt: on
 
 
