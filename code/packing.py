@@ -63,7 +63,7 @@ class Tensors:
             if not blocks:
                 block = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
                 blocks.append(block.to(device, non_blocking=non_blocking))
-            return _view(blocks[0], tensor.storage_offset() * tensor.element_size(), tensor)
+            return _view(blocks[0], int(tensor.storage_offset()) * tensor.element_size(), tensor)
 
         return record._each(place)
 
