@@ -257,7 +257,7 @@ def test_an_error_after_a_failure_takes_one_line(job, monkeypatch):
         return job(rank, 9).report(error), sys.stderr.getvalue()
 
     no_file = FileNotFoundError(2, "No such file", "/x/\udcff")  # not UTF-8
-    assert printed(0, no_file) == (2, f"error (rank 0 on {HOST}): /x/\udcff: No such file\n")
+    assert printed(0, no_file) == (2, f"error (rank 0 on {HOST}): /x/\\udcff: No such file\n")
     assert printed(1, no_file) == (2, "")
     assert printed(2, InputError("another mistake")) == (2, f"error (rank 2 on {HOST}): another mistake\n")
     assert printed(3, OtherProcessError()) == (2, "")

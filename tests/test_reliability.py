@@ -213,7 +213,8 @@ def test_a_full_disk_ends_an_extraction_in_one_line(tmp_path):
     limited = tmp_path / "limited.py"
     limited.write_text(LIMITED)
     config = write_config(tmp_path / "kit.py", **KIT_MODEL)
-    result = run(limited, 2000, CODE / "extract_m3.py", KIT / "interleaved", tmp_path / "out", config=config)
+    source = KIT / "interleaved" / "octet.abc"
+    result = run(limited, 2000, CODE / "extract_m3.py", source, tmp_path / "out", config=config)
     assert result.returncode == 2
     assert re.fullmatch(r"error: .*\.npy: \d+ requested and \d+ written", result.stderr.splitlines()[-1]), result.stderr
     assert not list((tmp_path / "out").rglob("*.npy")) and not list((tmp_path / "out").rglob(".tmp-*"))
@@ -231,9 +232,10 @@ def test_a_full_disk_ends_every_process_of_an_extraction_in_one_line_and_it_cont
     ranks = run_ranks(3, limited, 10_000, CODE / "extract_m3.py", source, out, config=config)
     assert [rank.returncode for rank in ranks] == [2, 2, 2], ranks
     for rank, number in zip(ranks, (15, 16, 17), strict=True):
+        place = rf"\(rank {number - 15} on .+\)"
         told = [line for line in rank.stderr.splitlines() if "error" in line.lower()]
         assert len(told) == 1 and "Traceback" not in rank.stderr, rank.stderr
-        assert re.fullmatch(rf"error: .*/{number}\.npy: \d+ requested and \d+ written", told[0]), told
+        assert re.fullmatch(rf"error {place}: .*/{number}\.npy: \d+ requested and \d+ written", told[0]), told
     before = {path.name: read_feature(path).shape[1] for path in out.rglob("*.npy")}
     assert before and set(before.values()) == {4} and not list(tmp_path.rglob(".tmp-*"))
     ranks = run_ranks(3, CODE / "extract_m3.py", source, out, config=config)
