@@ -61,7 +61,7 @@ SAVE_EVERY_STEPS = 0  # save latest_* every so many steps too; 0: after every ep
 EXTRACT_PRECISION = "float32"  # of extraction; "bfloat16" is several times faster, cosine to float32 above 0.999
 KEEP_UNIT_LENGTH = True  # CLaMP 2's features: read the header line `L:1/8`, as the published extract_clamp2.py does,
 # though neither training reads it. False, for weights trained here, leaves it out. M3 and CLaMP 3 never read it.
-EXTRACT_BATCH_TOKENS = 4096  # patches or text tokens in one forward pass of extraction: more needs more memory
+EXTRACT_BATCH_TOKENS = -1  # patches or text tokens in a forward pass of extraction; -1: 4,096, on a GPU 16,384
 LOGGER = (
     "none"  # where a training's curves go beside its log: "tensorboard" or "wandb" (each a pip install), or nowhere
 )
@@ -118,10 +118,12 @@ def _apply_overrides(names: dict, file: Path) -> None:
 def _check_values(names: dict) -> None:
     """Ends the program, with one line, if a number cannot be what it says."""
     sizes = "PATCH_SIZE PATCH_LENGTH PATCH_NUM_LAYERS TOKEN_NUM_LAYERS M3_HIDDEN_SIZE CLAMP2_HIDDEN_SIZE M3_BATCH_SIZE"
-    sizes += " CLAMP2_BATCH_SIZE MAX_TEXT_LENGTH EXTRACT_BATCH_TOKENS"
+    sizes += " CLAMP2_BATCH_SIZE MAX_TEXT_LENGTH"
     for name in sizes.split():
         if names[name] < 1:
             _stop(source(), f"{name} = {names[name]} is not a positive number")
+    if EXTRACT_BATCH_TOKENS < 1 and EXTRACT_BATCH_TOKENS != -1:
+        _stop(source(), f"EXTRACT_BATCH_TOKENS = {EXTRACT_BATCH_TOKENS} is neither a positive number nor -1")
     if NUM_WORKERS < -1:
         _stop(source(), f"NUM_WORKERS = {NUM_WORKERS} is neither a number of processes nor -1, which chooses one")
     if M3_HIDDEN_SIZE % 64:

@@ -12,6 +12,8 @@ from config import EXTRACT_BATCH_TOKENS, MAX_TEXT_LENGTH, PATCH_LENGTH
 from packing import Packed
 from processes import OnItsWay, autocast
 
+BATCH_TOKENS_CPU, BATCH_TOKENS_GPU = 4096, 16384
+
 
 def segment_starts(length: int, limit: int) -> list[int]:
     """Where the segments of a piece of `length` patches begin: every `limit`, the last one being the last `limit`
@@ -36,8 +38,10 @@ def embed(
         pooled: one vector for an item, float32 [CLAMP2_HIDDEN_SIZE]: its segments' means, projected, and weighted by
             how many patches each adds. Else float32 [T, H]; where the last two segments overlap, the earlier one's
             features.
-        batch_tokens: patches or tokens in a forward pass, about.
+        batch_tokens: patches or tokens in a forward pass, about; -1: as many as keep the model's device busy.
     """
+    if batch_tokens < 0:
+        batch_tokens = BATCH_TOKENS_GPU if next(model.parameters()).is_cuda else BATCH_TOKENS_CPU
     open_items: deque[_Item] = deque()
     batch: list[tuple[_Item, np.ndarray]] = []
     running: list[_Pass] = []  # the pass before, which a GPU computes while the next one is being put together

@@ -339,7 +339,7 @@ def extraction(bench: Bench) -> None:
             for form in ("ours", "plain"):
                 work = Work(name.removesuffix(" text"), form, bench.device, dtype)
                 work.prepare(inputs[: len(inputs) // (1 if form == "ours" else 8) or 1])
-                sizes = (16384, 32768, 65536) if form == "ours" and bench.full else (4096,)
+                sizes = (4096, 16384, 32768) if form == "ours" and bench.full else (4096,)
                 for work.batch_tokens in sizes:
                     work.run()
                     seconds = statistics.median(work.run() for _ in range(3 if bench.full else 1))

@@ -71,6 +71,7 @@ def test_a_derived_name_can_be_set(show, tmp_path):
         ("M3_BATCH_SIZE += 1\n", "line 1: only assignments"),
         ("M3_BATCH_SIZE: int\n", "line 1: only assignments"),
         ("M3_BATCH_SIZE = 0\n", "M3_BATCH_SIZE = 0 is not a positive number"),
+        ("EXTRACT_BATCH_TOKENS = 0\n", "EXTRACT_BATCH_TOKENS = 0 is neither a positive number nor -1"),
         ("NUM_WORKERS = -2\n", "NUM_WORKERS = -2 is neither a number of processes nor -1"),
         ("M3_HIDDEN_SIZE = 100\n", "M3_HIDDEN_SIZE = 100 is not a multiple of 64"),
         ("M3_MASK_RATIO = 45.0\n", "M3_MASK_RATIO = 45.0 is not a share above 0"),

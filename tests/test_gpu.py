@@ -73,6 +73,36 @@ def test_attention_drops_weights(causal):
     assert abs((ratio > 0).float().mean().item() - 0.75) < 5 * (0.1875 / len(ratio)) ** 0.5  # standard deviations
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_those_of_the_weights_that_dropout_left(causal, dtype):
+    """Values are unit vectors, which show the dropped weights; from them the gradients follow by hand, in float64."""
+    torch.manual_seed(0)
+    layout = packing.Packing.of_lengths([64] * 20).to(GPU)
+    query, key = (torch.randn(1, 1, 1280, 64, device=GPU, dtype=dtype, requires_grad=True) for _ in range(2))
+    values = torch.eye(64, device=GPU, dtype=dtype).repeat(20, 1)[None, None].requires_grad_()
+    out, _ = packing.packed_attention(Layer(causal), query, key, values, None, layout, dropout=0.25)
+    weight = torch.randn_like(out)
+    found = torch.autograd.grad((out * weight).sum(), (query, key, values))
+    q, k, v = (x.detach().double().view(20, 64, 64).requires_grad_() for x in (query, key, values))
+    scores = q @ k.transpose(1, 2) / 8
+    if causal:
+        scores = scores.masked_fill(torch.ones(64, 64, device=GPU).triu(1).bool(), -torch.inf)
+    kept = (out.detach().view(20, 64, 64) != 0).double() / 0.75
+    wanted = torch.autograd.grad(((scores.softmax(2) * kept @ v) * weight.view(20, 64, 64)).sum(), (q, k, v))
+    for ours, right in zip(found, wanted, strict=True):
+        assert (ours.double().view(20, 64, 64) - right).norm() < (
+            1e-4 if dtype == torch.float32 else 2e-2
+        ) * right.norm()
+
+
+class Layer:
+    """What transformers passes on of an attention layer."""
+
+    def __init__(self, is_causal):
+        self.is_causal = is_causal
+
+
 def m3(device):
     return with_weights(utils.M3Model(ENCODER, DECODER), "weights_m3_kit.pth", device)
 

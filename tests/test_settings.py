@@ -15,6 +15,7 @@ from transformers import AutoConfig
 import cache
 import clamp2
 import config
+import embedding
 import extraction
 import train_clamp2
 import train_m3
@@ -487,6 +488,9 @@ def test_extract_batch_tokens(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         assert [model.tokens for model in passes(tmp_path)] == [[20], [30]]
         patch.setattr(config, "EXTRACT_BATCH_TOKENS", 9)
+        assert [model.tokens for model in passes(tmp_path)] == [[12, 8], [12, 12, 6]]
+        patch.setattr(config, "EXTRACT_BATCH_TOKENS", -1)
+        patch.setattr(embedding, "BATCH_TOKENS_CPU", 9)
         assert [model.tokens for model in passes(tmp_path)] == [[12, 8], [12, 12, 6]]
 
 
