@@ -1,7 +1,8 @@
 """Reads MIDI files into the pieces of MTF lines: what mido 1.3 reads, many times faster; and what it cannot read too.
 
 A sound file is read exactly as mido reads it, its oddities included, since that is how the published training data came
-about. A file on which mido raises an error is read again with repairs, which are counted and named.
+about. A file on which mido raises an error is read again with repairs, which are counted and named. Of a RIFF file
+(.rmi), the MIDI file in it is read.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
 
+SUFFIXES = (".mid", ".midi", ".kar", ".rmi")  # of MIDI files; .kar has lyrics, .rmi is wrapped in RIFF
 TEXT_METAS = {
     0x01: "text",
     0x02: "copyright",
@@ -97,14 +99,27 @@ def read_midi(data: bytes, left_out: Container[str] = (), forget_unknown: bool =
 
     Raises ValueError if there is nothing to read: no MIDI header, or no track.
     """
-    reader = _FileReader(data, left_out, forget_unknown)
+    reader = _FileReader(_unwrapped(data), left_out, forget_unknown)
     try:
         ticks_per_beat, tracks = reader.read_sound()
     except _Damaged:
-        reader.repairs.clear()
+        reader = _FileReader(data, left_out, forget_unknown)
         ticks_per_beat, tracks = reader.read_damaged()
     repairs = [text if n == 1 else f"{text} ({n} times)" for text, n in reader.repairs.items()]
     return Midi(ticks_per_beat, tracks, repairs)
+
+
+def _unwrapped(data: bytes) -> bytes:
+    """The content of a MIDI file that a RIFF file of type RMID holds as its chunk "data"; other data as they are."""
+    if data[:4] != b"RIFF" or data[8:12] != b"RMID":
+        return data
+    position = 12
+    while position + 8 <= len(data):
+        end = position + 8 + int.from_bytes(data[position + 4 : position + 8], "little")
+        if data[position : position + 4] == b"data" and end <= len(data):
+            return data[position + 8 : end]
+        position = end + end % 2
+    return data
 
 
 class _Damaged(Exception):
@@ -226,6 +241,7 @@ class _TrackReader:
         # `running` is the status of data bytes that come without one: 0 at first; +256 after a system message, which
         # by the standard leaves none (only if forgiving: mido takes the system message's).
         self.position = self.time = self.running = 0
+        self.forgotten = 0  # ticks of meta messages of unknown type
         self.ended = False
 
     def read(self) -> tuple[list[Event], int]:
@@ -272,6 +288,11 @@ class _TrackReader:
                     append((time, *line))
         except IndexError:
             self._repair("ends in the middle of a message")
+        if self.forgotten:
+            self.file.repairs[
+                f"track {self.number}: {self.forgotten} ticks before unknown meta messages left out; "
+                "--carry_delta keeps them"
+            ] += 1
         return events, time
 
     def _repair(self, what: str) -> None:
@@ -383,5 +404,5 @@ class _TrackReader:
             name, values = "unknown_meta", f"{kind} {tuple(data)}"
             if delta and self.file.forget_unknown:
                 self.time -= delta
-                self.file.repairs[f"track {self.number}: time of unknown meta message (type {kind}) forgotten"] += 1
+                self.forgotten += delta
         return ("", "") if name in self.file.left_out else (f"{name} {values} ", "")

@@ -29,6 +29,13 @@ def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
         sys.exit(text)
     elif order == "sleep":
         time.sleep(float(text))
+    elif order == "work":
+        work(float(text))
+    elif order == "busy":  # a machine so busy that this process has no turn for a while
+        subprocess.Popen(f"sleep 0.1; kill -STOP {os.getpid()}; sleep {text}; kill -CONT {os.getpid()}", shell=True)
+        start = time.monotonic()
+        work(0.3)
+        return batch.Converted([str(time.monotonic() - start).encode()])
     elif order == "memory":
         bytearray(8 * 2**30)
     elif order == "refuse":
@@ -55,6 +62,13 @@ def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
     elif order == "hash":
         return batch.Converted([repr(list({"do", "re", "mi", "fa", "sol"})).encode()])
     return batch.Converted([f"{order} {text}".encode()])
+
+
+def work(seconds: float) -> None:
+    """Takes that much CPU time."""
+    start = time.process_time()
+    while time.process_time() - start < seconds:
+        pass
 
 
 def main(argv: list[str] | None = None) -> int:

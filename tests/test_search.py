@@ -205,7 +205,7 @@ PUT_AND_GET = """
 import cache, numpy as np
 remembered = cache.FeatureCache()
 for number in range(60):
-    remembered.put("key.abc", cache.Entry(np.full((3000, 48), number, np.float32), ["t"] * 3000, [""] * 3000))
+    remembered.put("key.abc", cache.Entry(np.full((3000, 48), number, np.float32), ["t"] * 3000, [""] * 3000, [""] * 3000))
     entry = remembered.get("key.abc")
     assert entry is not None and len(set(entry.vectors.ravel())) == 1, "half of two entries"
 """
@@ -269,13 +269,13 @@ def test_bad_files_cost_themselves_alone_and_are_named_each_time(tmp_path):
 
 
 def test_a_converter_that_crashes_or_hangs_costs_its_file_alone(tmp_path):
-    orders = {"good.abc": "echo x", "crash.abc": "signal 11", "slow.abc": "sleep 60", "leave.abc": "exit 3"}
+    orders = {"good.abc": "echo x", "crash.abc": "signal 11", "slow.abc": "work 60", "leave.abc": "exit 3"}
     for name, order in orders.items():
         (tmp_path / name).write_text(order)
     done = pieces.in_workers(batch_script.convert, [tmp_path / name for name in orders], timeout=1)
     told = {path.name: content.decode() or error for path, content, error in done}
     assert told.pop("good.abc") == "echo x"
-    assert "signal 11" in told["crash.abc"] and "over 1 s" in told["slow.abc"] and "status 3" in told["leave.abc"]
+    assert "signal 11" in told["crash.abc"] and "over 1 s of CPU time" in told["slow.abc"] and "status 3" in told["leave.abc"]
 
 
 MISTAKES = {
@@ -286,6 +286,10 @@ MISTAKES = {
     "only bad files": (["a jig", "bad"], "none of its 1 files can be used; the first: bad/x.mid: not a MIDI"),
     "query of unknown type": (["others/x.pdf", "good"], "others/x.pdf: of unknown type; a query is a sentence, or"),
     "query not there": (["my tune.mid", "good"], "my tune.mid: no such file"),
+    "tune of a file not there": (["bok.abc#12", "good"], "bok.abc: no such file"),
+    "tune of no number": (["my book.abc#x", "good"], "my book.abc#x: no such file"),
+    "tune of no suffix": (["bok#12", "good"], "bok#12: no such file"),
+    "tune of features": (["wide.npy#1", "good"], "wide.npy#1: no such file"),
     "query is a folder": (["good", "good"], "good: a folder"),
     "empty query": (["  ", "good"], "the query is empty"),
     "several tunes": (["book.abc", "good"], "holds 2 tunes; choose one: book.abc#1"),
