@@ -131,7 +131,7 @@ def piano_roll(mtf: str, bars: int = BARS) -> str:
         first, lines = bar_lines(ticks_per_beat, meters, earliest, bars)
     else:
         length = -(ticks_per_beat >> 8) * (ticks_per_beat & 0xFF) * 16 or max(note[1] for note in notes) - earliest + 1
-        first, lines = 0, [earliest, earliest + length]
+        first, lines = 0, [Fraction(earliest), Fraction(earliest + length)]
     begin, end = lines[0], lines[-1]
     shown = [note for note in pitched if begin <= note[0] < end]
     low = min(note[3] for note in shown) // 12 * 12  # whole octaves, from C
@@ -158,7 +158,7 @@ def piano_roll(mtf: str, bars: int = BARS) -> str:
     channels = sorted({note[2] for note in shown})
     for start, stop, channel, pitch in shown:
         left = x(start)
-        width = max(1.5, round(x(min(stop, end)) - left - 0.5, 2))
+        width = max(1.5, round(x(min(Fraction(stop), end)) - left - 0.5, 2))
         colour = _COLOURS[channels.index(channel) % len(_COLOURS)]
         svg.append(
             f'<rect x="{left}" y="{y(pitch + 1)}" width="{width}" height="{_ROW}" rx="1.5" fill="{colour}"'
@@ -176,7 +176,8 @@ def bar_lines(
     """
     changes = [(0, 4, 4), *(meter for meter in meters if meter[1] > 0 and meter[2] > 0)]
     ends = [*(time for time, _, _ in changes[1:]), math.inf]
-    count, lines = 0, []
+    count = 0
+    lines: list[Fraction] = []
     for (start, numerator, denominator), end in zip(changes, ends, strict=True):
         bar = Fraction(4 * ticks_per_beat * numerator, denominator)
         if not lines and end <= earliest:

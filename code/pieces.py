@@ -28,9 +28,8 @@ import jobs
 
 MUSIC = (".abc", ".mtf", ".mid", ".xml")
 _KINDS = {".midi": ".mid", ".kar": ".mid", ".rmi": ".mid", ".musicxml": ".xml", ".mxl": ".xml"}
-_FILE = re.compile(
-    rf".*({'|'.join(map(re.escape, (*INPUT_SUFFIXES, '.npy')))})(#\S*)?|\S+(\.[a-z]\w{{0,7}}|#\d+)", re.IGNORECASE | re.DOTALL
-)
+_KNOWN = "|".join(map(re.escape, (*INPUT_SUFFIXES, ".npy")))
+_FILE = re.compile(rf".*({_KNOWN})(#\S*)?|\S+(\.[a-z]\w{{0,7}}|#\d+)", re.IGNORECASE | re.DOTALL)
 _TITLE = re.compile(r"^[^\S\n]*T:[^\S\n]*(\S.*)$", re.MULTILINE)
 _NO_TITLE = "Title"  # what xml2abc calls a piece without one
 
@@ -56,7 +55,7 @@ def kind(path: Path) -> str:
 
 
 def locate(name: str | Path) -> tuple[Path, int | None]:
-    """A file, and which of its tunes is meant: `book.abc#2` is the second one of `book.abc`, even if neither is there."""
+    """A file, which may not be there, and which of its tunes is meant: `book.abc#2` is the second one of `book.abc`."""
     path = Path(name)
     file, _, number = str(name).rpartition("#")
     is_one = os.path.isfile(file) or Path(file).suffix.lower() in INPUT_SUFFIXES

@@ -16,9 +16,9 @@ examples:
   python semantic_search.py search "a slow waltz" music/ --download      # fetches the published weights
 
 Folders hold music and texts (.abc .mtf .mid .midi .kar .rmi .xml .musicxml .mxl .txt, in any mix, converted as
-process_data/ does), or features of `extract_clamp2.py --normalize` (.npy), or packed ones. Music is embedded with the weights of
-config.py, and remembered in FEATURE_CACHE. Similarity is the cosine. Files that cannot be used are counted and named.
-Exit status: 0; 1 if a file was left out; 2 if nothing could be done.
+process_data/ does), or features of `extract_clamp2.py --normalize` (.npy), or packed ones. Music is embedded with the
+weights of config.py, and remembered in FEATURE_CACHE. Similarity is the cosine. Files that cannot be used, or that were
+repaired or lost something, are counted and named. Exit status: 0; 1 if a file was left out; 2 if nothing could be done.
 """
 
 import argparse
@@ -270,7 +270,8 @@ def finish(
         result.setdefault("skipped", {})[folder] = of.skipped
         features.report(f"of {folder} skipped", of.skipped)
         result.setdefault("warnings", {})[folder] = of.warnings
-        features.report(f"of {folder} read with warnings", of.warnings, 3)
+        shown = [line if len(line) <= 300 else f"{line[:299]}…" for line in of.warnings]
+        features.report(f"of {folder} read with warnings", shown, 3)
     if args.json:
         features.write_json(args.json, result)
     return 1 if any(of.skipped for of in folders.values()) else 0

@@ -189,9 +189,7 @@ def _parser(doc: str) -> argparse.ArgumentParser:
         "--workers", metavar="N", type=_positive(int), default=cores, help="processes (default: %(default)s)"
     )
     parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="convert again what is finished already; a file that fails then has no output",
+        "--overwrite", action="store_true", help="convert again what is finished; a file that fails then has no output"
     )
     parser.add_argument(
         "--remove_orphans", action="store_true", help="remove outputs whose input is gone; else they are named"
@@ -208,8 +206,7 @@ def _parser(doc: str) -> argparse.ArgumentParser:
         metavar="SECONDS",
         type=_positive(float),
         default=TIMEOUT,
-        help=f"a file that takes more CPU time fails, and one that {WAITING} times as long is waited for "
-        "(default: %(default)s)",
+        help=f"a file that takes more CPU time, or {WAITING} times as long in all, fails (default: %(default)s)",
     )
     return parser
 
@@ -303,8 +300,7 @@ def _run_alone(convert: Convert, args: argparse.Namespace, job: jobs.Job) -> tup
     for _ in range(RESTARTS):
         pool = _new_pool(1)
         try:
-            late = args.timeout * WAITING + LATE
-            return pool.schedule(_run_job, (convert, args, job), timeout=late).result()
+            return pool.schedule(_run_job, (convert, args, job), timeout=args.timeout * WAITING + LATE).result()
         except pebble.ProcessExpired as expired:
             return _death(expired.exitcode, args), []
         except (BrokenProcessPool, TimeoutError):  # it died before the pool had seen what it was doing
@@ -349,7 +345,7 @@ def _start_worker() -> None:
 
 def _run_job(convert: Convert, args: argparse.Namespace, job: jobs.Job) -> tuple[str | None, list[str]]:
     """One file, in a worker process: (error or None, warnings)."""
-    _set_timers(args.timeout)
+    _end_after(args.timeout)
     try:
         if os.path.lexists(job.source):  # `book.abc#2`, a tune of a file, is the converter's to find
             files.require_piece(job.source)
@@ -366,15 +362,12 @@ def _run_job(convert: Convert, args: argparse.Namespace, job: jobs.Job) -> tuple
         message = " ".join(str(error).split())[:500]
         return f"{type(error).__name__}: {message} ({Path(place.filename).name}, line {place.lineno})", []
     finally:
-        _set_timers(0)
+        _end_after(0)
     return None, [str(warning) for warning in converted.warnings]
 
 
-def _set_timers(seconds: float) -> None:
-    """From now on, that much CPU time of the process ends it, or a long wait; 0: neither does.
-
-    The kernel counts and kills, whatever code runs, and even if the main process has died. Converters start no others.
-    """
+def _end_after(seconds: float) -> None:
+    """Has the kernel kill this process, even if the main one died, after so much CPU time or a long wait; 0: never."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, seconds * WAITING)
 

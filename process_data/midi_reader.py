@@ -1,8 +1,7 @@
 """Reads MIDI files into the pieces of MTF lines: what mido 1.3 reads, many times faster; and what it cannot read too.
 
 A sound file is read exactly as mido reads it, its oddities included, since that is how the published training data came
-about. A file on which mido raises an error is read again with repairs, which are counted and named. Of a RIFF file
-(.rmi), the MIDI file in it is read.
+about. A file on which mido raises an error is read again with repairs, which are counted and named.
 """
 
 import math
@@ -110,16 +109,11 @@ def read_midi(data: bytes, left_out: Container[str] = (), forget_unknown: bool =
 
 
 def _unwrapped(data: bytes) -> bytes:
-    """The content of a MIDI file that a RIFF file of type RMID holds as its chunk "data"; other data as they are."""
-    if data[:4] != b"RIFF" or data[8:12] != b"RMID":
-        return data
-    position = 12
-    while position + 8 <= len(data):
-        end = position + 8 + int.from_bytes(data[position + 4 : position + 8], "little")
-        if data[position : position + 4] == b"data" and end <= len(data):
-            return data[position + 8 : end]
-        position = end + end % 2
-    return data
+    """The MIDI file that a RIFF file of type RMID (.rmi) holds as its chunk "data"; other data as they are."""
+    start = data.find(b"MThd")
+    size = int.from_bytes(data[start - 4 : start], "little")
+    names = data[:4] + data[8:12] + data[start - 8 : start - 4]
+    return data[start : start + size] if names == b"RIFFRMIDdata" and start + size <= len(data) else data
 
 
 class _Damaged(Exception):
@@ -240,8 +234,7 @@ class _TrackReader:
         self.data, self.number, self.file, self.forgiving = data, number, file, forgiving
         # `running` is the status of data bytes that come without one: 0 at first; +256 after a system message, which
         # by the standard leaves none (only if forgiving: mido takes the system message's).
-        self.position = self.time = self.running = 0
-        self.forgotten = 0  # ticks of meta messages of unknown type
+        self.position = self.time = self.running = self.forgotten = 0
         self.ended = False
 
     def read(self) -> tuple[list[Event], int]:
@@ -289,10 +282,8 @@ class _TrackReader:
         except IndexError:
             self._repair("ends in the middle of a message")
         if self.forgotten:
-            self.file.repairs[
-                f"track {self.number}: {self.forgotten} ticks before unknown meta messages left out; "
-                "--carry_delta keeps them"
-            ] += 1
+            lost = f"{self.forgotten} ticks before unknown meta messages left out; --carry_delta keeps them"
+            self.file.repairs[f"track {self.number}: {lost}"] += 1
         return events, time
 
     def _repair(self, what: str) -> None:

@@ -54,7 +54,8 @@ def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
         os.write(1, b"NOISE\n")
         os.write(2, b"NOISE\n")
         subprocess.run("echo NOISE; echo NOISE >&2", shell=True, check=True)
-        assert not sys.stdin.read()
+        for stream in (0, sys.stdin.fileno()):  # nothing of what the script was given, whatever else is wrong with it
+            assert os.path.samestat(os.fstat(stream), os.stat(os.devnull))
     elif order == "die_later":  # when the worker has no job
         subprocess.Popen(f"sleep {text}; kill -9 {os.getpid()}", shell=True)
     elif order == "pid":

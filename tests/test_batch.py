@@ -34,7 +34,7 @@ def run(*arguments: object, status: int = 0, **environment: str) -> subprocess.C
         command(*arguments),
         capture_output=True,
         text=True,
-        stdin=subprocess.DEVNULL,
+        input="NOISE",
         env=os.environ | environment,
         timeout=300,
     )
@@ -348,6 +348,17 @@ def test_numbered_outputs_do_not_meet_other_files(tmp_path, call, monkeypatch):
     assert (tmp_path / "out" / "b.1.1.out").exists()
     call(source / "a.txt", tmp_path / "failed", status=1)
     assert "declared with several=False" in log(tmp_path / "failed" / "errors.jsonl")["a.txt"]
+
+
+def test_a_pipe_or_a_device_is_written_to_and_not_replaced(tmp_path):
+    """`--json /dev/null`, by root, would leave a file there, which every program then reads and fills."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with files.atomic_write(pipe) as file:
+        file.write(b"text")
+    assert os.read(reader, 9) == b"text" and pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+    os.close(reader)
 
 
 NAMES = st.lists(st.sampled_from(["a", "b", "1", "2", "out", "txt", "12"]), min_size=1, max_size=4).map(".".join)

@@ -277,9 +277,8 @@ def read_files(paths):
             yield path, "", [Piece("", error="ended by signal 11")]
             continue
         key = pieces.key(path.read_bytes(), pieces.kind(path))
-        yield path, key, [
-            Piece("", "", "bad tune") if word == "bad" else Piece(word, word.upper(), warning=word[1:]) for word in words
-        ]
+        bad = Piece("", "", "bad tune")
+        yield path, key, [bad if word == "bad" else Piece(word, word.upper(), warning=word[1:]) for word in words]
 
 
 def known_of(sources) -> dict:
