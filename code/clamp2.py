@@ -69,7 +69,7 @@ def embed_music(model: CLaMP2Model, music: Sequence[str | Path]) -> np.ndarray:
     """Files of ABC (standard or interleaved), MTF, MIDI or MusicXML, one piece each -> float32 [N, H].
 
     `book.abc#2` is the second tune of a file. A string of several lines is no path, but ABC or MTF itself.
-    Raises InputError that names what cannot be used.
+    Prints what was repaired, padded or left out. Raises InputError that names what cannot be used.
     """
     written = {number: _parse(text, number) for number, text in enumerate(music, 1) if "\n" in str(text)}
     sources = [pieces.locate(path) for path in music if "\n" not in str(path)]

@@ -282,8 +282,8 @@ class _TrackReader:
         except IndexError:
             self._repair("ends in the middle of a message")
         if self.forgotten:
-            lost = f"{self.forgotten} ticks before unknown meta messages left out; --carry_delta keeps them"
-            self.file.repairs[f"track {self.number}: {lost}"] += 1
+            lost = f"{self.forgotten} ticks before unknown meta messages left out"
+            self.file.repairs[f"track {self.number}: {lost}; batch_midi2mtf.py --carry_delta keeps them"] += 1
         return events, time
 
     def _repair(self, what: str) -> None:

@@ -64,7 +64,7 @@ def _warnings(ticks_per_beat: int, lost: int) -> list[str]:
     found = []
     if lost:
         left_out = "text and system exclusive messages"
-        found.append(f"{lost} ticks before {left_out} left out with them; --carry_delta keeps them")
+        found.append(f"{lost} ticks before {left_out} left out with them; batch_midi2mtf.py --carry_delta keeps them")
     if ticks_per_beat < 0:
         frames, ticks = -(ticks_per_beat >> 8), ticks_per_beat & 0xFF
         meaning = f"SMPTE time, {frames} frames a second of {ticks} ticks"

@@ -312,6 +312,21 @@ def errors(monkeypatch, tmp_path):
     return run
 
 
+def test_no_time_limit_goes_on_when_a_file_is_done(tmp_path):
+    """A worker may wait for its next file as long as it has to."""
+    (tmp_path / "a.txt").touch()
+    job, set_to = jobs.Job("a", tmp_path / "a.txt", tmp_path / "a.out", None), []
+
+    def timers(*_):
+        set_to[:] = [signal.getitimer(which)[0] for which in (signal.ITIMER_PROF, signal.ITIMER_REAL)]
+        return batch.Converted([b""])
+
+    assert batch._run_job(timers, argparse.Namespace(timeout=20), job) == (None, [])
+    assert set_to == pytest.approx([20, 200], abs=1)
+    timers()
+    assert set_to == [0, 0]
+
+
 def test_a_busy_machine_fails_no_file(errors, tmp_path):
     """The limit is CPU time: a worker that had no turn for longer than that goes on. Each file has all of it."""
     assert errors(0.5, "busy 0.7", "work 0.3", "work 0.3") == [None] * 3

@@ -117,7 +117,7 @@ def test_system_exclusive_messages(status, start, end):
 
 def test_repairs_are_counted_once_however_often_a_track_is_read():
     unknown, broken = b"\x05\xff\x60\x00", b"\x00\xf4"
-    forgotten = "5 ticks before unknown meta messages left out; --carry_delta keeps them"
+    forgotten = "5 ticks before unknown meta messages left out; batch_midi2mtf.py --carry_delta keeps them"
     _, repairs = mtf.midi_to_mtf(midi(unknown, unknown + broken, 2 * unknown))
     assert sorted(repairs) == [
         f"track 1: {forgotten}", f"track 2: {forgotten}", "track 2: undefined status 0xf4 skipped",

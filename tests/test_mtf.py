@@ -23,7 +23,7 @@ MIDI_FILES = sorted((KIT / "midi").glob("*.mid"))
 TEXTS = ["text", "copyright", "track_name", "instrument_name", "lyrics", "marker", "cue_marker", "device_name"]
 LEFT_OUT = [*TEXTS, "sequencer_specific", "sysex"]
 NUMBERS = ["sequence_number", "channel_prefix", "midi_port", "set_tempo", "smpte_offset", "time_signature"]
-LOST = "{} ticks before text and system exclusive messages left out with them; --carry_delta keeps them"
+LOST = "{} ticks before text and system exclusive messages left out with them; batch_midi2mtf.py --carry_delta keeps them"
 DIVISIONS = {
     "ticks_per_beat 0: its ticks are no part of a beat": 0,
     "ticks_per_beat -6360 is SMPTE time, 25 frames a second of 40 ticks: its ticks are no part of a beat": -6360,
@@ -246,7 +246,7 @@ def test_an_unknown_meta_message_is_reported_where_its_time_is_forgotten():
     data = midi(b"\x05\xff\x60\x01\x07" + b"\x03\x90\x3c\x40")
     assert mtf.midi_to_mtf(data) == (
         "ticks_per_beat 96\nunknown_meta 96 (7,) 0\nnote_on 3 0 60 64\nend_of_track 0",
-        ["track 1: 5 ticks before unknown meta messages left out; --carry_delta keeps them"],
+        ["track 1: 5 ticks before unknown meta messages left out; batch_midi2mtf.py --carry_delta keeps them"],
     )
     assert mtf.midi_to_mtf(data, "all_messages")[0].split("\n")[1] == "unknown_meta 96 (7,) 5"
     assert mtf.midi_to_mtf(data, "carry_delta")[0].split("\n")[1] == "unknown_meta 96 (7,) 5"
@@ -514,10 +514,14 @@ def test_scripts(tmp_path):
         (source / path.name).write_bytes(path.read_bytes())
     (source / "MENDED.MIDI").write_bytes(DAMAGES["undefined status"][0])
     (source / "page.mid").write_text("<html>")
+    (source / "sung.kar").write_bytes(midi(TRACK))
+    (source / "wrapped.RMI").write_bytes(rmi(midi(TRACK)))
     for flag, kit, warned in ((), "mtf", 3), (("--all_messages",), "mtf_all", 1):
         done = script("batch_midi2mtf.py", tmp_path / "midi", tmp_path / "mtf", "--overwrite", *flag, status=1)
         counts = f"1 failed, {warned} with warnings, 0 other files ignored\n"
-        assert done.stdout == f"3 done, 0 skipped (finished before), {counts}"
+        assert done.stdout == f"5 done, 0 skipped (finished before), {counts}"
+        for name in ("sung", "wrapped"):
+            assert (tmp_path / "mtf" / "sub" / f"{name}.mtf").read_text() == "\n".join(["ticks_per_beat 96", *LINES])
         for path in MIDI_FILES[:2]:
             expected = (KIT / kit / f"{path.stem}.mtf").read_bytes()
             assert (tmp_path / "mtf" / "sub" / f"{path.stem}.mtf").read_bytes() == expected
