@@ -23,7 +23,9 @@ MIDI_FILES = sorted((KIT / "midi").glob("*.mid"))
 TEXTS = ["text", "copyright", "track_name", "instrument_name", "lyrics", "marker", "cue_marker", "device_name"]
 LEFT_OUT = [*TEXTS, "sequencer_specific", "sysex"]
 NUMBERS = ["sequence_number", "channel_prefix", "midi_port", "set_tempo", "smpte_offset", "time_signature"]
-LOST = "{} ticks before text and system exclusive messages left out with them; batch_midi2mtf.py --carry_delta keeps them"
+LOST = (
+    "{} ticks before text and system exclusive messages left out with them; batch_midi2mtf.py --carry_delta keeps them"
+)
 DIVISIONS = {
     "ticks_per_beat 0: its ticks are no part of a beat": 0,
     "ticks_per_beat -6360 is SMPTE time, 25 frames a second of 40 ticks: its ticks are no part of a beat": -6360,
