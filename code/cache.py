@@ -46,6 +46,7 @@ class Entry:
     vectors: np.ndarray  # [n, H] float32; zero where there is an error
     titles: list[str]
     errors: list[str]  # why there is no feature of a piece, or ""
+    warnings: list[str]  # what was repaired, padded or left out, or ""
 
 
 class FeatureCache:
@@ -70,10 +71,11 @@ class FeatureCache:
         header, _, data = body.partition(b"\n")
         known = json.loads(header)
         vectors = np.frombuffer(data, "<f4").reshape(len(known["titles"]), -1)
-        return Entry(vectors, known["titles"], known["errors"])
+        return Entry(vectors, **known)
 
     def put(self, key: str, entry: Entry) -> None:
-        header = json.dumps({"titles": entry.titles, "errors": entry.errors}).encode()
+        known = {"titles": entry.titles, "errors": entry.errors, "warnings": entry.warnings}
+        header = json.dumps(known).encode()
         body = header + b"\n" + entry.vectors.astype("<f4").tobytes()
         self._write(self.folder / key, hashlib.sha256(body).digest() + body)
 
@@ -190,7 +192,7 @@ def _kind(source: Path | str) -> str:
 
 
 def _failed(error: str) -> Entry:
-    return Entry(np.zeros((1, config.CLAMP2_HIDDEN_SIZE), np.float32), [""], [error])
+    return Entry(np.zeros((1, config.CLAMP2_HIDDEN_SIZE), np.float32), [""], [error], [""])
 
 
 @dataclass
@@ -209,8 +211,8 @@ class _Open:
     def entry(self) -> Entry:
         matrix = np.zeros((len(self.pieces), config.CLAMP2_HIDDEN_SIZE), np.float32)
         matrix[[bool(piece) for piece in self.pieces]] = self.vectors or 0
-        errors = [piece.error for piece in self.pieces]
-        return Entry(matrix, [piece.title for piece in self.pieces], errors)
+        known = [[getattr(piece, name) for piece in self.pieces] for name in ("title", "error", "warning")]
+        return Entry(matrix, *known)
 
 
 def _make(sources: list[Path | str], cache: FeatureCache) -> Iterator[tuple[Path | str, Entry]]:

@@ -28,7 +28,8 @@ import pieces
 import published
 from checkpoints import require_finite
 from embedding import embed
-from files import InputError
+from features import INPUT_SUFFIXES
+from files import InputError, name_all
 from pieces import Piece
 from processes import precision
 from texts import join_lines, load_tokenizer, text_lines, tokenize
@@ -68,13 +69,16 @@ def embed_music(model: CLaMP2Model, music: Sequence[str | Path]) -> np.ndarray:
     """Files of ABC (standard or interleaved), MTF, MIDI or MusicXML, one piece each -> float32 [N, H].
 
     `book.abc#2` is the second tune of a file. A string of several lines is no path, but ABC or MTF itself.
-    Raises InputError that names what cannot be used.
+    Prints what was repaired, padded or left out. Raises InputError that names what cannot be used.
     """
     written = {number: _parse(text, number) for number, text in enumerate(music, 1) if "\n" in str(text)}
     sources = [pieces.locate(path) for path in music if "\n" not in str(path)]
     for path, _ in sources:
         if pieces.kind(path) not in pieces.MUSIC:
-            raise InputError(f"{path}: not a music file; .abc, .mtf, .mid, .midi, .xml, .musicxml and .mxl are")
+            known = " ".join(suffix for suffix in INPUT_SUFFIXES if suffix != ".txt")
+            raise InputError(f"{path}: not a music file; {known} are")
+        if not os.path.isfile(path):
+            raise InputError(f"{path}: no such file")
     files = list(dict.fromkeys(path for path, _ in sources))
     read = tqdm(pieces.read_files(files), "reading", len(files), unit="file", delay=2)
     found = {path: held for path, _, held in read}
@@ -84,6 +88,8 @@ def embed_music(model: CLaMP2Model, music: Sequence[str | Path]) -> np.ndarray:
         if not piece:
             raise InputError(f"{path}: {piece.error}")
         chosen.append(piece)
+    warned = [f"{path}: {piece.warning}" for (path, _), piece in zip(sources, chosen, strict=True) if piece.warning]
+    name_all("pieces of music read with warnings", warned, 3)
     for number in sorted(written):
         chosen.insert(number - 1, written[number])
     return _stack(model, chosen)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 import files
 from files import InputError
 
-INPUT_SUFFIXES = (".abc", ".mtf", ".txt", ".mid", ".midi", ".xml", ".musicxml", ".mxl")
+INPUT_SUFFIXES = (".abc", ".mtf", ".txt", ".mid", ".midi", ".kar", ".rmi", ".xml", ".musicxml", ".mxl")
 PACKED_MATRIX, PACKED_NAMES = "features.npy", "names.json"
 _PACK_ROWS = 1024  # rows written at a time
 
@@ -30,6 +30,7 @@ class Features:
     matrix: np.ndarray  # [N, H] float32, memory-mapped if the folder is packed
     skipped: list[str] = field(default_factory=list)  # "path: reason" of every file that was left out
     titles: list[str] = field(default_factory=list)  # of the pieces, where they were read from music
+    warnings: list[str] = field(default_factory=list)  # "path: what was repaired, padded or left out" of a piece
 
 
 def read(path: Path) -> np.ndarray:

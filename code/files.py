@@ -158,8 +158,13 @@ def atomic_write(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
     """Opens a temporary file beside `path`; it becomes `path` if and only if the block ends without an exception.
 
     The bytes are on the disk before the name is, so a crash or a full disk leaves the previous `path` as it was.
+    A pipe or a device, such as /dev/null, is written to: it must not be replaced.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        with open(path, mode, **options) as file:
+            yield file
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:

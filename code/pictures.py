@@ -4,7 +4,9 @@ Drawn in worker processes, because verovio is a C++ library that a strange score
 """
 
 import argparse
+import math
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -37,6 +39,8 @@ def convert(source: Path, args: argparse.Namespace) -> batch.Converted:
         if not tune:
             raise batch.Refused(tune.error)
         svg = engrave(batch_abc2xml.abc_to_musicxml(first_bars(tune.text)).decode())
+    elif kind == ".mid":
+        svg = piano_roll(pieces.mtf_of(data, "carry_delta")[0])  # at the true times, which features are not of
     else:
         [piece] = pieces.read(data, kind)
         if not piece:
@@ -114,23 +118,28 @@ _WIDTH, _ROW, _LEFT, _BOTTOM = 840, 5, 34, 18  # in units of the picture
 
 
 def piano_roll(mtf: str, bars: int = BARS) -> str:
-    """The notes of the first bars that sound, by time and pitch, a colour for each channel."""
+    """The notes of the first bars that sound, by time and pitch, a colour for each channel.
+
+    Of ticks that are no part of a beat, there are no bars: of SMPTE time 16 seconds are shown, else all of it.
+    """
     ticks_per_beat, meters, notes = _notes(mtf)
     pitched = [note for note in notes if note[2] != _DRUMS] or notes
     if not pitched:
         raise batch.Refused("there is no note in it")
     earliest = min(note[0] for note in pitched)
-    numerator, denominator = [(4, 4), *(meter for time, *meter in meters if time <= earliest)][-1]
-    bar = max(1, ticks_per_beat * 4 * numerator // denominator)
-    first = earliest // bar
-    begin, end = first * bar, (first + bars) * bar
+    if ticks_per_beat > 0:
+        first, lines = bar_lines(ticks_per_beat, meters, earliest, bars)
+    else:
+        length = -(ticks_per_beat >> 8) * (ticks_per_beat & 0xFF) * 16 or max(note[1] for note in notes) - earliest + 1
+        first, lines = 0, [Fraction(earliest), Fraction(earliest + length)]
+    begin, end = lines[0], lines[-1]
     shown = [note for note in pitched if begin <= note[0] < end]
     low = min(note[3] for note in shown) // 12 * 12  # whole octaves, from C
     high = max(note[3] for note in shown) // 12 * 12 + 12
     height = (high - low) * _ROW
 
-    def x(time: int) -> float:
-        return round(_LEFT + (_WIDTH - _LEFT - 2) * (time - begin) / (end - begin), 2)
+    def x(time: Fraction | int) -> float:
+        return round(float(_LEFT + (_WIDTH - _LEFT - 2) * (time - begin) / (end - begin)), 2)
 
     def y(pitch: int) -> int:
         return height - (pitch - low) * _ROW
@@ -142,21 +151,44 @@ def piano_roll(mtf: str, bars: int = BARS) -> str:
     for pitch in range(low, high + 1, 12):
         svg.append(f'<path d="M{_LEFT} {y(pitch)}H{_WIDTH - 2}" stroke="#ddd"/>')
         svg.append(f'<text x="{_LEFT - 5}" y="{max(y(pitch), 10)}" text-anchor="end">C{pitch // 12 - 1}</text>')
-    for number in range(bars + 1):
-        line = x(begin + number * bar)
-        svg.append(f'<path d="M{line} 0V{height}" stroke="#bbb"/>')
-        if number < bars:
-            svg.append(f'<text x="{line + 3}" y="{height + 13}">{first + number + 1}</text>')
+    for number, time in enumerate(lines, start=first):
+        svg.append(f'<path d="M{x(time)} 0V{height}" stroke="#bbb"/>')
+        if ticks_per_beat > 0 and time < end:
+            svg.append(f'<text x="{x(time) + 3}" y="{height + 13}">{number + 1}</text>')
     channels = sorted({note[2] for note in shown})
     for start, stop, channel, pitch in shown:
         left = x(start)
-        width = max(1.5, round(x(min(stop, end)) - left - 0.5, 2))
+        width = max(1.5, round(x(min(Fraction(stop), end)) - left - 0.5, 2))
         colour = _COLOURS[channels.index(channel) % len(_COLOURS)]
         svg.append(
             f'<rect x="{left}" y="{y(pitch + 1)}" width="{width}" height="{_ROW}" rx="1.5" fill="{colour}"'
             ' fill-opacity=".85" class="note"/>'
         )
     return "".join([*svg, "</svg>"])
+
+
+def bar_lines(
+    ticks_per_beat: int, meters: list[tuple[int, int, int]], earliest: int, bars: int
+) -> tuple[int, list[Fraction]]:
+    """The bar that `earliest` is in, counted from 0, and the times of `bars` + 1 bar lines from its start on.
+
+    meters: (time, numerator, denominator), by time. Each begins a bar; before the first, it is 4/4.
+    """
+    changes = [(0, 4, 4), *(meter for meter in meters if meter[1] > 0 and meter[2] > 0)]
+    ends = [*(time for time, _, _ in changes[1:]), math.inf]
+    count = 0
+    lines: list[Fraction] = []
+    for (start, numerator, denominator), end in zip(changes, ends, strict=True):
+        bar = Fraction(4 * ticks_per_beat * numerator, denominator)
+        if not lines and end <= earliest:
+            count += math.ceil((end - start) / bar)
+            continue
+        skipped = 0 if lines else (earliest - start) // bar
+        count += skipped
+        while start + skipped * bar < end and len(lines) <= bars:
+            lines.append(start + skipped * bar)
+            skipped += 1
+    return count, lines
 
 
 def _notes(mtf: str) -> tuple[int, list[tuple[int, int, int]], list[tuple[int, int, int, int]]]:
@@ -182,4 +214,4 @@ def _notes(mtf: str) -> tuple[int, list[tuple[int, int, int]], list[tuple[int, i
         except (ValueError, IndexError):
             raise batch.Refused(f"not MTF: {line[:60]!r}") from None
     notes += [(start, time, *where) for where, starts in sounding.items() for start in starts]
-    return ticks_per_beat if ticks_per_beat > 0 else 480, meters, sorted(notes)
+    return ticks_per_beat, meters, sorted(notes)

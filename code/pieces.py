@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from features import INPUT_SUFFIXES
 from files import InputError
 from patches import checked_music
 
@@ -26,7 +27,9 @@ import batch
 import jobs
 
 MUSIC = (".abc", ".mtf", ".mid", ".xml")
-_KINDS = {".midi": ".mid", ".musicxml": ".xml", ".mxl": ".xml"}
+_KINDS = {".midi": ".mid", ".kar": ".mid", ".rmi": ".mid", ".musicxml": ".xml", ".mxl": ".xml"}
+_KNOWN = "|".join(map(re.escape, (*INPUT_SUFFIXES, ".npy")))
+_FILE = re.compile(rf".*({_KNOWN})(#\S*)?|\S+(\.[a-z]\w{{0,7}}|#\d+)", re.IGNORECASE | re.DOTALL)
 _TITLE = re.compile(r"^[^\S\n]*T:[^\S\n]*(\S.*)$", re.MULTILINE)
 _NO_TITLE = "Title"  # what xml2abc calls a piece without one
 
@@ -39,6 +42,7 @@ class Piece:
     title: str = ""  # as the file has it
     error: str = ""  # why it cannot be used, if it cannot
     is_music: bool = True
+    warning: str = ""  # what was repaired, padded or left out
 
     def __bool__(self) -> bool:
         return not self.error
@@ -51,12 +55,18 @@ def kind(path: Path) -> str:
 
 
 def locate(name: str | Path) -> tuple[Path, int | None]:
-    """A file, and which of its tunes is meant: `book.abc#2` is the second one of `book.abc`."""
+    """A file, which may not be there, and which of its tunes is meant: `book.abc#2` is the second one of `book.abc`."""
     path = Path(name)
     file, _, number = str(name).rpartition("#")
-    if not os.path.exists(path) and number.isdecimal() and os.path.isfile(file):  # these take any text, Path's do not
+    is_one = os.path.isfile(file) or Path(file).suffix.lower() in INPUT_SUFFIXES
+    if not os.path.exists(path) and number.isdecimal() and is_one:  # these take any text, Path's do not
         return Path(file), int(number)
     return path, None
+
+
+def looks_like_file(text: str) -> bool:
+    """Whether a text, if there is no such file, is the name of one: `my bok.abc`, `bok.abc#12`, `bok#12`, `bok.pdf`."""
+    return bool(_FILE.fullmatch(text))
 
 
 def row(path: Path, number: int | None, count: int) -> int:
@@ -88,9 +98,10 @@ def tunes(data: bytes, kind: str) -> list[Piece]:
     import batch_xml2abc
 
     if kind == ".xml":
-        abc, _ = batch_xml2abc.musicxml_to_abc(data, "the score")
+        abc, warnings = batch_xml2abc.musicxml_to_abc(data, "the score")
         [piece] = _interleaved([abc])
-        return [replace(piece, title=_score_title(data) or piece.title)]
+        warning = "; ".join(filter(None, [*warnings, piece.warning]))
+        return [replace(piece, title=_score_title(data) or piece.title, warning=warning)]
     text = abc_text.read_abc(data)
     if batch_abc2xml.is_interleaved(text):
         return [Piece(text, _title(text))]
@@ -104,8 +115,8 @@ def _interleaved(tunes: list[str]) -> list[Piece]:
     found = []
     for tune in tunes:
         try:
-            [(interleaved, _)] = interleaving.interleave(tune)
-            found.append(Piece(interleaved, _title(tune)))
+            [(interleaved, warnings)] = interleaving.interleave(tune)
+            found.append(Piece(interleaved, _title(tune), warning="; ".join(warnings)))
         except batch.Refused as refused:
             found.append(Piece("", _title(tune), str(refused)))
     return found
@@ -136,7 +147,8 @@ def read(data: bytes, kind: str) -> list[Piece]:
         if kind in (".abc", ".xml"):
             return [_checked(piece, ".abc") for piece in tunes(data, kind)]
         if kind == ".mid":
-            return [_checked(Piece(_mtf(data)), ".mtf")]
+            text, warnings = mtf_of(data)
+            return [_checked(Piece(text, warning="; ".join(warnings)), ".mtf")]
         text = data.decode("utf-8-sig")
         if kind == ".mtf":
             return [_checked(Piece(text), kind)]
@@ -147,11 +159,12 @@ def read(data: bytes, kind: str) -> list[Piece]:
         return [Piece("", error=str(refused))]
 
 
-def _mtf(data: bytes) -> str:
+def mtf_of(data: bytes, messages: str = "m3_compatible") -> tuple[str, list[str]]:
+    """MTF of a MIDI file, and warnings. Raises batch.Refused."""
     import mtf
 
     try:
-        return mtf.midi_to_mtf(data)[0]
+        return mtf.midi_to_mtf(data, messages)
     except ValueError as error:
         raise batch.Refused(str(error)) from error
 
@@ -160,7 +173,7 @@ def _checked(piece: Piece, suffix: str) -> Piece:
     if not piece:
         return piece
     try:
-        return Piece(checked_music(piece.text, suffix), piece.title)
+        return replace(piece, text=checked_music(piece.text, suffix))
     except InputError as error:
         return Piece("", piece.title, str(error))
 

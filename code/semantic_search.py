@@ -15,16 +15,15 @@ examples:
   python semantic_search.py search "a slow waltz" packed/music
   python semantic_search.py search "a slow waltz" music/ --download      # fetches the published weights
 
-Folders hold music and texts (.abc .mtf .mid .midi .xml .musicxml .mxl .txt, in any mix, converted as process_data/
-does), or features of `extract_clamp2.py --normalize` (.npy), or packed ones. Music is embedded with the weights of
-config.py, and remembered in FEATURE_CACHE. Similarity is the cosine. Files that cannot be used are counted and named.
-Exit status: 0; 1 if a file was left out; 2 if nothing could be done.
+Folders hold music and texts (.abc .mtf .mid .midi .kar .rmi .xml .musicxml .mxl .txt, in any mix, converted as
+process_data/ does), or features of `extract_clamp2.py --normalize` (.npy), or packed ones. Music is embedded with the
+weights of config.py, and remembered in FEATURE_CACHE. Similarity is the cosine. Files that cannot be used, or that were
+repaired or lost something, are counted and named. Exit status: 0; 1 if a file was left out; 2 if nothing could be done.
 """
 
 import argparse
 import json
 import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,14 +65,16 @@ def read_query(query: str) -> Query:
     is_file = os.path.isfile(path)
     if is_file and suffix not in INPUT_SUFFIXES:
         raise InputError(f"{path}: of unknown type; {known}")
-    if not is_file and (suffix in INPUT_SUFFIXES or re.fullmatch(r"\S+\.[A-Za-z]\w{0,7}", query)):
-        raise InputError(f"{query}: no such file; {known}")
+    if not is_file and pieces.looks_like_file(query):
+        raise InputError(f"{path}: no such file; {known}")
     if not query.strip():
         raise InputError(f"the query is empty; {known}")
     [(_, entry)] = cache.features_of([path if is_file else query])
     row = pieces.row(path, number, len(entry.errors))
     if entry.errors[row]:
         raise InputError(f"{query}: {entry.errors[row]}")
+    if entry.warnings[row]:
+        print(files.printable(f"{query}: {entry.warnings[row]}"), file=sys.stderr)
     heading = entry.titles[row] or Path(query).name if is_file else f"“{query}”"
     return Query(entry.vectors[row : row + 1], heading, Path(query) if is_file else None)
 
@@ -105,10 +106,13 @@ def music_features(folder: Path, found: list[Path]) -> Features:
     for path in found:
         entry = entries[source_of(folder, path.as_posix())]
         named = pieces.names(path.as_posix(), len(entry.errors))
-        for name, vector, title, error in zip(named, entry.vectors, entry.titles, entry.errors, strict=True):
+        columns = (named, entry.vectors, entry.titles, entry.errors, entry.warnings)
+        for name, vector, title, error, warning in zip(*columns, strict=True):
             if error:
                 result.skipped.append(f"{source_of(folder, name)}: {error}")
                 continue
+            if warning:
+                result.warnings.append(f"{source_of(folder, name)}: {warning}")
             result.names.append(name)
             result.titles.append(title)
             rows.append(vector)
@@ -256,7 +260,7 @@ def check_width(first: Path | str, a: np.ndarray, second: Path | str, b: np.ndar
 def finish(
     args: argparse.Namespace, result: dict, folders: dict[str, Features], pairs: list[tuple[int, int]] | None = None
 ) -> int:
-    """Names what was left out, writes `--json`, and returns the exit status."""
+    """Names what was left out or read with warnings, writes `--json`, and returns the exit status."""
     for number, (folder, of) in enumerate(folders.items()):
         if pairs is not None:
             used = {pair[number] for pair in pairs}
@@ -265,6 +269,9 @@ def finish(
             features.report(f"of {folder} have no partner", unpaired)
         result.setdefault("skipped", {})[folder] = of.skipped
         features.report(f"of {folder} skipped", of.skipped)
+        result.setdefault("warnings", {})[folder] = of.warnings
+        shown = [line if len(line) <= 300 else f"{line[:299]}…" for line in of.warnings]
+        features.report(f"of {folder} read with warnings", shown, 3)
     if args.json:
         features.write_json(args.json, result)
     return 1 if any(of.skipped for of in folders.values()) else 0

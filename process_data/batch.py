@@ -27,9 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))  # wher
 import files
 import jobs
 
-TIMEOUT = 60  # seconds a file may take, unless --timeout says otherwise
+TIMEOUT = 60  # seconds of CPU time a file may take, unless --timeout says otherwise
+WAITING = 10  # times as many seconds may pass: the machine may be busy, or the disk slow
 MEMORY = 4 * 2**30  # bytes of address space a worker may use: a hostile file must not take the machine down
-TOO_LONG = -signal.SIGALRM  # exit status of a worker whose file took too long
+TOO_LONG = {-signal.SIGPROF: (1, " of CPU time"), -signal.SIGALRM: (WAITING, "")}  # by a worker's exit status
 FILES_PER_WORKER = 2000  # then a fresh process takes over, so that what a converter leaks stays small
 RESTARTS = 5  # of a pool that broke without one result in between; more means that workers cannot even start
 LATE = 15  # seconds after its time limit, at which a worker ends itself, when a file's worker counts as lost
@@ -188,9 +189,7 @@ def _parser(doc: str) -> argparse.ArgumentParser:
         "--workers", metavar="N", type=_positive(int), default=cores, help="processes (default: %(default)s)"
     )
     parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="convert again what is finished already; a file that fails then has no output",
+        "--overwrite", action="store_true", help="convert again what is finished; a file that fails then has no output"
     )
     parser.add_argument(
         "--remove_orphans", action="store_true", help="remove outputs whose input is gone; else they are named"
@@ -207,7 +206,7 @@ def _parser(doc: str) -> argparse.ArgumentParser:
         metavar="SECONDS",
         type=_positive(float),
         default=TIMEOUT,
-        help="a file that takes longer fails (default: %(default)s)",
+        help=f"a file that takes more CPU time, or {WAITING} times as long in all, fails (default: %(default)s)",
     )
     return parser
 
@@ -238,8 +237,9 @@ def results(
     When a worker dies, the pool may take the file that it had just finished for the one that killed it. So the files
     that are named then have another turn at the end, each with a worker of its own.
 
-    args: `workers` (how many), `timeout` (seconds for a job) and whatever `convert` reads there.
+    args: `workers` (how many), `timeout` (seconds of CPU time for a job) and whatever `convert` reads there.
     """
+    late = args.timeout * WAITING + LATE
     pool: pebble.ProcessPool | None = None
     pending: dict[Future, jobs.Job] = {}
     suspects: list[jobs.Job] = []
@@ -250,14 +250,14 @@ def results(
             broken: list[jobs.Job] = []
             for job in itertools.islice(todo, 4 * args.workers - len(pending)):  # never more: the list may be long
                 try:
-                    future: Future = pool.schedule(_run_job, (convert, args, job), timeout=args.timeout + LATE)
+                    future: Future = pool.schedule(_run_job, (convert, args, job), timeout=late)
                 except RuntimeError:  # pebble: the pool broke since we last looked
                     broken.append(job)
                     break
                 pending[future] = job
             if not pending and not broken:
                 break
-            finished, _ = wait(pending, timeout=args.timeout + 2 * LATE, return_when=FIRST_COMPLETED)
+            finished, _ = wait(pending, timeout=late + LATE, return_when=FIRST_COMPLETED)
             for result in finished:
                 job = pending.pop(result)
                 warnings: list[str] = []
@@ -267,7 +267,7 @@ def results(
                     suspects.append(job)
                     continue
                 except pebble.ProcessExpired as expired:
-                    if expired.exitcode != TOO_LONG:
+                    if expired.exitcode not in TOO_LONG:
                         suspects.append(job)
                         continue
                     error = _death(expired.exitcode, args)
@@ -300,7 +300,7 @@ def _run_alone(convert: Convert, args: argparse.Namespace, job: jobs.Job) -> tup
     for _ in range(RESTARTS):
         pool = _new_pool(1)
         try:
-            return pool.schedule(_run_job, (convert, args, job), timeout=args.timeout + LATE).result()
+            return pool.schedule(_run_job, (convert, args, job), timeout=args.timeout * WAITING + LATE).result()
         except pebble.ProcessExpired as expired:
             return _death(expired.exitcode, args), []
         except (BrokenProcessPool, TimeoutError):  # it died before the pool had seen what it was doing
@@ -345,7 +345,7 @@ def _start_worker() -> None:
 
 def _run_job(convert: Convert, args: argparse.Namespace, job: jobs.Job) -> tuple[str | None, list[str]]:
     """One file, in a worker process: (error or None, warnings)."""
-    signal.setitimer(signal.ITIMER_REAL, args.timeout)  # kills the process, even if the main process has died
+    _end_after(args.timeout)
     try:
         if os.path.lexists(job.source):  # `book.abc#2`, a tune of a file, is the converter's to find
             files.require_piece(job.source)
@@ -362,13 +362,20 @@ def _run_job(convert: Convert, args: argparse.Namespace, job: jobs.Job) -> tuple
         message = " ".join(str(error).split())[:500]
         return f"{type(error).__name__}: {message} ({Path(place.filename).name}, line {place.lineno})", []
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _end_after(0)
     return None, [str(warning) for warning in converted.warnings]
 
 
+def _end_after(seconds: float) -> None:
+    """Has the kernel kill this process, even if the main one died, after so much CPU time or a long wait; 0: never."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds * WAITING)
+
+
 def _death(exitcode: int, args: argparse.Namespace) -> str:
-    if exitcode == TOO_LONG:
-        return f"took over {args.timeout:g} s"
+    if exitcode in TOO_LONG:
+        times, of_what = TOO_LONG[exitcode]
+        return f"took over {args.timeout * times:g} s{of_what}"
     how = f"killed by signal {-exitcode}" if exitcode < 0 else f"exit status {exitcode}"
     return f"the converter process died ({how})"
 

@@ -1,6 +1,7 @@
-"""MIDI (.mid, .midi) -> MTF, the MIDI text format that M3 reads.
+"""MIDI (.mid, .midi, .kar, .rmi) -> MTF, the MIDI text format that M3 reads.
 
-Damaged files are repaired as far as they go; OUTPUT_DIR/warnings.jsonl says what was done to which file.
+Damaged files are repaired as far as they go; OUTPUT_DIR/warnings.jsonl says what was done to which file, and how many
+ticks it lost with what was left out.
 
 examples:
   python process_data/batch_midi2mtf.py midi/ mtf/
@@ -13,15 +14,16 @@ import sys
 from pathlib import Path
 
 import batch
+import midi_reader
 import mtf
 
 
 def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
     try:
-        text, repairs = mtf.midi_to_mtf(path.read_bytes(), args.messages)
+        text, warnings = mtf.midi_to_mtf(path.read_bytes(), args.messages)
     except ValueError as error:
         raise batch.Refused(str(error)) from error
-    return batch.Converted([text.encode("ascii")], repairs)
+    return batch.Converted([text.encode("ascii")], warnings)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     return batch.main(
         convert,
         doc=__doc__,
-        suffixes=(".mid", ".midi"),
+        suffixes=midi_reader.SUFFIXES,
         target=".mtf",
         several=False,
         add_arguments=add_arguments,

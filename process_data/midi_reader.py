@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
 
+SUFFIXES = (".mid", ".midi", ".kar", ".rmi")  # of MIDI files; .kar has lyrics, .rmi is wrapped in RIFF
 TEXT_METAS = {
     0x01: "text",
     0x02: "copyright",
@@ -97,14 +98,22 @@ def read_midi(data: bytes, left_out: Container[str] = (), forget_unknown: bool =
 
     Raises ValueError if there is nothing to read: no MIDI header, or no track.
     """
-    reader = _FileReader(data, left_out, forget_unknown)
+    reader = _FileReader(_unwrapped(data), left_out, forget_unknown)
     try:
         ticks_per_beat, tracks = reader.read_sound()
     except _Damaged:
-        reader.repairs.clear()
+        reader = _FileReader(data, left_out, forget_unknown)
         ticks_per_beat, tracks = reader.read_damaged()
     repairs = [text if n == 1 else f"{text} ({n} times)" for text, n in reader.repairs.items()]
     return Midi(ticks_per_beat, tracks, repairs)
+
+
+def _unwrapped(data: bytes) -> bytes:
+    """The MIDI file that a RIFF file of type RMID (.rmi) holds as its chunk "data"; other data as they are."""
+    start = data.find(b"MThd")
+    size = int.from_bytes(data[start - 4 : start], "little")
+    names = data[:4] + data[8:12] + data[start - 8 : start - 4]
+    return data[start : start + size] if names == b"RIFFRMIDdata" and start + size <= len(data) else data
 
 
 class _Damaged(Exception):
@@ -225,7 +234,7 @@ class _TrackReader:
         self.data, self.number, self.file, self.forgiving = data, number, file, forgiving
         # `running` is the status of data bytes that come without one: 0 at first; +256 after a system message, which
         # by the standard leaves none (only if forgiving: mido takes the system message's).
-        self.position = self.time = self.running = 0
+        self.position = self.time = self.running = self.forgotten = 0
         self.ended = False
 
     def read(self) -> tuple[list[Event], int]:
@@ -272,6 +281,9 @@ class _TrackReader:
                     append((time, *line))
         except IndexError:
             self._repair("ends in the middle of a message")
+        if self.forgotten:
+            lost = f"{self.forgotten} ticks before unknown meta messages left out"
+            self.file.repairs[f"track {self.number}: {lost}; batch_midi2mtf.py --carry_delta keeps them"] += 1
         return events, time
 
     def _repair(self, what: str) -> None:
@@ -383,5 +395,5 @@ class _TrackReader:
             name, values = "unknown_meta", f"{kind} {tuple(data)}"
             if delta and self.file.forget_unknown:
                 self.time -= delta
-                self.file.repairs[f"track {self.number}: time of unknown meta message (type {kind}) forgotten"] += 1
+                self.forgotten += delta
         return ("", "") if name in self.file.left_out else (f"{name} {values} ", "")

@@ -26,18 +26,18 @@ NOT_M3 = frozenset(TEXT_METAS.values()) | {"sequencer_specific", "sysex"}  # wha
 
 
 def midi_to_mtf(data: bytes, messages: str = "m3_compatible") -> tuple[str, list[str]]:
-    """The content of a MIDI file as MTF: (text without a final newline, what had to be repaired, one line each).
+    """The content of a MIDI file as MTF: (text without a final newline, warnings of what was repaired or lost).
 
     Args:
         data: the file's content.
         messages: "m3_compatible" leaves out text and system exclusive messages *and their times*, as the published
-            training data did; "all_messages" leaves out nothing; "carry_delta" leaves out the same as "m3_compatible",
-            but adds their times to the next message's.
+            training data did, and counts the ticks lost in a warning; "all_messages" leaves out nothing; "carry_delta"
+            leaves out the same as "m3_compatible", but adds their times to the next message's.
 
     Raises ValueError if there is nothing to read: no MIDI header, or no track.
 
     mido, hence the published training data, forgets the time of meta messages of unknown type. So does
-    "m3_compatible", and says it among the repairs; the other two keep it.
+    "m3_compatible", with a warning; the other two keep it.
     """
     if messages not in MODES:
         raise ValueError(f"messages={messages!r} is none of {', '.join(MODES)}")
@@ -45,16 +45,33 @@ def midi_to_mtf(data: bytes, messages: str = "m3_compatible") -> tuple[str, list
     events = [event for track, _ in midi.tracks for event in track]
     events.sort(key=lambda event: event[0])  # stable: of simultaneous messages, those of the earlier track come first
     carry = messages == "carry_delta"
-    before = 0
+    before = lost = 0
     lines = [f"ticks_per_beat {midi.ticks_per_beat}"]
     for time, head, tail in events:
         if head:
             lines.append(f"{head}{time - before}{tail}")
         elif carry:
             continue
+        else:
+            lost += time - before
         before = time
     lines.append(f"end_of_track {max((end for _, end in midi.tracks), default=0) - before}")
-    return "\n".join(lines), midi.repairs
+    return "\n".join(lines), [*midi.repairs, *_warnings(midi.ticks_per_beat, lost)]
+
+
+def _warnings(ticks_per_beat: int, lost: int) -> list[str]:
+    """Why the times of MTF may not be those of the music."""
+    found = []
+    if lost:
+        left_out = "text and system exclusive messages"
+        found.append(f"{lost} ticks before {left_out} left out with them; batch_midi2mtf.py --carry_delta keeps them")
+    if ticks_per_beat < 0:
+        frames, ticks = -(ticks_per_beat >> 8), ticks_per_beat & 0xFF
+        meaning = f"SMPTE time, {frames} frames a second of {ticks} ticks"
+        found.append(f"ticks_per_beat {ticks_per_beat} is {meaning}: its ticks are no part of a beat")
+    elif ticks_per_beat == 0:
+        found.append("ticks_per_beat 0: its ticks are no part of a beat")
+    return found
 
 
 def mtf_to_midi(text: str) -> bytes:

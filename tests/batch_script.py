@@ -29,6 +29,13 @@ def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
         sys.exit(text)
     elif order == "sleep":
         time.sleep(float(text))
+    elif order == "work":
+        work(float(text))
+    elif order == "busy":  # a machine so busy that this process has no turn for a while
+        subprocess.Popen(f"sleep 0.1; kill -STOP {os.getpid()}; sleep {text}; kill -CONT {os.getpid()}", shell=True)
+        start = time.monotonic()
+        work(0.3)
+        return batch.Converted([str(time.monotonic() - start).encode()])
     elif order == "memory":
         bytearray(8 * 2**30)
     elif order == "refuse":
@@ -47,7 +54,8 @@ def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
         os.write(1, b"NOISE\n")
         os.write(2, b"NOISE\n")
         subprocess.run("echo NOISE; echo NOISE >&2", shell=True, check=True)
-        assert not sys.stdin.read()
+        for stream in (0, sys.stdin.fileno()):  # nothing of what the script was given, whatever else is wrong with it
+            assert os.path.samestat(os.fstat(stream), os.stat(os.devnull))
     elif order == "die_later":  # when the worker has no job
         subprocess.Popen(f"sleep {text}; kill -9 {os.getpid()}", shell=True)
     elif order == "pid":
@@ -55,6 +63,13 @@ def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
     elif order == "hash":
         return batch.Converted([repr(list({"do", "re", "mi", "fa", "sol"})).encode()])
     return batch.Converted([f"{order} {text}".encode()])
+
+
+def work(seconds: float) -> None:
+    """Takes that much CPU time."""
+    start = time.process_time()
+    while time.process_time() - start < seconds:
+        pass
 
 
 def main(argv: list[str] | None = None) -> int:

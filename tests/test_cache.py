@@ -211,7 +211,7 @@ def test_weights_that_stay_are_loaded_once(setup, monkeypatch):
 def entry_of(count: int) -> cache.Entry:
     vectors = np.random.default_rng(count).standard_normal((count, WIDTH)).astype(np.float32)
     titles = [f"tune {number}\n\udcff–" for number in range(count)]
-    return cache.Entry(vectors, titles, ["", "no note", "\n"][:count])
+    return cache.Entry(vectors, titles, ["", "no note", "\n"][:count], ["9 ticks left out", "", "–"][:count])
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -223,6 +223,7 @@ def test_an_entry_comes_back_as_it_was(setup, count):
     again = cache.FeatureCache().get("key.abc")
     np.testing.assert_array_equal(again.vectors, entry.vectors)
     assert again.vectors.dtype == np.float32 and (again.titles, again.errors) == (entry.titles, entry.errors)
+    assert again.warnings == entry.warnings
 
 
 def test_every_damage_to_an_entry_is_seen(setup):
@@ -276,7 +277,8 @@ def read_files(paths):
             yield path, "", [Piece("", error="ended by signal 11")]
             continue
         key = pieces.key(path.read_bytes(), pieces.kind(path))
-        yield path, key, [Piece("", "", "bad tune") if word == "bad" else Piece(word, word.upper()) for word in words]
+        bad = Piece("", "", "bad tune")
+        yield path, key, [bad if word == "bad" else Piece(word, word.upper(), warning=word[1:]) for word in words]
 
 
 def known_of(sources) -> dict:
@@ -288,6 +290,7 @@ def check(entry: cache.Entry, words: str) -> None:
     np.testing.assert_array_equal(entry.vectors, expected)
     assert entry.titles == ["" if word == "bad" else word.upper() for word in words.split()]
     assert entry.errors == ["bad tune" if word == "bad" else "" for word in words.split()]
+    assert entry.warnings == ["" if word == "bad" else word[1:] for word in words.split()]
 
 
 CONTENTS = {"a.abc": "one", "b.abc": "two bad three four", "c.txt": "five", "d.mtf": "bad", "e.mtf": "six seven"}

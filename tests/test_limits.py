@@ -236,16 +236,17 @@ def test_turns_of_a_file_alone(convert, breaks, kind):
 
 
 def test_what_a_death_means(convert):
-    """The time limit's signal is the file's own doing; any other death may be that of another file."""
+    """A time limit's signal is the file's own doing; any other death may be that of another file."""
     too_long = pebble.ProcessExpired("", -signal.SIGALRM)
-    errors, pools = convert(2, too_long, (None, []))
-    assert errors == {"0": "took over 20 s", "1": None} and pools.jobs == ["0", "1"]
+    errors, pools = convert(3, too_long, pebble.ProcessExpired("", -signal.SIGPROF), (None, []))
+    assert errors == {"0": "took over 200 s", "1": "took over 20 s of CPU time", "2": None}
+    assert pools.jobs == ["0", "1", "2"]
     for code, said in ((-11, "killed by signal 11"), (0, "exit status 0"), (3, "exit status 3")):
         expired = pebble.ProcessExpired("", code)
         errors, pools = convert(2, expired, (None, []), expired, workers=3)
         assert errors == {"0": f"the converter process died ({said})", "1": None}
         assert pools.jobs == ["0", "1", "0"] and pools.workers == [3, 1]
-    assert convert(1, pebble.ProcessExpired("", -9), too_long)[0] == {"0": "took over 20 s"}
+    assert convert(1, pebble.ProcessExpired("", -9), too_long)[0] == {"0": "took over 200 s"}
 
 
 def test_how_long_a_file_may_take(convert, monkeypatch):
@@ -260,7 +261,7 @@ def test_how_long_a_file_may_take(convert, monkeypatch):
 
     monkeypatch.setattr(batch, "wait", recorded)
     errors, pools = convert(1, Future(), TimeoutError())  # the first never ends
-    assert errors == {"0": None} and waits == [20 + 30] * 2 and pools.timeouts == [20 + 15] * 3
+    assert errors == {"0": None} and waits == [200 + 30] * 2 and pools.timeouts == [200 + 15] * 3
     assert pools.workers == [1, 1, 1]  # the first, one anew, and one for the file alone
 
 
@@ -295,8 +296,52 @@ def test_files_of_one_worker(tmp_path, monkeypatch):
         assert [pids.count(pid) for pid in dict.fromkeys(pids)] == expected and str(os.getpid()) not in pids
 
 
+@pytest.fixture
+def errors(monkeypatch, tmp_path):
+    """The error of each of some orders, done one after the other by the same worker within a time limit."""
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))  # or each worker would import pytest
+
+    def run(timeout, *orders):
+        todo = []
+        for number, order in enumerate(orders):
+            (tmp_path / f"{number}.txt").write_text(order)
+            todo.append(jobs.Job(order, tmp_path / f"{number}.txt", tmp_path / f"{number}.out", None))
+        args = argparse.Namespace(workers=1, timeout=timeout)
+        return [error for _, error, _ in batch.results(batch_script.convert, args, iter(todo))]
+
+    return run
+
+
+def test_no_time_limit_goes_on_when_a_file_is_done(tmp_path):
+    """A worker may wait for its next file as long as it has to."""
+    (tmp_path / "a.txt").touch()
+    job, set_to = jobs.Job("a", tmp_path / "a.txt", tmp_path / "a.out", None), []
+
+    def timers(*_):
+        set_to[:] = [signal.getitimer(which)[0] for which in (signal.ITIMER_PROF, signal.ITIMER_REAL)]
+        return batch.Converted([b""])
+
+    assert batch._run_job(timers, argparse.Namespace(timeout=20), job) == (None, [])
+    assert set_to == pytest.approx([20, 200], abs=1)
+    timers()
+    assert set_to == [0, 0]
+
+
+def test_a_busy_machine_fails_no_file(errors, tmp_path):
+    """The limit is CPU time: a worker that had no turn for longer than that goes on. Each file has all of it."""
+    assert errors(0.5, "busy 0.7", "work 0.3", "work 0.3") == [None] * 3
+    assert float((tmp_path / "0.out").read_text()) > 0.7  # seconds that passed
+
+
+def test_a_file_that_works_or_waits_too_long(errors):
+    assert errors(0.2, "work 60", "sleep 60", "sleep 0.3", "text") == [
+        "took over 0.2 s of CPU time", "took over 2 s", None, None
+    ]  # fmt: skip
+
+
 def test_defaults_of_a_conversion(monkeypatch, capsys):
-    assert (batch.TIMEOUT, batch.MEMORY, batch.FILES_PER_WORKER, batch.RESTARTS, batch.LATE) == (60, 2**32, 2000, 5, 15)
+    assert (batch.TIMEOUT, batch.WAITING, batch.LATE, batch.RESTARTS) == (60, 10, 15, 5)
+    assert (batch.MEMORY, batch.FILES_PER_WORKER) == (2**32, 2000)
     parser = batch._parser("x\n\ny")
     args = parser.parse_args(["in", "out"])
     assert (args.timeout, args.workers, args.shard) == (60, len(os.sched_getaffinity(0)), (1, 1))

@@ -19,6 +19,7 @@ import mtf
 import page
 import pictures
 from helpers import CODE, KIT, KIT_MODEL, run_script, write_config
+from test_mtf import meta, midi, rmi
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TEN_BARS = "X:1\nT:{title}\nL:1/8\nM:4/4\nK:G\n" + "G2 A2 B2 c2|" * 10 + "]\n"  # four notes in a bar
@@ -132,34 +133,103 @@ def test_every_piece_of_music_has_a_picture_with_a_description(written):
         assert not outside and not list(svg.iter(f"{SVG}script")) and not list(svg.iter(f"{SVG}image"))
 
 
+def bars_of(ticks_per_beat, meters, last):
+    """The first tick of every bar, beat by beat; a new meter begins a bar."""
+    bars, beats, meter = [], 0, (4, 4)
+    for tick in range(last + 64 * ticks_per_beat):
+        if tick in meters:
+            meter, beats = meters[tick], 0
+        if beats % (4 * ticks_per_beat * meter[0] / meter[1]) == 0:
+            bars.append(tick)
+        beats += 1
+    return bars
+
+
+def roll(svg):
+    """Of a piano roll: the corners of the notes, the places of the bar lines, the numbers of the bars."""
+    svg = ElementTree.fromstring(svg) if isinstance(svg, (str, bytes)) else svg
+    boxes = [(float(box.get("x")), float(box.get("y"))) for box in svg.iter(f"{SVG}rect")]
+    lines = [float(path.get("d").split()[0][1:]) for path in svg.iter(f"{SVG}path") if "V" in path.get("d")]
+    numbers = [int(text.text) for text in svg.iter(f"{SVG}text") if text.text.isdigit()]
+    return boxes, lines, numbers
+
+
 @pytest.mark.parametrize("name", ["plain", "two_tracks", "many_tracks", "one_track", "long"])
 def test_piano_roll_has_the_notes_that_mido_reads(name):
     midi = mido.MidiFile(KIT / "midi" / f"{name}.mid")
     svg = ElementTree.fromstring(
         pictures.piano_roll(mtf.midi_to_mtf((KIT / "midi" / f"{name}.mid").read_bytes(), "carry_delta")[0])
     )
-    time, bar, starts = 0, midi.ticks_per_beat * 4, []
+    time, meters, starts = 0, {0: (4, 4)}, []
     for message in mido.merge_tracks(midi.tracks):
         time += message.time
-        if message.type == "time_signature" and not starts:
-            bar = midi.ticks_per_beat * 4 * message.numerator // message.denominator
+        if message.type == "time_signature":
+            meters[time] = (message.numerator, message.denominator)
         if message.type == "note_on" and message.velocity and message.channel != 9:
             starts.append((time, message.note))
-    begin = min(starts)[0] // bar * bar
-    expected = sorted((start - begin, pitch) for start, pitch in starts if start - begin < 8 * bar)
-    boxes = [(float(box.get("x")), float(box.get("y"))) for box in svg.iter(f"{SVG}rect")]
-    lines = [float(path.get("d").split()[0][1:]) for path in svg.iter(f"{SVG}path") if "V" in path.get("d")]
-    assert len(lines) == 9 and len(boxes) == len(expected) > 8
-    at = sorted((x - lines[0]) / (lines[8] - lines[0]) * 8 * bar for x, _ in boxes)
-    np.testing.assert_allclose(at, [start for start, _ in expected], atol=0.01 * bar)
+    bars = bars_of(midi.ticks_per_beat, meters, time)
+    first = max(number for number, bar in enumerate(bars) if bar <= min(starts)[0])
+    begin, end = bars[first], bars[first + 8]
+    expected = sorted((start - begin, pitch) for start, pitch in starts if start < end)
+    boxes, lines, numbers = roll(svg)
+    assert numbers == list(range(first + 1, first + 9))
+    scale = (end - begin) / (lines[8] - lines[0])
+    np.testing.assert_allclose(lines, [lines[0] + (bar - begin) / scale for bar in bars[first : first + 9]], atol=0.01)
+    assert len(boxes) == len(expected) > 8
+    at = sorted((x - lines[0]) * scale for x, _ in boxes)
+    np.testing.assert_allclose(at, [start for start, _ in expected], atol=0.01 * scale)
     np.testing.assert_allclose(
         sorted(y for _, y in boxes),
         sorted(max(p for _, p in expected) * 5 + min(y for _, y in boxes) - 5 * p for _, p in expected),
     )
 
 
+def test_a_picture_of_midi_is_at_the_true_times(tmp_path):
+    """Lyrics on their own track beside four quarter notes: in the text that the model reads, they sound at once."""
+    lyrics = b"".join(delta + meta(5, b"la") for delta in (b"\0", b"\x60", b"\x60", b"\x60"))
+    notes = b"\0\x90\x3c\x40" + b"\x60\x3c\x00\0\x3c\x40" * 3 + b"\x60\x3c\x00"
+    for suffix in (".mid", ".KAR", ".rmi"):
+        path = tmp_path / f"song{suffix}"
+        path.write_bytes(rmi(midi(lyrics, notes)) if suffix == ".rmi" else midi(lyrics, notes))
+        [svg] = pictures.convert(path, None).outputs
+        boxes, lines, _ = roll(svg)
+        assert [line - lines[0] for line in lines] == [100.5 * bar for bar in range(9)]  # 804 units
+        assert [round(x - lines[0], 3) for x, _ in boxes] == [0, 25.12, 50.25, 75.38]
+
+
+@pytest.mark.parametrize(
+    ("meters", "earliest", "first", "lines"),
+    [
+        ([], 0, 0, [0, 16, 32, 48]),
+        ([], 33, 2, [32, 48, 64, 80]),
+        ([(0, 3, 4)], 12, 1, [12, 24, 36, 48]),
+        ([(0, 3, 4), (24, 6, 8), (24, 2, 4), (40, 5, 8)], 0, 0, [0, 12, 24, 32]),  # of two at once, the later
+        ([(0, 3, 4), (24, 2, 4), (40, 5, 8)], 30, 2, [24, 32, 40, 50]),
+        ([(0, 3, 4), (24, 2, 4), (40, 5, 8)], 61, 6, [60, 70, 80, 90]),
+        ([(20, 3, 4)], 0, 0, [0, 16, 20, 32]),  # within a bar: it begins a new one
+        ([(20, 3, 4)], 20, 2, [20, 32, 44, 56]),
+        ([(0, 3, 32), (0, 0, 4)], 0, 0, [0, 1.5, 3, 4.5]),  # no meter has no beats
+    ],
+)
+def test_bars_are_those_of_the_meter_in_force(meters, earliest, first, lines):
+    assert pictures.bar_lines(4, meters, earliest, 3) == (first, lines)
+
+
+@pytest.mark.parametrize(
+    ("ticks", "shown"),
+    [(-25 * 256 + 40, [0, 8000, 15999]), (0, [0, 8000, 15999, 16000, 90000])],  # 25 frames a second of 40 ticks
+)
+def test_ticks_that_are_no_part_of_a_beat_have_no_bars(ticks, shown):
+    times = np.diff([0, 0, 8000, 15999, 16000, 90000])
+    notes = "\n".join(f"note_on {time} 0 60 1\nnote_on 0 0 60 0" for time in times)
+    boxes, lines, numbers = roll(pictures.piano_roll(f"ticks_per_beat {ticks}\n{notes}\nend_of_track 0"))
+    assert len(lines) == 2 and numbers == [] and len(boxes) == len(shown)
+    end = 16000 if ticks else 90001
+    np.testing.assert_allclose([x for x, _ in boxes], [34 + 804 * time / end for time in shown], atol=0.006)
+
+
 def test_what_cannot_be_drawn_is_said(tmp_path, monkeypatch):
-    orders = {"crash.abc": "signal 11", "slow.abc": "sleep 60", "odd.abc": "refuse <too odd>", "good.abc": "<svg/>"}
+    orders = {"crash.abc": "signal 11", "slow.abc": "work 60", "odd.abc": "refuse <too odd>", "good.abc": "<svg/>"}
     for name, order in orders.items():
         (tmp_path / name).write_text(order)
     monkeypatch.setattr(pictures, "convert", batch_script.convert)
@@ -168,7 +238,7 @@ def test_what_cannot_be_drawn_is_said(tmp_path, monkeypatch):
     page.write(tmp_path / "x.html", "query", None, hits, [tmp_path / name for name in orders], "4 pieces")
     reader = Reader((tmp_path / "x.html").read_text())
     problems = [line for line in reader.texts["p"] if "cannot be shown" in line]
-    assert [re.sub(r".*: ", "", line) for line in problems[1:]] == ["took over 1 s", "<too odd>"]
+    assert [re.sub(r".*: ", "", line) for line in problems[1:]] == ["took over 1 s of CPU time", "<too odd>"]
     assert "signal 11" in problems[0] and len(problems) == 3
     assert len([tag for tag, _ in reader.elements if tag == "img"]) == 1
 

@@ -16,6 +16,7 @@ import batch_xml2abc
 import pieces
 from helpers import CODE, KIT, KIT_MODEL, environment, run, run_script, write_config
 from interleaving import interleave
+from test_mtf import LOST, meta, midi, rmi
 
 SEARCH = CODE / "semantic_search.py"
 TUNES = ("solo_jig", "duo", "tiny")
@@ -30,6 +31,8 @@ def music(tmp_path_factory):
         shutil.copy(KIT / "interleaved" / f"{name}.abc", folder / "abc")
         shutil.copy(KIT / "abc" / f"{name}.abc", folder / "abc" / "standard")
     shutil.copy(KIT / "midi" / "plain.mid", folder / "plain.MIDI")
+    shutil.copy(KIT / "midi" / "plain.mid", folder / "plain.kar")
+    (folder / "plain.RMI").write_bytes(rmi((KIT / "midi" / "plain.mid").read_bytes()))
     shutil.copy(KIT / "mtf" / "plain.mtf", folder)
     shutil.copy(KIT / "texts" / "lines.txt", folder)
     (folder / "book.abc").write_text("\n\n".join((KIT / "abc" / f"{name}.abc").read_text() for name in TUNES))
@@ -48,7 +51,8 @@ def extracted(music, config, tmp_path_factory):
     names = {"abc/duo.abc": "duo.abc", "abc/octet.abc": "octet.abc", "plain.mtf": "plain.mtf", "lines.txt": "lines.txt"}
     for kind in ("interleaved", "mtf", "texts"):
         shutil.copytree(KIT / kind, source, dirs_exist_ok=True)
-    names |= {"abc/standard/duo.abc": "duo.abc", "abc/standard/octet.abc": "octet.abc", "plain.MIDI": "plain.mtf"}
+    names |= {"abc/standard/duo.abc": "duo.abc", "abc/standard/octet.abc": "octet.abc"}
+    names |= dict.fromkeys(("plain.MIDI", "plain.kar", "plain.RMI"), "plain.mtf")
     names |= {f"book.abc#{number}": f"{name}.abc" for number, name in enumerate(TUNES, 1)}
     abc, _ = batch_xml2abc.musicxml_to_abc((music / "quartet.musicxml").read_bytes(), "quartet")
     (source / "from_xml.abc").write_text(interleave(abc)[0][0])
@@ -99,7 +103,7 @@ def check(hits, expected):
 
 def test_every_query_on_every_file_type_is_the_plain_answer(music, extracted, config, tmp_path):
     expected = {name: cosines(extracted[name], extracted) for name in extracted}
-    for name in ("book.abc#2", "plain.MIDI", "quartet.mxl", "lines.txt"):
+    for name in ("book.abc#2", "plain.MIDI", "plain.RMI", "quartet.mxl", "lines.txt"):
         hits, _ = search(music / name, music, "--top_k", 20, config=config)
         check(hits, expected[name])
     np.save(tmp_path / "query.npy", extracted["plain.mtf"][None])
@@ -205,7 +209,7 @@ PUT_AND_GET = """
 import cache, numpy as np
 remembered = cache.FeatureCache()
 for number in range(60):
-    remembered.put("key.abc", cache.Entry(np.full((3000, 48), number, np.float32), ["t"] * 3000, [""] * 3000))
+    remembered.put("key.abc", cache.Entry(np.full((3000, 48), number, np.float32), ["t"] * 3000, [""] * 3000, [""] * 3000))
     entry = remembered.get("key.abc")
     assert entry is not None and len(set(entry.vectors.ravel())) == 1, "half of two entries"
 """
@@ -259,23 +263,39 @@ def test_bad_files_cost_themselves_alone_and_are_named_each_time(tmp_path):
     for _ in range(2):
         hits, result = search("a jig", folder, "--top_k", 50, config=config, code=1)
         assert set(hits) == {path.name for path in (KIT / "midi").iterdir()} | {"book.abc#1", "book.abc#3"}
-        told = {
-            line.split(": ")[0].rpartition("/")[2]: line for line in result.stderr.splitlines() if line.startswith("  ")
-        }
+        skipped = result.stderr.partition("read with warnings:")[0].splitlines()
+        told = {line.split(": ")[0].rpartition("/")[2]: line for line in skipped if line.startswith("  ")}
         assert set(told) == {"broken.mid", "silent.abc", "latin.txt", "not.mxl", "book.abc#2", "gone.abc"}
         assert "no header chunk" in told["broken.mid"] and "no note" in told["silent.abc"]
         assert "not UTF-8" in told["latin.txt"] and "no K: line" in told["book.abc#2"]
         assert "7 pieces, fewer than the 50" in result.stderr
 
 
+def test_what_was_read_with_warnings_is_counted_and_named_each_time(tmp_path):
+    config = write_config(tmp_path / "kit.py", **KIT_MODEL, FEATURE_CACHE=str(tmp_path / "cache"))
+    folder = tmp_path / "music"
+    folder.mkdir()
+    note = b"\x60\x90\x3c\x40\x60\x3c\x00"
+    (folder / "song.kar").write_bytes(midi(b"\x60" + meta(5, b"la"), note))
+    (folder / "tune.mid").write_bytes(midi(note))
+    (folder / "odd.abc").write_text("X:1\nM:4/4\nL:1/4\nK:C\nV:1\nCDEF|CDEF|]\nV:2\nCDEF|]\n")
+    for query in ("a jig", folder / "song.kar"):
+        _, result = search(query, folder, config=config)
+        [abc, kar] = json.loads((tmp_path / "hits.json").read_text())["warnings"][str(folder)]
+        assert abc.startswith(f"{folder}/odd.abc: ") and kar == f"{folder}/song.kar: {LOST.format(96)}"
+        assert f"2 of {folder} read with warnings:\n  {abc}\n  {kar}\n" in result.stderr
+        assert (f"{query}: {LOST.format(96)}" in result.stderr.splitlines()) is (query != "a jig")
+
+
 def test_a_converter_that_crashes_or_hangs_costs_its_file_alone(tmp_path):
-    orders = {"good.abc": "echo x", "crash.abc": "signal 11", "slow.abc": "sleep 60", "leave.abc": "exit 3"}
+    orders = {"good.abc": "echo x", "crash.abc": "signal 11", "slow.abc": "work 60", "leave.abc": "exit 3"}
     for name, order in orders.items():
         (tmp_path / name).write_text(order)
     done = pieces.in_workers(batch_script.convert, [tmp_path / name for name in orders], timeout=1)
     told = {path.name: content.decode() or error for path, content, error in done}
     assert told.pop("good.abc") == "echo x"
-    assert "signal 11" in told["crash.abc"] and "over 1 s" in told["slow.abc"] and "status 3" in told["leave.abc"]
+    assert "signal 11" in told["crash.abc"] and "status 3" in told["leave.abc"]
+    assert told["slow.abc"] == "took over 1 s of CPU time"
 
 
 MISTAKES = {
@@ -286,6 +306,10 @@ MISTAKES = {
     "only bad files": (["a jig", "bad"], "none of its 1 files can be used; the first: bad/x.mid: not a MIDI"),
     "query of unknown type": (["others/x.pdf", "good"], "others/x.pdf: of unknown type; a query is a sentence, or"),
     "query not there": (["my tune.mid", "good"], "my tune.mid: no such file"),
+    "tune of a file not there": (["bok.abc#12", "good"], "bok.abc: no such file"),
+    "tune of no number": (["my book.abc#x", "good"], "my book.abc#x: no such file"),
+    "tune of no suffix": (["bok#12", "good"], "bok#12: no such file"),
+    "tune of features": (["width.npy#1", "good"], "width.npy#1: no such file"),
     "query is a folder": (["good", "good"], "good: a folder"),
     "empty query": (["  ", "good"], "the query is empty"),
     "several tunes": (["book.abc", "good"], "holds 2 tunes; choose one: book.abc#1"),
@@ -352,7 +376,7 @@ paths = [{folder!r} + name for name in ("/quartet.mxl", "/book.abc#2", "/plain.M
 np.save("music.npy", embed_music(model, paths))
 np.save("texts.npy", embed_texts(model, ["Slow air", open({folder!r} + "/lines.txt", encoding="utf-8").read()]))
 assert embed_texts(model, []).shape == embed_music(model, []).shape == (0, 48)
-for call, items in ((embed_texts, ["a", " "]), (embed_music, [{folder!r} + "/lines.txt"]), (embed_music, ["no.abc"])):
+for call, items in ((embed_texts, ["a", " "]), (embed_music, [{folder!r} + "/lines.txt"]), (embed_music, ["no.abc#2"])):
     try:
         call(model, items)
     except (InputError, OSError) as error:
@@ -370,4 +394,5 @@ def test_the_three_calls_in_a_script_without_a_main_guard(music, extracted, conf
     np.testing.assert_allclose(np.load(tmp_path / "texts.npy")[1], extracted["lines.txt"], atol=1e-4)
     started, empty, text, missing = result.stdout.splitlines()
     assert started == "started" and empty == "text 2 of 2 is empty"
-    assert "lines.txt: not a music file" in text and "no.abc" in missing
+    assert "lines.txt: not a music file" in text and missing == "no.abc: no such file"
+    assert result.stderr.count("read with warnings") == 1 and "quartet.mxl: META-INF" in result.stderr

@@ -506,5 +506,5 @@ def test_feature_cache(tmp_path, monkeypatch):
     for name, value in KIT_MODEL.items():
         monkeypatch.setattr(config, name, value)
     monkeypatch.setattr(config, "FEATURE_CACHE", str(tmp_path / "here"))
-    cache.FeatureCache().put("key", cache.Entry(np.ones((1, 2), np.float32), ["A title"], [""]))
+    cache.FeatureCache().put("key", cache.Entry(np.ones((1, 2), np.float32), ["A title"], [""], [""]))
     assert [path.parent.parent for path in tmp_path.rglob("key")] == [tmp_path / "here"]
