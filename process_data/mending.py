@@ -16,7 +16,19 @@ _SPAN_TYPES = ("up", "down", "crescendo", "diminuendo", "start", "stop")
 _ACCIDENTALS = ("double-flat", "flat-flat", "flat", "natural", "sharp", "sharp-sharp", "double-sharp")
 
 # The modes of xml2abc -> the most flats it has a name for; it has 21 names of keys.
-_MODES = dict(maj=8, ion=8, m=11, min=11, aeo=11, mix=9, dor=10, phr=12, lyd=7, loc=13, non=8)
+_MODES = {
+    "maj": 8,
+    "ion": 8,
+    "m": 11,
+    "min": 11,
+    "aeo": 11,
+    "mix": 9,
+    "dor": 10,
+    "phr": 12,
+    "lyd": 7,
+    "loc": 13,
+    "non": 8,
+}
 _NEEDED = {
     "time-modification": ("actual-notes", "normal-notes"),
     "clef": ("sign",),
@@ -129,7 +141,9 @@ def _notes(score: ElementTree.Element, done: Counter[str]) -> None:
             for notations in note.findall("notations"):
                 for tuplet in notations.findall("tuplet"):
                     notations.remove(tuplet)
-            done[f"tuplet on a note {'without time-modification' if tremolo is None else 'with a tremolo'} left out"] += 1
+            done[
+                f"tuplet on a note {'without time-modification' if tremolo is None else 'with a tremolo'} left out"
+            ] += 1
     for measure in score.iter("measure"):
         first = measure.find("note")
         if first is not None and (chord := first.find("chord")) is not None:

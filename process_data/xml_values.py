@@ -166,7 +166,7 @@ def _respell(pitch: Element, alter: Element, semitones: int) -> None:
 
     place = 7 * int(octave.text or 0) + "CDEFGAB".index(step.text)
     sounding = key(place) + semitones
-    while abs(sounding - key(place)) > 2:
+    while abs(sounding - key(place)) > 1:
         place += 1 if semitones > 0 else -1
     step.text, octave.text, alter.text = "CDEFGAB"[place % 7], str(place // 7), str(sounding - key(place))
 
@@ -229,7 +229,7 @@ def durations(score: Element, done: Counter[str]) -> None:
                     must_change |= has_notes and value != divisions
                     divisions = value
                 times.append((element, value, divisions))
-        if not divisions:
+        if times and not divisions:
             raise Refused(f"part {part.get('id', '')} has no <divisions>: the length of its notes is unknown")
         if must_change:
             first = next(per for *_, per in times if per)  # also of what stands before it
