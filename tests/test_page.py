@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import zipfile
+from argparse import Namespace
 from xml.etree import ElementTree
 
 import mido
@@ -130,6 +131,16 @@ def test_every_piece_of_music_has_a_picture_with_a_description(written):
             assert count(svg, "measure") == 8 and count(svg, "staff") % 8 == 0
         outside = [value for element in svg.iter() for value in element.attrib.values() if "//" in value]
         assert not outside and not list(svg.iter(f"{SVG}script")) and not list(svg.iter(f"{SVG}image"))
+
+
+@pytest.mark.parametrize("header", ["", "V:1\n", 'V:1 nm="Flute"\n'])
+def test_scores_from_abc_without_a_clef_are_drawn_with_one(header, tmp_path):
+    text = f"X:1\nM:4/4\nL:1/4\nK:D\n{header}DEFG|]\n"
+    (tmp_path / "tune.abc").write_text(text)
+    (tmp_path / "tune.musicxml").write_bytes(batch_abc2xml.abc_to_musicxml(text))
+    for path in tmp_path.iterdir():
+        svg = ElementTree.fromstring(pictures.convert(path, Namespace()).outputs[0])
+        assert [count(svg, kind) for kind in ("clef", "keySig", "note")] == [1, 1, 4], path
 
 
 @pytest.mark.parametrize("name", ["plain", "two_tracks", "many_tracks", "one_track", "long"])
