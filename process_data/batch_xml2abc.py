@@ -15,6 +15,7 @@ import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 from xml.etree import ElementTree
 
 from abctoolkit import xml2abc
@@ -67,12 +68,21 @@ def _xml2abc(score: ElementTree.Element, name: str) -> tuple[str, list[str]]:
 
 
 class _Parser(xml2abc.Parser):
-    """Takes nothing that is open at the end of a part into the next one."""
+    """Takes nothing that is open at the end of a part, and no key, into the next one."""
+
+    header_alts: ClassVar[dict[str, int]] = {}  # the accidentals of the key in the header, which holds for all parts
+
+    def doAttr(self, e):
+        key = xml2abc.abcOut.key
+        super().doAttr(e)
+        if xml2abc.abcOut.key != key:
+            self.header_alts = self.msralts
 
     def locStaffMap(self, part, measures):
         super().locStaffMap(part, measures)
         self.slurBuf, self.dirStk, self.repeat_str = {}, {}, {}
         self.ingrace = 0
+        self.msralts = self.header_alts
         if self.pedVce not in self.msc.vnums:
             self.pedVce = None
 

@@ -5,6 +5,7 @@ changed. Notes and their durations stay; what is left out is notation that stand
 place for anyway. What it reads as numbers is in xml_values.py.
 """
 
+import copy
 import re
 from collections import Counter
 from xml.etree import ElementTree
@@ -189,7 +190,7 @@ def _harmonies(score: ElementTree.Element, done: Counter[str]) -> None:
 
 
 def _offsets(score: ElementTree.Element, done: Counter[str]) -> None:
-    """Chord symbols with an offset: before the note at that time, where there is one."""
+    """Chord symbols with an offset: before the note at that time, or between the parts of a rest."""
     for measure in score.iter("measure"):
         if measure.find("harmony/offset") is None:
             continue
@@ -197,7 +198,6 @@ def _offsets(score: ElementTree.Element, done: Counter[str]) -> None:
         moved: list[tuple[int, ElementTree.Element]] = []
         now = 0
         for item in measure:
-            length = int(item.findtext("duration") or 0)
             if item.tag == "harmony" and (offset := item.find("offset")) is not None:
                 item.remove(offset)
                 shift = xml_values.whole(offset.text or "")
@@ -205,19 +205,39 @@ def _offsets(score: ElementTree.Element, done: Counter[str]) -> None:
                     moved.append((now + shift, item))
                 elif shift is None:
                     done[f"offset {offset.text or ''!r} of a chord symbol left out"] += 1
-            elif item.tag == "note" and item.find("chord") is None:
-                notes.append((now, item))
-            if item.tag in ("note", "forward", "backup") and item.find("chord") is None and item.find("grace") is None:
+            elif (
+                item.tag in ("note", "forward", "backup") and item.find("chord") is None and item.find("grace") is None
+            ):
+                notes += [(now, item)] if item.tag == "note" else []
+                length = int(item.findtext("duration") or 0)
                 now += -length if item.tag == "backup" else length
         for time, harmony in moved:
             staff = harmony.findtext("staff", "1")
-            here = [note for start, note in notes if start == time]
-            here.sort(key=lambda note: note.findtext("staff", "1") != staff)
-            if here:
-                measure.remove(harmony)
-                measure.insert(list(measure).index(here[0]), harmony)
+            notes.sort(key=lambda note: note[1].findtext("staff", "1") != staff)  # of this staff, if there is one
+            here = next((note for start, note in notes if start == time), None)
+            if here is None:
+                here = _split_rest(measure, notes, time)
+            if here is None:
+                done["offset of a chord symbol to within a note left out"] += 1
             else:
-                done["offset of a chord symbol to where no note begins left out"] += 1
+                measure.remove(harmony)
+                measure.insert(list(measure).index(here), harmony)
+
+
+def _split_rest(
+    measure: ElementTree.Element, notes: list[tuple[int, ElementTree.Element]], time: int
+) -> ElementTree.Element | None:
+    """The second part of the rest during which a time is, or None."""
+    for start, note in notes:
+        length = int(note.findtext("duration") or 0)
+        if start < time < start + length and note.find("rest") is not None and note.find("time-modification") is None:
+            second = copy.deepcopy(note)
+            for part, its_length in ((note, time - start), (second, start + length - time)):
+                part.find("duration").text = str(its_length)  # type: ignore[union-attr]
+            measure.insert(list(measure).index(note) + 1, second)
+            notes.append((time, second))
+            return second
+    return None
 
 
 def _staves(score: ElementTree.Element, done: Counter[str]) -> None:

@@ -117,6 +117,13 @@ def voices_and_verses(score: Element, done: Counter[str]) -> None:
         if (name := lyric.get("number", "1")) in free:
             lyric.set("number", free[name])
             done[f"lyric number {name!r} numbered {free[name]}"] += 1
+    for note in score.iter("note"):
+        taken: set[str] = set()
+        for lyric in note.findall("lyric"):
+            if (name := lyric.get("number", "1")) in taken:  # xml2abc would keep the last one alone
+                lyric.set("number", next(number for number in map(str, range(1, 1000)) if number not in taken))
+                done[f"second lyric {name!r} of a note numbered {lyric.get('number')}"] += 1
+            taken.add(lyric.get("number", "1"))
 
 
 def _free_numbers(names: list[str], allowed: range, before: str = "") -> dict[str, str]:

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 import batch_abc2xml
+import batch_interleaved_abc
 from interleaving import interleave
 from simplified import simplified
 
@@ -204,3 +205,4 @@ def test_what_the_way_back_leaves_out_is_named(tmp_path):
         "1 quotation marks, brackets or the like without a partner left out",
     ]
     assert convert(text, tmp_path)[1][:3] == expected
+    assert batch_interleaved_abc.convert(tmp_path / "x.abc", Namespace(reverse=True)).warnings == expected

@@ -112,6 +112,12 @@ def test_verses_with_names():
     assert converted(note("C4", 8, extra=sung("part1verse2")))[0].endswith("\nw: la|\n\n")
 
 
+def test_two_lyrics_of_one_number():
+    abc, warnings = converted(note("C4", 8, extra=sung("1", "one") + sung("1", "two")))
+    assert abc.endswith("\nw: one|\nw: two|\n\n") and warnings == ["1 × second lyric '1' of a note numbered 2"]
+    assert converted(note("C4", 8, extra=sung("1", "one") + sung("2", "two")))[0] == abc
+
+
 def test_voices_with_names_stay_apart():
     def voice(name: str) -> str:
         return f"<voice>{name}</voice>"
@@ -234,6 +240,15 @@ def test_chord_symbols_with_an_offset(offset, music):
     assert ' C2"C" E2 G4' in converted(back)[0]
 
 
+def test_a_chord_symbol_within_a_rest_is_on_its_beat():
+    rest = "<note><rest/><duration>8</duration></note>"
+    chords = harmony() + harmony("minor", extra="<offset>4</offset>") + harmony(extra="<offset>6</offset>")
+    abc, warnings = converted(chords + rest, note("C4", 8))
+    assert '"C" z4"Cm" z2"C" z2 | C8' in abc and warnings == []
+    abc, warnings = converted(chords + note("C4", 8))
+    assert '"C""Cm""C" C8' in abc and warnings == ["2 × offset of a chord symbol to within a note left out"]
+
+
 # What xml2abc keeps between parts
 
 
@@ -280,6 +295,17 @@ def test_nothing_that_is_open_goes_on_in_the_next_part():
         ["C8!<(!", "C2 E2 G4"],
         [],
     )
+
+
+def test_a_part_without_a_key_has_that_of_the_header():
+    """K:D holds for it in ABC, whatever the key of the part before has become; the F is natural."""
+    key = "<attributes><key><fifths>{}</fifths></key></attributes>"
+    first = score(note("F4", 8, alter="1"), key.format(0) + note("G4", 8)).replace("<fifths>0", "<fifths>2", 1)
+    data = first.replace("</part-list>", '<score-part id="P2"><part-name/></score-part></part-list>')
+    attributes = "<attributes><divisions>2</divisions></attributes>"
+    part = f'<part id="P2"><measure>{attributes}{note("F4", 8)}</measure></part></score-partwise>'
+    abc, _ = musicxml_to_abc(data.replace("</score-partwise>", part).encode(), "x.xml")
+    assert "\nK:D\n" in abc and " F8 |[K:C] G8 | %2\nV:2\n =F8 | %1\n" in abc
 
 
 def test_a_chord_without_a_first_note():
