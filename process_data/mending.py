@@ -133,18 +133,16 @@ def _keys(score: ElementTree.Element, done: Counter[str]) -> None:
 
 def _notes(score: ElementTree.Element, done: Counter[str]) -> None:
     """The begin of a tuplet on a note that is in none for xml2abc, and a note of a chord that has no first note."""
-    for note in score.iter("note"):
-        tuplets = note.findall("notations/tuplet")
-        if not any(tuplet.get("type") == "start" for tuplet in tuplets):
+    for note in score.iter("note") if next(score.iter("tuplet"), None) is not None else ():
+        if not any(tuplet.get("type") == "start" for tuplet in note.iterfind("notations/tuplet")):
             continue
-        tremolo = note.find("notations/ornaments/tremolo")
-        if note.find("time-modification") is None or (tremolo is not None and tremolo.get("type") != "single"):
+        tremolo = note.find("notations").find("ornaments/tremolo")  # type: ignore[union-attr]
+        has_tremolo = tremolo is not None and tremolo.get("type") != "single"
+        if has_tremolo or note.find("time-modification") is None:
             for notations in note.findall("notations"):
                 for tuplet in notations.findall("tuplet"):
                     notations.remove(tuplet)
-            done[
-                f"tuplet on a note {'without time-modification' if tremolo is None else 'with a tremolo'} left out"
-            ] += 1
+            done[f"tuplet on a note {'with a tremolo' if has_tremolo else 'without time-modification'} left out"] += 1
     for measure in score.iter("measure"):
         first = measure.find("note")
         if first is not None and (chord := first.find("chord")) is not None:

@@ -114,6 +114,23 @@ def test_staves_without_notes(item):
     assert mended("<barline><staff>9</staff></barline>") == ("<barline><staff>9</staff></barline>", [])
 
 
+@pytest.mark.parametrize("item", ["clef", "measure-style"])
+def test_clefs_of_staves_without_notes(item):
+    """The first attributes may have them; xml2abc stops at those that follow."""
+    attributes = f'<attributes><{item} number="2"><sign>G</sign></{item}></attributes>'
+    assert mended(attributes + note()) == (attributes + note(), [])
+    kept = attributes + note() + "<attributes />"
+    assert mended(attributes + note() + attributes) == (kept, [f"1 × {item} on a staff without notes left out"])
+    two = attributes + note("<staff>2</staff>") + attributes
+    assert mended(two) == (two, [])
+
+
+def test_parts_with_an_entry_of_another_id():
+    """xml2abc takes the entries in their order."""
+    text = f'<score-partwise>{LISTED}<part id="X"><measure><note /></measure></part></score-partwise>'
+    assert mended_score(text) == (text, [])
+
+
 def test_parts_without_an_entry():
     part = '<part id="{}"><measure><note /></measure></part>'
     said = "1 × part that is missing in the part list added there"

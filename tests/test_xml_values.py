@@ -164,6 +164,19 @@ def test_a_tuplet_within_a_tuplet_on_a_note_that_is_in_none():
     assert warnings == ["1 × tuplet on a note without time-modification left out"]
 
 
+def test_the_tuplets_of_tremolos():
+    """xml2abc knows no ratio of a tremolo between two notes, unless it is in a second <notations>, where it looks not."""
+    ratio = "<time-modification><actual-notes>4</actual-notes><normal-notes>2</normal-notes></time-modification>"
+    tuplet = '<tuplet type="start"/><tuplet type="stop"/>'
+    tremolo = '<ornaments><tremolo type="start">2</tremolo></ornaments>'
+    two = f"<notations>{tuplet}</notations><notations>{tremolo}</notations>"
+    assert converted(note("C4", 4, extra=ratio + two) + note("G4", 4)) == (PLAIN.replace("C2 E2", "(4:2:1C8"), [])
+    one = f"<notations>{tuplet}{tremolo}</notations>"
+    abc, warnings = converted(note("C4", 4, extra=ratio + one) + note("G4", 4))
+    assert abc == PLAIN.replace("C2 E2", "!//-!C4")
+    assert warnings == ["1 × tuplet on a note with a tremolo left out"]
+
+
 def test_meters_of_several_fractions():
     def meter(*pairs: tuple[str, int]) -> str:
         return "".join(f"<beats>{beats}</beats><beat-type>{unit}</beat-type>" for beats, unit in pairs)
