@@ -12,7 +12,7 @@ from batch import Refused
 
 MAX_BARS = 1_000_000  # a few letters may stand for millions of rests
 _NUMBER = re.compile(r"\s*(\d+(?:[,-]\d+)*)")  # of an ending
-_MUSIC_FIELDS = "IKLMPQUm"  # these change the music that follows; others, as w:, tell of it
+_MUSIC_FIELDS = "IKLMPQU"  # these change the music that follows; others, as w:, tell of it
 _TEXT = re.compile(r'"[^"]*"|\[[A-Za-z]:[^][]*\]|%.*')
 _GRACE_NOTES = re.compile(r"\{[^{}]*\}")
 

@@ -66,6 +66,9 @@ TESTS = {  # the tests of a file, the quickest to notice a fault first
     "process_data/abc_line.py": MUSIC,
     "process_data/abc_text.py": MUSIC,
     "process_data/overlays.py": MUSIC,
+    "process_data/simplified.py": ["test_simplified"],
+    "process_data/xml_values.py": ["test_xml_values", "test_mending"],
+    "process_data/mending.py": ["test_mending", "test_xml_values", "test_musicxml"],
 }
 PRELOADED = (
     "accelerate torch.distributed torch.utils.data transformers transformers.models.bert.modeling_bert"

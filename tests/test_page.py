@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import zipfile
+from argparse import Namespace
 from xml.etree import ElementTree
 
 import mido
@@ -152,6 +153,16 @@ def roll(svg):
     lines = [float(path.get("d").split()[0][1:]) for path in svg.iter(f"{SVG}path") if "V" in path.get("d")]
     numbers = [int(text.text) for text in svg.iter(f"{SVG}text") if text.text.isdigit()]
     return boxes, lines, numbers
+
+
+@pytest.mark.parametrize("header", ["", "V:1\n", 'V:1 nm="Flute"\n'])
+def test_scores_from_abc_without_a_clef_are_drawn_with_one(header, tmp_path):
+    text = f"X:1\nM:4/4\nL:1/4\nK:D\n{header}DEFG|]\n"
+    (tmp_path / "tune.abc").write_text(text)
+    (tmp_path / "tune.musicxml").write_bytes(batch_abc2xml.abc_to_musicxml(text))
+    for path in tmp_path.iterdir():
+        svg = ElementTree.fromstring(pictures.convert(path, Namespace()).outputs[0])
+        assert [count(svg, kind) for kind in ("clef", "keySig", "note")] == [1, 1, 4], path
 
 
 @pytest.mark.parametrize("name", ["plain", "two_tracks", "many_tracks", "one_track", "long"])
