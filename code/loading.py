@@ -1,4 +1,4 @@
-"""How pieces become batches: datasets whose bad pieces are replaced, the order of an epoch, loaders, padding.
+"""How pieces become batches: datasets whose bad pieces are replaced, the order of an epoch, loaders.
 
 What happens to a piece in an epoch (augmentation) is drawn from (seed, epoch, piece) alone, so that neither the
 number of loader workers nor the number of processes changes it.

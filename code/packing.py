@@ -38,7 +38,8 @@ class Tensors:
             return tensor
 
         self._each(note)
-        if len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1 and not pin:
+        is_block = len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+        if is_block and all(tensor.is_contiguous() for tensor in tensors) and not pin:
             return self
         block = torch.empty(sum(_aligned(tensor.nbytes) for tensor in tensors), dtype=torch.uint8, pin_memory=pin)
         end = 0

@@ -158,7 +158,9 @@ def empty_clamp2() -> "CLaMP2Model":
 
 
 def on_host(padded: Tensor) -> np.ndarray:
-    """What a public method is given, for a packed batch to be made of it."""
+    """A tensor that a public method is given, as an array of which a packed batch is made."""
+    if padded.dtype == torch.bfloat16:  # NumPy has no such type
+        padded = padded.float()
     return padded.detach().cpu().numpy()
 
 
@@ -245,9 +247,11 @@ class M3TokenDecoder(nn.Module):
     def generate(self, patch_feature: Tensor, tokens: Tensor) -> Tensor:
         """The feature [H] of a patch and its first characters, ids [n], the BOS included -> the next one's
         probabilities [V]."""
-        patch = F.pad(tokens.reshape(1, -1), (0, 1), value=EOS)  # what follows is not looked at
-        characters = Characters(on_host(patch)).to(patch_feature.device)
-        hidden = self._run(characters, patch_feature.reshape(1, -1))
+        tokens = tokens.flatten().long().to(patch_feature.device)
+        packing = Packing.of_lengths([len(tokens)]).to(tokens.device)
+        embeddings = self.base.transformer.wte(tokens)
+        embeddings[0] = patch_feature.flatten()
+        hidden = run_packed(self.base.transformer, packing, inputs_embeds=embeddings)
         return self.base.lm_head(hidden[-1]).float().softmax(-1)
 
     def _run(self, characters: Characters, features: Tensor) -> Tensor:
@@ -284,7 +288,7 @@ class M3Model(nn.Module, HubModel):
 
     @property
     def device(self) -> torch.device:
-        return self.encoder.patch_embedding.weight.device
+        return self.encoder.base.device
 
     def forward(
         self, input_patches: Tensor, input_masks: Tensor, selected_indices: Tensor, target_patches: Tensor
@@ -376,7 +380,7 @@ class CLaMP2Model(nn.Module, HubModel):
 
     @property
     def device(self) -> torch.device:
-        return self.text_proj.weight.device
+        return self.text_model.device
 
     @property
     def keep_unit_length(self) -> bool:

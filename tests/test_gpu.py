@@ -75,25 +75,39 @@ def test_attention_drops_weights(causal):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients_are_those_of_the_weights_that_dropout_left(causal, dtype):
-    """Values are unit vectors, which show the dropped weights; from them the gradients follow by hand, in float64."""
+@pytest.mark.parametrize("lengths", [[64] * 20, [5, 300, 0, 64, 130, 1]])
+def test_gradients_are_those_of_the_weights_that_dropout_left(lengths, causal, dtype):
+    """The same seed drops the same weights of other values. Those that are unit vectors for 64 of a sequence's tokens,
+    and zero for the others, show the weights of these; from all weights the gradients follow by hand, in float64."""
     torch.manual_seed(0)
-    layout = packing.Packing.of_lengths([64] * 20).to(GPU)
-    query, key = (torch.randn(1, 1, 1280, 64, device=GPU, dtype=dtype, requires_grad=True) for _ in range(2))
-    values = torch.eye(64, device=GPU, dtype=dtype).repeat(20, 1)[None, None].requires_grad_()
-    out, _ = packing.packed_attention(Layer(causal), query, key, values, None, layout, dropout=0.25)
+    layout = packing.Packing.of_lengths(lengths).to(GPU)
+    shape = (1, 2, sum(lengths), 64)
+    given = [torch.randn(shape, device=GPU, dtype=dtype, requires_grad=True) for _ in range(3)]
+
+    def attend(values):
+        torch.manual_seed(1)
+        return packing.packed_attention(Layer(causal), *given[:2], values, None, layout, dropout=0.25)[0]
+
+    shown = []  # of each 64 columns: the weights of all tokens for them, [A, N, 64]
+    for start in range(0, max(lengths), 64):
+        columns = layout.columns[:, None] == torch.arange(start, start + 64, device=GPU)
+        shown.append(attend(columns.to(dtype).expand(shape).contiguous())[0].detach().transpose(0, 1))
+    kept = (torch.cat(shown, 2) != 0).double() / 0.75  # [A, N, longest or more]
+    out = attend(given[2])
     weight = torch.randn_like(out)
-    found = torch.autograd.grad((out * weight).sum(), (query, key, values))
-    q, k, v = (x.detach().double().view(20, 64, 64).requires_grad_() for x in (query, key, values))
-    scores = q @ k.transpose(1, 2) / 8
-    if causal:
-        scores = scores.masked_fill(torch.ones(64, 64, device=GPU).triu(1).bool(), -torch.inf)
-    kept = (out.detach().view(20, 64, 64) != 0).double() / 0.75
-    wanted = torch.autograd.grad(((scores.softmax(2) * kept @ v) * weight.view(20, 64, 64)).sum(), (q, k, v))
-    for ours, right in zip(found, wanted, strict=True):
-        assert (ours.double().view(20, 64, 64) - right).norm() < (
-            1e-4 if dtype == torch.float32 else 2e-2
-        ) * right.norm()
+    found = torch.autograd.grad((out * weight).sum(), given)
+    exact = [x.detach().double().requires_grad_() for x in given]
+    outputs = []
+    for q, k, v, mask in zip(*(x[0].split(lengths, 1) for x in exact), kept.split(lengths, 1), strict=True):
+        scores = q @ k.transpose(1, 2) / 8
+        if causal:
+            scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+        outputs.append((scores.softmax(2) * mask[..., : q.shape[1]] @ v).transpose(0, 1))
+    plain = torch.cat(outputs)[None]
+    wanted = torch.autograd.grad((plain * weight).sum(), exact)
+    for ours, right in zip((out, *found), (plain, *wanted), strict=True):
+        limit = 1e-4 if dtype == torch.float32 else 2e-2
+        assert (ours.double() - right).norm() < limit * right.norm()
 
 
 class Layer:

@@ -348,6 +348,44 @@ def test_the_work_is_that_of_the_real_tokens(m3):
     assert real * 2 <= sum(attended) <= 1.5 * real * 2  # two layers
 
 
+# --- what the public methods take -----------------------------------------------------------------------------------
+def test_masks_and_ids_of_any_type(m3, clamp2):
+    """Whatever `mask != 0` is understood of, bfloat16 too, which NumPy does not know."""
+    patches, masks = torch.randint(4, 128, (2, 5, 64)), torch.arange(5) < torch.tensor([5, 3])[:, None]
+    ids = torch.randint(4, 300, (2, 5))
+    selected = masks.int().cumsum(1) == 2
+    for dtype in (torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64):
+        mask = masks.to(dtype)
+        whole = patches if dtype == torch.bool else patches.to(dtype)
+        for found, wanted in (
+            (m3(whole, mask, selected.to(dtype), whole).loss, m3(patches, masks, selected, patches).loss),
+            (clamp2.get_music_features(patches, mask), clamp2.get_music_features(patches, masks)),
+            (clamp2.get_text_features(ids, mask, True), clamp2.get_text_features(ids, masks, True)),
+            (clamp2.avg_pooling(patches.float(), mask), clamp2.avg_pooling(patches.float(), masks)),
+        ):
+            assert torch.equal(found, wanted), dtype
+
+
+def test_a_layer_in_the_place_of_the_patch_embedding(m3):
+    """LoRA's wraps the linear layer, and has no weight of its own."""
+    wrapped = deepcopy(m3)
+    wrapped.encoder.patch_embedding = torch.nn.Sequential(wrapped.encoder.patch_embedding)
+    patches, masks = torch.randint(4, 128, (2, 5, 64)), torch.ones(2, 5)
+    losses = [model(patches, masks, masks, patches).loss for model in (wrapped, m3)]
+    torch.testing.assert_close(*losses)
+
+
+def test_generate_reads_pad_as_a_character(m3):
+    """As the published decoder does: its answer for some characters is the transformer's for them and the feature."""
+    feature, decoder = torch.randn(64), m3.decoder
+    for tokens in ([1, 0, 70], [1, 70, 0], [1], [0, 70], [1] + [70] * 63):
+        embeddings = decoder.base.transformer.wte(torch.tensor([tokens])).detach()
+        embeddings[0, 0] = feature
+        with torch.no_grad():
+            plain = decoder.base(inputs_embeds=embeddings).logits[0, -1].softmax(-1)
+        torch.testing.assert_close(decoder.generate(feature, torch.tensor(tokens)), plain, rtol=1e-4, atol=1e-6)
+
+
 # --- attention ------------------------------------------------------------------------------------------------------
 def test_every_transformer_runs_the_fused_attention(m3, clamp2):
     """BERT, GPT-2 and XLM-R all call scaled_dot_product_attention, once for each layer and bucket at the least."""

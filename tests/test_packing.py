@@ -270,6 +270,15 @@ def test_a_block_is_copied_once():
         assert blocks_of(record.to(torch.device("cpu"))) == blocks_of(record) and len(copies) == 1
 
 
+def test_a_record_of_one_tensor_that_is_a_view():
+    """The bytes of a block are those of its tensors in their order."""
+    record = Record(0)
+    for name in ("bytes", "numbers", "none", "scalar"):
+        delattr(record, name)
+    record.turned = torch.arange(6).view(2, 3).t()
+    assert torch.equal(record.to(torch.device("cpu")).turned, record.turned)
+
+
 def test_a_worker_hands_over_one_block():
     """Each block takes a file handle of the reading process; those of a thousand tensors would be too many."""
     loader = DataLoader([Record()], batch_size=None, num_workers=1, collate_fn=lambda record: record.joined())

@@ -64,7 +64,8 @@ def no_wait(device):
         with Waits() as waits, pytest.MonkeyPatch.context() as patch:
             for name in ("tensor", "as_tensor"):
                 patch.setattr(torch, name, lambda *_, name=name, **__: waits.found.append(name))
-            patch.setattr(torch.Tensor, "tolist", lambda _: waits.found.append("tolist"))
+            for name in ("tolist", "cpu", "numpy"):
+                patch.setattr(torch.Tensor, name, lambda *_, name=name: waits.found.append(name))
             yield
         assert waits.found == []
 
@@ -153,6 +154,8 @@ def test_what_would_wait_is_counted():
     waiting = {
         "a number": lambda: x.sum().item(),
         "a list": lambda: x.detach().tolist(),
+        "a copy": lambda: x.detach().cpu(),
+        "an array": lambda: x.detach().numpy(),
         "a branch": lambda: bool(x.sum() > 1),
         "a mask": lambda: x[mask],
         "its backward": lambda: x[mask].sum().backward(),
