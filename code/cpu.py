@@ -1,4 +1,4 @@
-"""What makes the models fast on a CPU, where PyTorch has no kernel for it. A GPU needs none of this.
+"""What makes the models fast on a CPU, where PyTorch has no kernel for it. An NVIDIA GPU needs none of this.
 
 * Dropout: PyTorch draws a number in double precision for each element, on one core. Here 16 random bits decide about an
   element, so that a probability is rounded to a multiple of 2**-16 (0.1 to 0.100006).
@@ -51,7 +51,7 @@ def use_cheap_dropout(model: nn.Module) -> None:
 class Buckets:
     """Where the tokens of a packed row stand in buckets of sequences of similar length, one bucket after another.
 
-    Attributes: `tokens` [M], the token of a place (any token where a place only fills its bucket up); `places` [N], the
+    Attributes: `tokens` [M], the token of a place (of filler, its sequence's first); `places` [N], the
     place of a token; `parts`, for each bucket (b sequences, width, which places [b, width] are real; None: all).
     """
 
@@ -109,8 +109,8 @@ def bucket_attention(
 def plain_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float, causal: bool, scale: float | None
 ) -> Tensor:
-    """What scaled_dot_product_attention computes, which has no fused kernel with dropout for a CPU, and one in bfloat16
-    that is slower than this."""
+    """`scaled_dot_product_attention` written out: on a CPU, PyTorch has no fused kernel with dropout, and its bfloat16
+    kernel is slower than this."""
     scores = query * (scale or query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()

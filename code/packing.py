@@ -105,9 +105,8 @@ class Packing(Tensors):
         self.width = mask.shape[1]
         self.counts = mask.sum(1)
         self.longest = int(self.counts.max(initial=0))
-        rows, columns = mask.nonzero()
-        self.sequences, self.columns = torch.from_numpy(rows), torch.from_numpy(columns)
-        self.positions = self.columns if positions is None else torch.from_numpy(positions)
+        self.sequences, self.columns = (torch.from_numpy(index.astype(np.int32)) for index in mask.nonzero())
+        self._positions = None if positions is None else torch.from_numpy(positions)
         self.lengths = torch.from_numpy(self.counts)
         self.offsets = torch.from_numpy(np.concatenate([[0], self.counts.cumsum()]).astype(np.int32))
         self._buckets: Buckets | None = None
@@ -116,6 +115,10 @@ class Packing(Tensors):
     def of_lengths(cls, lengths: Sequence[int]) -> Self:
         """Of sequences without holes."""
         return cls(np.arange(max(lengths, default=0)) < np.array(lengths, int)[:, None])
+
+    @property
+    def positions(self) -> Tensor:
+        return self.columns if self._positions is None else self._positions
 
     def pack(self, padded: Tensor) -> Tensor:
         """[B, T, ...] -> [N, ...]"""
@@ -153,9 +156,10 @@ class Packed(Tensors):
             real = tokens != PAD
             sizes = real.shape[1] - real[:, ::-1].argmax(1)  # up to the last that is real
             sizes[~real[:, -1] & (sizes == real.shape[1])] = 0  # where none is real
-            places = np.arange(tokens.shape[1], dtype=np.int32)
+            columns = tokens.shape[1] * VOCABULARY
+            places = np.arange(tokens.shape[1], dtype=np.int16 if columns <= 2**15 else np.int32)  # small, to be moved
             used = places < sizes[:, None]  # [N, P]
-            self.characters = torch.from_numpy((places * VOCABULARY + tokens.astype(np.int32))[used])
+            self.characters = torch.from_numpy((places * VOCABULARY + tokens.astype(places.dtype))[used])
             self.starts = torch.from_numpy((sizes.cumsum() - sizes).astype(np.int32))
             self.sizes = torch.from_numpy(sizes)
 
@@ -172,17 +176,18 @@ class Characters(Tensors):
 
     Args:
         patches: [S, P].
-        rows: [S], where in a packed row the feature of each patch stands; default: 0, 1, ...
+        rows: [S], the place in the packed row of each patch's feature; default: 0, 1, ...
     Attributes: `packing`, with a sequence for each patch; `inputs`, `labels` [n]; `firsts`, which inputs are the first
-    of their patch, where the patch's feature stands in place of a character; `rows`, where to find it; `count`, n.
+    of their patch, where the patch's feature stands in place of a character; `rows`, the places of these features in
+    the packed row; `count`, n as a tensor.
     """
 
     def __init__(self, patches: np.ndarray, rows: np.ndarray | None = None):
         real = patches != PAD
         is_input = real[:, :-1] & real[:, 1:]
         self.packing = Packing(is_input)
-        self.inputs = torch.from_numpy(patches[:, :-1][is_input].astype(np.int64))
-        self.labels = torch.from_numpy(patches[:, 1:][is_input].astype(np.int64))
+        self.inputs = torch.from_numpy(patches[:, :-1][is_input])
+        self.labels = torch.from_numpy(patches[:, 1:][is_input])
         sequences, columns = is_input.nonzero()
         firsts = np.flatnonzero(columns == 0)
         rows = np.arange(len(patches)) if rows is None else rows
@@ -211,7 +216,7 @@ def packed_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
     causal = bool(getattr(module, "is_causal", False))
-    if query.device.type != "cuda":
+    if query.device.type != "cuda" or query.dtype == torch.float64:
         return bucket_attention(query, key, value, packing, dropout, causal, scaling), None
     return gpu_attention(query, key, value, packing, dropout, causal, scaling), None
 
@@ -221,8 +226,9 @@ def gpu_attention(
 ) -> Tensor:
     """`bucket_attention` in one call of the kernels behind PyTorch's attention over jagged tensors.
 
-    That itself takes the host longer than it takes the GPU, and `varlen_attn` has no dropout. The flash kernel is the
-    faster one, but for the token decoder's sequences, which are shorter than its blocks; it has no float32.
+    PyTorch's own attention over jagged tensors takes the host longer than the GPU computes, and `varlen_attn` has no
+    dropout. The flash kernel is faster, except for the token decoder's sequences, which are shorter than its blocks;
+    it has no float32, and GPUs on which float16 is chosen may not have it.
     """
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # [1, N, A, D]
     scale = None if scale == query.shape[-1] ** -0.5 else scale  # the kernels' own

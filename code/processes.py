@@ -245,13 +245,20 @@ def precision(device: torch.device, wanted: str) -> torch.dtype:
     if wanted == "auto":
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return torch.bfloat16 if _has_bfloat16() else torch.float16
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if wanted not in types or (wanted == "float16" and device.type == "cpu"):
         raise InputError(
             f"the precision {wanted!r} in config.py is not one of auto, float32, bfloat16, float16 (GPU only)"
         )
+    if wanted == "bfloat16" and device.type == "cuda" and not _has_bfloat16():
+        raise InputError("the precision 'bfloat16' in config.py: this GPU has none; set float16 or float32")
     return types[wanted]
+
+
+def _has_bfloat16() -> bool:
+    """Whether the GPU computes in it, and not only imitates it."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 class OnItsWay:

@@ -99,7 +99,7 @@ class CLaMP2Dataset(PieceDataset):
         raise InputError("; ".join(bad))
 
 
-class Pair(Tensors):
+class Pairs(Tensors):
     """Texts and the music of the same pieces, each for its tower."""
 
     def __init__(self, samples: list[dict]):
@@ -112,10 +112,10 @@ class PairBatch(Tensors):
 
     def __init__(self, samples: list[dict]):
         size = config.CLAMP2_MICRO_BATCH or len(samples)
-        self.parts = [Pair(samples[start : start + size]) for start in range(0, len(samples), size)]
+        self.parts = [Pairs(samples[start : start + size]) for start in range(0, len(samples), size)]
 
 
-class Pairs(torch.nn.Module):
+class PairFeatures(torch.nn.Module):
     """The features of pairs of text and music, [B, CLAMP2_HIDDEN_SIZE] each, through DistributedDataParallel.
 
     A step compares them itself (`ClipLoss`), since it may make them in parts.
@@ -125,7 +125,7 @@ class Pairs(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pairs: Pair) -> tuple[Tensor, Tensor]:
+    def forward(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         return self.model.features(pairs.text, pooled=True), self.model.features(pairs.music, pooled=True)
 
 
@@ -247,7 +247,7 @@ def main(job: processes.Processes) -> int:
             hidden_size=config.CLAMP2_HIDDEN_SIZE,
             load_m3=config.CLAMP2_LOAD_M3,
         )
-    run = training.Training(settings, job, model, Pairs)
+    run = training.Training(settings, job, model, PairFeatures)
     train_loader, eval_loader = (
         make_loader(dataset, settings.batch_size, job, PairBatch)
         for dataset in (

@@ -193,7 +193,7 @@ class M3PatchEncoder(nn.Module):
         if type(self.patch_embedding) is not nn.Linear:  # another layer in its place, such as LoRA's
             return self.patch_embedding(F.one_hot(batch.tokens.long(), VOCABULARY).flatten(1).to(self.base.dtype))
         columns = self.patch_embedding.weight.t().contiguous()  # [P * V, H]: row p * V + v is of id v at place p
-        characters = F.embedding_bag(batch.characters, columns, batch.starts, mode="sum")  # [N, H]
+        characters = F.embedding_bag(batch.characters.int(), columns, batch.starts, mode="sum")  # [N, H]
         # the sum of the PAD columns from each place on, which a patch of that length is filled up with
         pads = columns[PAD::VOCABULARY]  # [P, H]
         after = torch.cat([pads.flip(0).cumsum(0).flip(0), pads.new_zeros((1, pads.shape[1]))])  # [P + 1, H]
@@ -241,7 +241,7 @@ class M3TokenDecoder(nn.Module):
         """The loss of characters, and the features of a packed row in which their patches' stand."""
         hidden = self._run(characters, features)
         logits = self.base.lm_head(hidden).float()  # [n, V]
-        return M3Output(F.cross_entropy(logits, characters.labels), characters.count)
+        return M3Output(F.cross_entropy(logits, characters.labels.long()), characters.count)
 
     @torch.no_grad()
     def generate(self, patch_feature: Tensor, tokens: Tensor) -> Tensor:
@@ -256,7 +256,7 @@ class M3TokenDecoder(nn.Module):
 
     def _run(self, characters: Characters, features: Tensor) -> Tensor:
         """-> hidden states [n, H]. A patch's feature stands where the embedding of its BOS would."""
-        embeddings = self.base.transformer.wte(characters.inputs)
+        embeddings = self.base.transformer.wte(characters.inputs.int())
         features = features.index_select(0, characters.rows).to(embeddings.dtype)
         embeddings = embeddings.index_copy(0, characters.firsts, features)
         return run_packed(self.base.transformer, characters.packing, inputs_embeds=embeddings)

@@ -71,7 +71,7 @@ def main(job):
         torch.manual_seed(0)
         text_config = AutoConfig.from_pretrained(KIT / "tiny-xlmr")
         clamp2 = utils.CLaMP2Model.from_configs(text_config, m3_configs()[0], 48)
-        run = Run(settings, job, clamp2, train_clamp2.Pairs)
+        run = Run(settings, job, clamp2, train_clamp2.PairFeatures)
         run.parallel.eval()
         told = train_clamp2.step(run, train_clamp2.PairBatch(share(job, pairs)))
         results[f"clamp2_{micro_batch}_loss"] = mean_loss(job, told)

@@ -65,7 +65,7 @@ def outputs(kind, model):
     """What the model gives for a batch in the mode that it is in."""
     if kind == "m3":
         return [model.restore(m3_batch()).loss]
-    return list(train_clamp2.Pairs(model)(train_clamp2.Pair(pairs(2))))
+    return list(train_clamp2.PairFeatures(model)(train_clamp2.Pairs(pairs(2))))
 
 
 # --- dropout --------------------------------------------------------------------------------------------------------
@@ -133,15 +133,15 @@ def test_micro_batches_with_dropout_give_the_gradient_of_the_whole_batch(size, m
         return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     def by_hand():
-        parts = [train_clamp2.Pair(samples[start : start + size]) for start in range(0, 5, size)]
-        text, music = map(torch.cat, zip(*map(train_clamp2.Pairs(model), parts), strict=True))
+        parts = [train_clamp2.Pairs(samples[start : start + size]) for start in range(0, 5, size)]
+        text, music = map(torch.cat, zip(*map(train_clamp2.PairFeatures(model), parts), strict=True))
         scores = text @ music.T
         loss = -(scores.log_softmax(1).diag().mean() + scores.log_softmax(0).diag().mean()) / 2
         loss.backward()
         return loss
 
     def by_the_trainer():
-        return train_clamp2.step(a_run(model, wrap=train_clamp2.Pairs), train_clamp2.PairBatch(samples)).total
+        return train_clamp2.step(a_run(model, wrap=train_clamp2.PairFeatures), train_clamp2.PairBatch(samples)).total
 
     monkeypatch.setattr(config, "CLAMP2_MICRO_BATCH", size)
     loss, ours = gradients(by_the_trainer)

@@ -126,8 +126,8 @@ def evaluated_again(folder, kind):
     model.load_state_dict(weights)
     lines = utils.split_data(range(14), 0.2)[1]
     dataset = train_clamp2.CLaMP2Dataset(train_clamp2.Jsonl(folder / "pieces.jsonl"), lines, tokenizer, False, 0)
-    make = train_clamp2.Pairs(model.eval())
-    features = [make(train_clamp2.Pair([dataset[0, i]])) for i in range(len(dataset))]
+    make = train_clamp2.PairFeatures(model.eval())
+    features = [make(train_clamp2.Pairs([dataset[0, i]])) for i in range(len(dataset))]
     text, music = (torch.cat(side) for side in zip(*features, strict=True))
     own, rows, columns = (text * music).sum(1), (text @ music.t()).logsumexp(1), (music @ text.t()).logsumexp(1)
     return float((rows + columns - 2 * own).mean() / 2)

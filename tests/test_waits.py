@@ -89,7 +89,10 @@ def batch_of(kind):
 
 
 def trainer(kind, folder):
-    wrap, step = {"m3": (train_m3.Restoration, train_m3.step), "clamp2": (train_clamp2.Pairs, train_clamp2.step)}[kind]
+    wrap, step = {
+        "m3": (train_m3.Restoration, train_m3.step),
+        "clamp2": (train_clamp2.PairFeatures, train_clamp2.step),
+    }[kind]
     return a_run(folder, model_of(kind), wrap=wrap), step
 
 

@@ -39,7 +39,7 @@ class Ours:
         self.model = model
         self.trainer, self.collate, module = train_m3, train_m3.collate, train_m3.Restoration(model)
         if name == "clamp2_step":
-            self.trainer, self.collate, module = train_clamp2, train_clamp2.PairBatch, train_clamp2.Pairs(model)
+            self.trainer, self.collate, module = train_clamp2, train_clamp2.PairBatch, train_clamp2.PairFeatures(model)
         self.state = SimpleNamespace(
             model=model, module=module, parallel=module, processes=Processes(0, 0, 1), device=device, dtype=dtype,
             scaler=torch.amp.GradScaler(device.type, enabled=False),
