@@ -112,7 +112,7 @@ def finish(run, step, eval_losses, train=6, evaluation=3, bad=(), watch: Callabl
             pass
         return next(losses)
 
-    datasets = (Pieces(train, True, run.seed), Pieces(evaluation, False, bad=bad))
+    datasets = (Pieces(train, True, run.progress.seed), Pieces(evaluation, False, bad=bad))
     return go(run, [make_loader(pieces, run.settings.batch_size, run.processes, collate) for pieces in datasets], step, evaluate)  # fmt: skip
 
 

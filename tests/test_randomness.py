@@ -185,7 +185,7 @@ def draws(folder, monkeypatch, *, seed=0, rank=0, world_size=1, batch_size=2, nu
     found = {}
 
     def step(run, batch):
-        found[run.epoch, run.step] = tuple(torch.rand(2).tolist())
+        found[run.progress.epoch, run.progress.step] = tuple(torch.rand(2).tolist())
         disturb()
         loss = run.parallel(torch.ones(1, 1)).square().mean()
         loss.backward()

@@ -19,6 +19,7 @@ from files import InputError
 from helpers import KIT, m3_configs
 from loading import make_loader
 from processes import Processes
+from run_state import Progress
 from small_runs import (
     OneOfTwo,
     Pieces,
@@ -165,7 +166,7 @@ def test_a_continued_run_counts_on(tmp_path, clock, monkeypatch):
 
     monkeypatch.setattr(training, "tqdm", Bar)
     run = a_run(tmp_path, num_epoch=2)
-    run.epoch, run.step, run.total, run.weight = 2, 1, 5.0, 1.0
+    run.progress = Progress(epoch=2, step=1, total=5.0, weight=1.0)
 
     def watch(run, batch):
         clock.now += 1.0
@@ -273,7 +274,6 @@ def test_a_loss_that_is_not_finite(tmp_path):
     """Reported with epoch, step and pieces, of all ranks; it is read one step later."""
     seen = []
     run = a_run(tmp_path)
-    run.epoch = 1
     steps = [([0.0, 1.0], 1.0, 1.0), ([0.0, 1.0], math.inf, 1.0), ([0.0, 1.0], 1.0, 1.0)]
     with pytest.raises(InputError) as problem:
         finish(run, given(*steps, watch=lambda run, batch: seen.append(", ".join(map(str, batch.rows.tolist())))), [])
@@ -418,7 +418,7 @@ def test_clamp2_s_evaluation_of_processes_of_different_size(tmp_path, monkeypatc
     model = Features(11)
     text, music = model.text.detach(), model.music.detach()
     job = OneOfTwo(answer=lambda value: (text[1::2], music[1::2]))
-    monkeypatch.setattr(training.Training, "_load", lambda run: None)
+    monkeypatch.setattr(training, "load_start", lambda *_: (None, Progress(), "new weights"))
     run = a_run(tmp_path, model, job, batch_size=2)
     with torch.no_grad():
         loss = train_clamp2.evaluate(run, make_loader(Pieces(11, False), 2, job, collate))

@@ -366,7 +366,7 @@ def test_the_complete_state_goes_before_the_weights(tmp_path):
     save_weights(tmp_path, [5.0, 6.0])
     save_by_hand(tmp_path)
     run = a_run(tmp_path)
-    assert run.model.weight.tolist() == [WEIGHTS] and run.epoch == 3
+    assert run.model.weight.tolist() == [WEIGHTS] and run.progress.epoch == 3
 
 
 def test_a_state_of_another_model_is_refused(tmp_path):

@@ -289,8 +289,8 @@ def test_deterministic(start, monkeypatch, kind):
             seeds = []
             for _ in range(2):
                 run, loader, _ = start(kind, **{f"{kind.upper()}_DETERMINISTIC": value})
-                assert loader.dataset.seed == loader.batch_sampler.seed == run.seed
-                seeds.append(run.seed)
+                assert loader.dataset.seed == loader.batch_sampler.seed == run.progress.seed
+                seeds.append(run.progress.seed)
             assert (seeds == [0, 0]) == value and len(set(seeds)) == (1 if value else 2)
             assert (cudnn.deterministic, cudnn.benchmark) == (value, not value)
     finally:
