@@ -97,7 +97,7 @@ def test_training_on_two_machines_ends_saved_at_a_signal_and_continues(cluster, 
     assert "2 x CPU" in told and "2 x 2 = 4" in told, told
     [(epoch, step)] = re.findall(r"stopped in epoch (\d+) after step (\d+), as asked; the same command continues", told)
     state = torch.load(latest, weights_only=True)
-    assert (state["epoch"], state["step"], state["world_size"]) == (int(epoch), int(step), 2)
+    assert (state["epoch"], state["step"], state["order"]["processes"]) == (int(epoch), int(step), 2)
 
     config = write_config(tmp_path / "short.py", **constants, M3_NUM_EPOCH=int(epoch) + 1)
     result, other = run_ranks(2, CODE / "train_m3.py", config=config)
