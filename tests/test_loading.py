@@ -24,6 +24,7 @@ from loading import Batches, PieceDataset, make_loader
 from packing import Tensors
 from patches import M3Patchilizer, read_music, remove_unit_length
 from processes import Processes, precision
+from run_state import Progress
 from small_runs import collate
 
 
@@ -184,7 +185,7 @@ def loaders(monkeypatch):
 
     class Seven:
         def __init__(self, *_):
-            self.seed = 7
+            self.progress = Progress(seed=7)
 
         def run(self, *arguments):
             raise Loaders(*arguments[:2])

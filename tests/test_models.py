@@ -229,6 +229,38 @@ def test_patch_embedding_is_the_linear_layer_of_the_one_hot_patches(m3):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.fixture
+def threads():
+    """Sets the number of threads, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [0, 30, 500, 3000])
+def test_the_gradient_of_the_patch_embedding_is_one_sum_whatever_the_threads(threads, count):
+    """Bit for bit: the sum in float32, of one character after another. 3000 patches are 100,000 characters."""
+    rng = np.random.default_rng(count)
+    patches = rng.choice([3, *range(60, 70)], (count, 64)).astype(np.uint8)
+    patches[np.arange(64) >= rng.integers(0, 65, (count, 1))] = 0
+    batch = packing.Packed(packing.Packing.of_lengths([count]), patches)
+    upstream = rng.standard_normal((count, 64), np.float32)
+    used = np.arange(64) < batch.sizes.numpy()[:, None]
+    expected = np.zeros((64 * 128, 64), np.float32)
+    np.add.at(expected, batch.characters.numpy(), upstream[used.nonzero()[0]])
+    encoder = utils.M3PatchEncoder(m3_configs(layers=1)[0])
+    whole = []
+    for number in (1, 2, 4, 4):
+        threads(number)
+        table = torch.zeros(64 * 128, 64, requires_grad=True)
+        cpu.sum_rows(table, batch.characters, batch.starts).backward(torch.from_numpy(upstream))
+        assert np.array_equal(table.grad.numpy(), expected)
+        encoder.zero_grad()
+        encoder.embed(batch).backward(torch.from_numpy(upstream))
+        whole.append(encoder.patch_embedding.weight.grad.clone())
+    assert all(torch.equal(gradient, whole[0]) for gradient in whole)
+
+
 def plain_m3_loss(m3, inputs, masks, selected, targets):
     """M3's loss as the paper says it: padded, one-hot, through transformers' own attention and loss."""
     encoder = BertModel(deepcopy(m3.encoder.base.config), add_pooling_layer=True).eval()

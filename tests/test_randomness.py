@@ -233,7 +233,7 @@ def test_the_seed_of_a_run(monkeypatch):
         job = Processes(rank, rank, 2)
         monkeypatch.setattr(job, "gather", lambda value: [value])
         monkeypatch.setattr(job, "broadcast", lambda value: value if rank == 0 else of_rank_0)
-        return a_run(torch.nn.Linear(1, 1), job=job, deterministic=deterministic).seed
+        return a_run(torch.nn.Linear(1, 1), job=job, deterministic=deterministic).progress.seed
 
     monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
     assert seed(0, True) == seed(1, True, 77) == 0

@@ -381,9 +381,9 @@ def test_max_grad_norm(tmp_path, monkeypatch, value, logged):
 
 
 @shows("SAVE_EVERY_STEPS")
-@pytest.mark.parametrize(("value", "steps"), [(0, [0]), (2, [2, 4, 0]), (5, [0])])
+@pytest.mark.parametrize(("value", "steps"), [(0, [5, 0]), (2, [2, 4, 5, 0]), (5, [5, 0])])
 def test_save_every_steps(tmp_path, monkeypatch, value, steps):
-    """An epoch of five steps. Its end is saved in any case, and once."""
+    """An epoch of five steps. What is saved in any case, once each: its end before its evaluation, and after it."""
     monkeypatch.setattr(config, "SAVE_EVERY_STEPS", value)
     monkeypatch.setattr(config, "NUM_WORKERS", 0)
     saved = []
