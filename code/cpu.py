@@ -184,7 +184,18 @@ def keep_freed_memory() -> None:
     the kernel handing out zeroed pages again.
     """
     library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):  # only glibc has it, and knows these numbers
+    if _is_glibc(library):  # only it knows these numbers
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of <malloc.h>
         library.mallopt(trim_threshold, -1)  # never give the heap's end back
         library.mallopt(mmap_max, 0)  # no block outside the heap
+
+
+def release_freed_memory() -> None:
+    """Gives what `keep_freed_memory` has kept back. Without it, batches of ever other shapes leave ever more holes."""
+    library = ctypes.CDLL(None)
+    if _is_glibc(library):
+        library.malloc_trim(0)
+
+
+def _is_glibc(library: ctypes.CDLL) -> bool:
+    return hasattr(library, "gnu_get_libc_version")

@@ -22,12 +22,14 @@ from transformers import get_constant_schedule_with_warmup
 
 import config
 from checkpoints import load_checkpoint, load_weights, save_checkpoint
+from cpu import release_freed_memory
 from files import InputError
 from loading import Batches, close_loader
 from processes import OnItsWay, Processes, precision
 from run_log import RunLog, choose_logger, commit
 from run_state import Settings, differences, keep, load_start, restore_optimizer
 
+RELEASE_EVERY = 50  # steps on a CPU, after which memory that was freed is given back: it takes part of the next one
 INTERRUPTED = 130  # exit status of a run that was told to stop, saved and can continue
 
 
@@ -223,8 +225,8 @@ class Training:
     def _train_one_epoch(self, loader: DataLoader, step: "StepFunction") -> bool:
         """Runs the steps of the epoch that are left. False: it was told to stop."""
         self.parallel.train()
-        progress = self.progress
         batches: Batches = loader.batch_sampler  # type: ignore[assignment]
+        progress = self.progress
         batches.epoch, batches.first_step = progress.epoch, progress.step
         bar = tqdm(
             total=len(batches),
@@ -237,13 +239,13 @@ class Training:
         clock = time.monotonic()
         with bar:
             for batch in loader:
-                if "fatal" in batch:
-                    raise InputError(batch["fatal"])
-                self.problems.update(batch["problems"])
+                self._note_problems(batch)
                 torch.manual_seed(self._step_seed())
                 told = step(self, batch["batch"].to(self.device))
                 rate, norm = self.lr_sched.get_last_lr()[0], self._update()
                 progress.step += 1
+                if self.device.type == "cpu" and progress.step % RELEASE_EVERY == 0:
+                    release_freed_memory()
                 now = time.monotonic()
                 of_run = (progress.epoch - 1) * len(batches) + progress.step
                 report = _Report(self._numbers(told, norm), progress.step, of_run, batch["names"], now - clock, rate)
@@ -303,8 +305,8 @@ class Training:
         return norm
 
     def _step_seed(self) -> int:
-        progress = self.progress
-        return random.Random(f"{progress.seed} {progress.epoch} {progress.step} {self.processes.rank}").getrandbits(63)
+        now = self.progress
+        return random.Random(f"{now.seed} {now.epoch} {now.step} {self.processes.rank}").getrandbits(63)
 
     @torch.no_grad()
     def _evaluate(self, evaluate: "Evaluate", loader: DataLoader) -> float:
@@ -333,15 +335,18 @@ class Training:
         )
         bar = tqdm(loader, desc="evaluation", unit="step", leave=False, disable=self.processes.rank != 0)
         for number, batch in enumerate(bar):
-            if "fatal" in batch:
-                raise InputError(batch["fatal"])
-            self.problems.update(batch["problems"])
+            self._note_problems(batch)
             if number < batches.on_every_rank:
                 if told and told.read():
                     raise Stopped
                 stop = torch.full((), float(self._stop), dtype=torch.float64, device=self.device)
                 told = OnItsWay(self.processes.sum(stop))
             yield batch["batch"].to(self.device)
+
+    def _note_problems(self, batch: dict) -> None:
+        if "fatal" in batch:
+            raise InputError(batch["fatal"])
+        self.problems.update(batch["problems"])
 
     def _catch_signals(self) -> None:
         """SIGTERM (a cluster's preemption) and SIGINT (Ctrl-C) end the run after a step, with its state saved."""
@@ -366,7 +371,6 @@ class Training:
         """What the log begins with, beside the constants of config.py."""
         settings, world_size = self.settings, self.processes.world_size
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        changes = {"changed": "; ".join(self.changes)} if self.changes else {}
         return {
             "commit": commit(),
             "device": f"{world_size} x {device}",
@@ -378,7 +382,7 @@ class Training:
             "workers": f"{train_loader.num_workers} per process",
             "seed": self.progress.seed,
             "starts from": self.started_from,
-            **changes,
+            **({"changed": "; ".join(self.changes)} if self.changes else {}),
         }
 
 

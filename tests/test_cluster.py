@@ -237,6 +237,15 @@ def test_an_error_of_all_is_printed_once(agent):
     assert sum(len(re.findall("^error", done.stderr, re.MULTILINE)) for done in ranks) == 1, ranks
 
 
+def test_one_process_that_is_told_to_stop_in_an_evaluation_stops_both(tmp_path):
+    """The first has 51 pieces for it, the other 50; the other is told in its third batch."""
+    ranks = run_ranks(2, SCRIPT, "evaluate", tmp_path)
+    assert [done.returncode for done in ranks] == [130, 130], ranks
+    assert "stopped in epoch 1 after step 3, as asked" in ranks[0].stdout
+    state = torch.load(tmp_path / "latest_weights.pth", weights_only=True)
+    assert (state["epoch"], state["step"], state["order"]["processes"]) == (1, 3, 2)
+
+
 @pytest.fixture
 def job(monkeypatch):
     """Makes processes of one job, which share a store."""

@@ -1,5 +1,6 @@
 """The models against the golden values, and against the plain form of what they compute."""
 
+import ctypes
 import math
 from copy import deepcopy
 from unittest import mock
@@ -17,7 +18,7 @@ from checkpoints import load_checkpoint, load_weights
 from embedding import embed, segment_starts
 from extraction import read_patches
 from files import InputError
-from helpers import KIT, m3_configs
+from helpers import CODE, KIT, m3_configs, run_script
 from texts import join_lines, read_text, tokenize
 
 VALUES = np.load(KIT / "values.npz")
@@ -456,3 +457,20 @@ def test_segments():
     assert segment_starts(513, 512) == [0, 1]
     assert segment_starts(1024, 512) == [0, 512]
     assert segment_starts(1100, 512) == [0, 512, 588]
+
+
+@pytest.mark.skipif(not cpu._is_glibc(ctypes.CDLL(None)), reason="only glibc can be asked to")
+def test_freed_memory_is_given_back(tmp_path):
+    """In a process that keeps it: 64 blocks of 4 MB, of which every other one is freed, so that the heap has holes."""
+    script = tmp_path / "holes.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(CODE)!r})\n"
+        "import cpu, torch\n"
+        "def rss(): return int(open('/proc/self/statm').read().split()[1]) * 4096 / 2**20\n"
+        "cpu.keep_freed_memory()\n"
+        "blocks = [torch.ones(2**20) for _ in range(64)]\n"
+        "full = rss(); del blocks[::2]; kept = rss(); cpu.release_freed_memory(); print(full - kept, kept - rss())\n"
+    )
+    done = run_script(script)
+    kept, given_back = map(float, done.stdout.split())
+    assert abs(kept) < 10 and 110 < given_back < 140, done
