@@ -109,8 +109,6 @@ class Training:
         """Restores what a saved state holds beside the weights, under the settings of this run."""
         restore_optimizer(self.optimizer, state["optimizer"])
         rate, steps = self.settings.learning_rate, state["lr_sched"]["last_epoch"]
-        for group in self.optimizer.param_groups:
-            group["initial_lr"] = rate
         self.lr_sched = get_constant_schedule_with_warmup(self.optimizer, config.WARMUP_STEPS, steps - 1)
         self.lr_sched._step_count = steps + 1
         if state["scaler"]:  # a run in another precision has none
