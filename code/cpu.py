@@ -4,6 +4,8 @@
   element, so that a probability is rounded to a multiple of 2**-16 (0.1 to 0.100006).
 * Attention within the sequences of a packed row: they are laid out in buckets of similar length, and each bucket is
   attended to at once, as a padded batch.
+* The patch embedding's gradient: PyTorch adds it up in an order that it does not promise. Here it is that of the
+  characters, whatever the number of threads, so that a run can be repeated bit for bit.
 * Memory: what tensors free is kept for the next ones.
 
 Symbols as in packing.py; M places of all buckets.
@@ -46,6 +48,34 @@ def use_cheap_dropout(model: nn.Module) -> None:
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
                 setattr(module, name, Dropout(child.p))
+
+
+def sum_rows(table: Tensor, rows: Tensor, starts: Tensor) -> Tensor:
+    """Sums of rows of a table, those numbered in `rows` from one start to the next: [R, H] -> [N, H].
+
+    A GPU has its own kernel.
+    """
+    if table.device.type != "cpu":
+        return F.embedding_bag(rows, table, starts, mode="sum")
+    return _SumRows.apply(table, rows, starts)
+
+
+class _SumRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, table: Tensor, rows: Tensor, starts: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, starts)
+        ctx.count = len(table)
+        return F.embedding_bag(rows, table, starts, mode="sum")
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """A row's gradient is the sum of those of the sums it is in, so that this is a sum of rows again."""
+        rows, starts = (saved.numpy() for saved in ctx.saved_tensors)
+        sums = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(rows)))  # in which sum each one is
+        small = rows.astype(np.min_scalar_type(ctx.count))  # 16 bits are sorted fast
+        counts = np.bincount(rows, minlength=ctx.count)
+        order, firsts = torch.from_numpy(sums[small.argsort(kind="stable")]), torch.from_numpy(counts.cumsum() - counts)
+        return F.embedding_bag(order, gradient, firsts, mode="sum"), None, None
 
 
 class Buckets:
@@ -154,7 +184,18 @@ def keep_freed_memory() -> None:
     the kernel handing out zeroed pages again.
     """
     library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):  # only glibc has it, and knows these numbers
+    if _is_glibc(library):  # only it knows these numbers
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of <malloc.h>
         library.mallopt(trim_threshold, -1)  # never give the heap's end back
         library.mallopt(mmap_max, 0)  # no block outside the heap
+
+
+def release_freed_memory() -> None:
+    """Gives what `keep_freed_memory` has kept back. Without it, batches of ever other shapes leave ever more holes."""
+    library = ctypes.CDLL(None)
+    if _is_glibc(library):
+        library.malloc_trim(0)
+
+
+def _is_glibc(library: ctypes.CDLL) -> bool:
+    return hasattr(library, "gnu_get_libc_version")

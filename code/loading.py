@@ -4,6 +4,7 @@ What happens to a piece in an epoch (augmentation) is drawn from (seed, epoch, p
 number of loader workers nor the number of processes changes it.
 """
 
+import hashlib
 import math
 import os
 import random
@@ -25,6 +26,14 @@ TRIES = 100  # pieces tried in place of a bad one, before the data as a whole is
 MOST_WORKERS = 16  # that NUM_WORKERS = -1 chooses; each takes memory
 
 
+def digest(*parts: bytes) -> str:
+    """A short digest of some bytes, in this order."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(b"%d " % len(part) + part)
+    return found.hexdigest()[:16]
+
+
 class Paths:
     """Paths in one block of memory, which forked workers share, no longer than they are together."""
 
@@ -32,6 +41,8 @@ class Paths:
         encoded = [os.fsencode(path) for path in paths]
         self.ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
         self.block = b"".join(encoded)
+        common = len(os.path.commonpath(encoded)) if encoded else 0
+        self.digest = digest(*(path[common:] for path in encoded))  # the same wherever their folder is
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -50,6 +61,10 @@ class PieceDataset(Dataset):
         self.seed = seed
 
     def __len__(self) -> int:
+        raise NotImplementedError
+
+    def digest(self) -> str:
+        """Of which pieces there are, in their order."""
         raise NotImplementedError
 
     def load(self, index: int, rng: random.Random) -> dict:
@@ -94,6 +109,11 @@ class Batches:
         if self.train:
             return self.count // self.global_size
         return math.ceil(len(range(self.processes.rank, self.count, self.processes.world_size)) / self.batch_size)
+
+    @property
+    def on_every_rank(self) -> int:
+        """How many batches of an evaluation every rank has. Some have one more."""
+        return math.ceil(self.count // self.processes.world_size / self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rank, size = self.processes.rank, self.batch_size

@@ -102,11 +102,21 @@ class RunLog:
         self.write(printable(f"bad piece: {problem}") + "\n")
 
     def write(self, text: str) -> None:
-        """Adds to the log file. A file name that is no UTF-8 is escaped."""
+        """Adds to the log file, whole or not at all. A file name that is no UTF-8 is escaped. Raises InputError."""
         if self.job.rank == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
+            data = text.encode("utf-8", "backslashreplace")
+            with open(self.path, "ab", buffering=0) as file:
+                end, reason = file.tell(), "no space is left for all of it"
+                try:
+                    written = file.write(data)
+                except OSError as error:
+                    written, reason = 0, str(error.strerror)
+                if written < len(data):
+                    file.truncate(end)
+                    raise InputError(
+                        f"{self.path}: cannot be written ({reason}); is the disk full? What was there is kept"
+                    )
 
 
 def choose_logger(name: str, wandb_log: bool) -> str:

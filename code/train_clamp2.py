@@ -42,7 +42,7 @@ import config
 import processes
 import training
 from files import InputError
-from loading import PieceDataset, make_loader
+from loading import PieceDataset, digest, make_loader
 from packing import Packed, Tensors
 from patches import M3Patchilizer, random_segment, read_music, remove_instrument_info, remove_unit_length
 from processes import autocast
@@ -51,6 +51,9 @@ from texts import join_lines, load_tokenizer, tokenize
 from utils import CLaMP2Model, ClipLoss, empty_clamp2, encoder_config, split_data
 
 REMOVE_INSTRUMENTS = 0.9  # probability with which a piece loses its instruments in training
+EVALUATION_GROUP = (
+    1024  # pairs that are compared in evaluation: the published run's global batch, 128 on each of 8 GPUs
+)
 
 
 class CLaMP2Dataset(PieceDataset):
@@ -63,6 +66,9 @@ class CLaMP2Dataset(PieceDataset):
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    def digest(self) -> str:
+        return digest(self.records.starts.tobytes(), self.lines.tobytes())
 
     def load(self, index: int, rng: random.Random) -> dict:
         record, where = self.records[self.lines[index]], self.records.where(self.lines[index])
@@ -177,7 +183,7 @@ def set_random_state(device: torch.device, state: Tensor) -> None:
 
 
 def evaluate(run: training.Training, loader: DataLoader) -> float:
-    """The contrastive loss over all evaluation pairs, in groups of about a global batch."""
+    """The contrastive loss over all evaluation pairs, in groups whose size depends on nothing but their number."""
     texts, music = [], []
     for batch in run.evaluation_batches(loader):
         for part in batch.parts:
@@ -193,7 +199,7 @@ def evaluate(run: training.Training, loader: DataLoader) -> float:
     for rank, part in enumerate(parts):
         if part:  # rank r had the pieces r, r + world_size, ...
             sides[0, rank :: len(parts)], sides[1, rank :: len(parts)] = part
-    groups = -(-count // (run.settings.batch_size * run.processes.world_size))
+    groups = -(-count // EVALUATION_GROUP)
     loss_function = ClipLoss()
     losses = [
         loss_function(text, music) * len(text)
@@ -234,6 +240,7 @@ def main(job: processes.Processes) -> int:
         wandb_log=config.CLAMP2_WANDB_LOG,
         weights_path=config.resolve(config.CLAMP2_WEIGHTS_PATH),
         logs_path=config.resolve(config.CLAMP2_LOGS_PATH),
+        evaluation={"LOGIT_SCALE": config.LOGIT_SCALE, "MAX_TEXT_LENGTH": config.MAX_TEXT_LENGTH},
     )
     (train_records, train_lines), (eval_records, eval_lines) = split_jsonl()
     tokenizer = load_tokenizer()
@@ -251,7 +258,7 @@ def main(job: processes.Processes) -> int:
     train_loader, eval_loader = (
         make_loader(dataset, settings.batch_size, job, PairBatch)
         for dataset in (
-            CLaMP2Dataset(train_records, train_lines, tokenizer, True, run.seed),
+            CLaMP2Dataset(train_records, train_lines, tokenizer, True, run.progress.seed),
             CLaMP2Dataset(eval_records, eval_lines, tokenizer, False, 0),
         )
     )

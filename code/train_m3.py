@@ -55,6 +55,9 @@ class M3Dataset(PieceDataset):
     def __len__(self) -> int:
         return len(self.files)
 
+    def digest(self) -> str:
+        return self.files.digest
+
     def load(self, index: int, rng: random.Random) -> dict:
         path = self.files[index]
         text = remove_unit_length(read_music(path))
@@ -129,6 +132,7 @@ def main(job: processes.Processes) -> int:
         wandb_log=config.M3_WANDB_LOG,
         weights_path=config.resolve(config.M3_WEIGHTS_PATH),
         logs_path=config.resolve(config.M3_LOGS_PATH),
+        evaluation={"M3_MASK_RATIO": config.M3_MASK_RATIO},
     )
     if not config.TRAIN_FOLDERS:
         raise InputError(f"TRAIN_FOLDERS is empty; set it in {config.source()}")
@@ -145,7 +149,7 @@ def main(job: processes.Processes) -> int:
     run = training.Training(settings, job, model, Restoration)
     train_loader, eval_loader = (
         make_loader(dataset, settings.batch_size, job, collate)
-        for dataset in (M3Dataset(train_files, True, run.seed), M3Dataset(eval_files, False, 0))
+        for dataset in (M3Dataset(train_files, True, run.progress.seed), M3Dataset(eval_files, False, 0))
     )
     return run.run(train_loader, eval_loader, step, evaluate)
 

@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,40 +22,19 @@ from transformers import get_constant_schedule_with_warmup
 
 import config
 from checkpoints import load_checkpoint, load_weights, save_checkpoint
-from files import InputError, remove_leftovers
+from cpu import release_freed_memory
+from files import InputError
 from loading import Batches, close_loader
 from processes import OnItsWay, Processes, precision
 from run_log import RunLog, choose_logger, commit
+from run_state import Settings, differences, keep, load_start, restore_optimizer
 
-STATE = {"optimizer", "lr_sched", "scaler", "epoch", "step", "seed", "world_size", "best_epoch", "min_eval_loss"}
-STATE |= {"total", "weight", "bad_pieces"}  # what `latest_...` holds beside the model
+RELEASE_EVERY = 50  # steps on a CPU, after which memory that was freed is given back: it takes part of the next one
 INTERRUPTED = 130  # exit status of a run that was told to stop, saved and can continue
 
 
-@dataclass
-class Settings:
-    """What differs between the two trainings, out of config.py."""
-
-    name: str  # "m3" or "clamp2"
-    num_epoch: int
-    learning_rate: float
-    batch_size: int  # per process
-    deterministic: bool
-    load_ckpt: bool
-    wandb_log: bool
-    weights_path: Path
-    logs_path: Path
-
-    @property
-    def latest_path(self) -> Path:
-        """The complete state of the run, beside its weights."""
-        return self.weights_path.with_name("latest_" + self.weights_path.name)
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """What the run goes on from, where LOAD_CKPT allows it: `latest_...`, or else the weights file."""
-        there = [path for path in (self.latest_path, self.weights_path) if self.load_ckpt and path.exists()]
-        return there[0] if there else None
+class Stopped(Exception):
+    """Some process was told to stop."""
 
 
 @dataclass
@@ -104,24 +82,20 @@ class Training:
         self.device = processes.device
         self.dtype = precision(self.device, config.PRECISION)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.epoch, self.step, self.seed = 1, 0, 0  # the epoch in progress, and its steps that are done
-        self.best_epoch, self.min_eval_loss = 0, math.inf
-        self.total, self.weight = 0.0, 0.0  # of the loss, over the epoch in progress and all ranks
-        self.bad_pieces: set[str] = set()  # that were named, with what is wrong with them
-        self.problems: set[str] = set()  # met by this rank since
-        self.started_from = "new weights"
+        self.problems: set[str] = set()  # with pieces that this rank has met, and that were not named yet
+        self.changes: list[str] = []  # since the run that saved the state
+        self.order: dict = {}  # what the pieces of each step depend on
+        self.evaluation: dict = {}  # what the evaluation loss of a model depends on
         self._stop = False
         self.model = model
-        state = self._load()
+        state, self.progress, self.started_from = load_start(settings, processes, model)
         self.model.to(self.device)
         # one optimizer for the whole run; the schedule and a resumed run's state hold on to it
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate, fused=True)
         self.lr_sched = get_constant_schedule_with_warmup(self.optimizer, config.WARMUP_STEPS)
+        self.continues = state is not None
         if state:
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.lr_sched.load_state_dict(state["lr_sched"])
-            if state["scaler"]:  # a run in another precision has none
-                self.scaler.load_state_dict(state["scaler"])
+            self._restore(state)
         self.parallel = self.module = wrap(model)
         if processes.world_size > 1:
             ids = [processes.local_rank] if self.device.type == "cuda" else None
@@ -131,46 +105,45 @@ class Training:
         if settings.deterministic:
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
-    def _load(self) -> dict | None:
-        """Loads the weights of the checkpoint, if there is one. Returns the complete state of a run to continue."""
-        settings = self.settings
-        if settings.weights_path.suffix.lower() == ".safetensors":
-            raise InputError(f"{settings.weights_path}: a training writes a .pth file; name one in {config.source()}")
-        if self.processes.rank == 0:
-            remove_leftovers(settings.weights_path.parent, below=False)
-        self.processes.require_same("the checkpoint they find", str(settings.checkpoint))
-        if settings.checkpoint == settings.latest_path:
-            state = load_checkpoint(settings.latest_path)
-            load_weights(self.model, state["model"], settings.latest_path)
-            if lacking := STATE - state.keys():
-                raise InputError(
-                    f"{settings.latest_path}: not the complete state of a run ({', '.join(sorted(lacking))} is not in"
-                    f" it); to start from its weights, rename it to {settings.weights_path.name}"
-                )
-            self.epoch, self.step, self.seed = state["epoch"], state["step"], state["seed"]
-            self.best_epoch, self.min_eval_loss = state["best_epoch"], state["min_eval_loss"]
-            self.total, self.weight = state["total"], state["weight"]
-            self.bad_pieces = set(state["bad_pieces"])
-            self.started_from = f"{settings.latest_path}, epoch {self.epoch}, step {self.step}"
-            if state["world_size"] != self.processes.world_size:
-                self.started_from += (
-                    f" (that run had {state['world_size']} processes, this one has {self.processes.world_size}:"
-                    " the pieces of the epoch in progress are dealt out anew, from its first step)"
-                )
-                self.step, self.total, self.weight = 0, 0.0, 0.0
-            return state
-        self.seed = 0 if settings.deterministic else self.processes.broadcast(random.getrandbits(31))
-        if settings.checkpoint:
-            checkpoint = load_checkpoint(settings.weights_path)
-            if checkpoint["has_audio"]:
-                raise InputError(
-                    f"{settings.weights_path}: weights of CLaMP 3, which a training would replace by some without the"
-                    " audio tower; to start from them, make a new .pth file of them with convert_checkpoint.py, by way"
-                    " of a folder"
-                )
-            load_weights(self.model, checkpoint["model"], settings.weights_path)
-            self.started_from = str(settings.weights_path)
-        return None
+    def _restore(self, state: dict) -> None:
+        """Restores what a saved state holds beside the weights, under the settings of this run."""
+        restore_optimizer(self.optimizer, state["optimizer"])
+        rate, steps = self.settings.learning_rate, state["lr_sched"]["last_epoch"]
+        self.lr_sched = get_constant_schedule_with_warmup(self.optimizer, config.WARMUP_STEPS, steps - 1)
+        self.lr_sched._step_count = steps + 1
+        if state["scaler"]:  # a run in another precision has none
+            self.scaler.load_state_dict(state["scaler"])
+        if rate != state["lr_sched"]["base_lrs"][0]:
+            self.changes.append(f"learning rate {state['lr_sched']['base_lrs'][0]} -> {rate}")
+        self.order = {"seed": state["seed"]} | state.get("order", {})
+        self.evaluation = state.get("evaluation", {})
+
+    def _compare(self, train_loader: DataLoader, eval_loader: DataLoader) -> bool:
+        """Begins the epoch anew if its order is another than in the saved state. Returns whether the evaluation is."""
+        settings, progress, before, evaluated = self.settings, self.progress, self.order, self.evaluation
+        self.order = {
+            "seed": progress.seed,
+            "batch size": settings.batch_size,
+            "processes": self.processes.world_size,
+            "pieces": train_loader.dataset.digest(),  # type: ignore[attr-defined]
+            "steps": len(train_loader.batch_sampler),  # type: ignore[arg-type]
+        }
+        self.evaluation = settings.evaluation | {"pieces": eval_loader.dataset.digest()}  # type: ignore[attr-defined]
+        digests = f"{self.order['pieces']} for training, {self.evaluation['pieces']} for evaluation"
+        self.processes.require_same("the pieces they find", f"{_pieces(train_loader, eval_loader)} ({digests})")
+        if not self.continues:
+            return False
+        if progress.step == before.get("steps"):
+            progress.step = self.order["steps"]  # only the evaluation is left of this epoch
+        elif progress.step and before != self.order:
+            self.changes.append(f"{differences(before, self.order)}: the epoch in progress begins anew")
+            progress.begin_epoch(progress.epoch)
+        if evaluated == self.evaluation:
+            return False
+        self.changes.append(
+            f"evaluation {differences(evaluated, self.evaluation)}: the best weights are evaluated again"
+        )
+        return True
 
     def published_state(self, epoch: int) -> dict:
         """A checkpoint in the published form."""
@@ -179,98 +152,84 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "lr_sched": self.lr_sched.state_dict(),
             "epoch": epoch,
-            "best_epoch": self.best_epoch,
-            "min_eval_loss": self.min_eval_loss,
+            "best_epoch": self.progress.best_epoch,
+            "min_eval_loss": self.progress.min_eval_loss,
         }
 
     def save_latest(self) -> None:
         """The complete state, from which the run continues exactly."""
         self._tell_bad_pieces()
         if self.processes.rank == 0:
-            state = self.published_state(self.epoch) | {
-                "step": self.step,
-                "scaler": self.scaler.state_dict(),
-                "seed": self.seed,
-                "world_size": self.processes.world_size,
-                "total": self.total,
-                "weight": self.weight,
-                "bad_pieces": sorted(self.bad_pieces),
-            }
+            state = self.published_state(self.progress.epoch) | vars(self.progress)
+            state |= {"scaler": self.scaler.state_dict(), "order": self.order, "evaluation": self.evaluation}
             began = time.monotonic()
             save_checkpoint(self.settings.latest_path, state)
             self.processes.say(f"saved {self.settings.latest_path.name} in {time.monotonic() - began:.1f} s")
         self.processes.wait_for_all()  # a launcher would kill rank 0 while it saves, 30 s after another one has ended
 
-    def run(
-        self,
-        train_loader: DataLoader,
-        eval_loader: DataLoader,
-        step: "Callable[[Training, Any], Step]",
-        evaluate: "Callable[[Training, DataLoader], float]",
-    ) -> int:
+    def run(self, train_loader: DataLoader, eval_loader: DataLoader, step: "StepFunction", evaluate: "Evaluate") -> int:
         """All epochs. Returns the exit status."""
         try:
             return self._run(train_loader, eval_loader, step, evaluate)
+        except Stopped:
+            where = f"epoch {self.progress.epoch} after step {self.progress.step}"
+            self.processes.say(f"stopped in {where}, as asked; the same command continues there")
+            return INTERRUPTED
         finally:
             close_loader(train_loader)
             close_loader(eval_loader)
             self.log.close()
 
     def _run(
-        self,
-        train_loader: DataLoader,
-        eval_loader: DataLoader,
-        step: "Callable[[Training, Any], Step]",
-        evaluate: "Callable[[Training, DataLoader], float]",
+        self, train_loader: DataLoader, eval_loader: DataLoader, step: "StepFunction", evaluate: "Evaluate"
     ) -> int:
-        facts = self._facts(train_loader, eval_loader)
-        self.processes.require_same("the pieces they find", facts["pieces"])
+        progress, path = self.progress, self.settings.weights_path
+        is_evaluated_otherwise = self._compare(train_loader, eval_loader)
         steps = len(train_loader.batch_sampler)  # type: ignore[arg-type]
-        self.log.begin(facts, (self.epoch - 1) * steps + self.step)
+        self.log.begin(self._facts(train_loader, eval_loader), (progress.epoch - 1) * steps + progress.step)
+        if not self.continues and self.processes.rank == 0 and (kept := keep(path)):
+            self.processes.say(f"{path.name} is kept as {kept.name}, for the best weights of this run to take its name")
         self._catch_signals()
-        if self.epoch == 1 and self.step == 0 and self.started_from == str(self.settings.weights_path):
-            self.min_eval_loss = self._evaluate(
-                evaluate, eval_loader
-            )  # what the file must be bettered by to be replaced
-            self.processes.say(f"eval_loss of these weights: {self.min_eval_loss:.6f}")
-        while self.epoch <= self.settings.num_epoch:
+        if is_evaluated_otherwise or self.started_from == str(path):
+            self._evaluate_best(evaluate, eval_loader)
+        while progress.epoch <= self.settings.num_epoch:
             began = time.monotonic()
-            if not self._train_one_epoch(train_loader, step):
+            if progress.step < steps:
+                is_finished = self._train_one_epoch(train_loader, step)
                 self.save_latest()
-                self.processes.say(
-                    f"stopped in epoch {self.epoch} after step {self.step}, as asked; the same command continues there"
-                )
-                return INTERRUPTED
+                if not is_finished:
+                    raise Stopped
             eval_loss = self._evaluate(evaluate, eval_loader)
             record = {
-                "epoch": self.epoch,
-                "train_loss": self.total / self.weight,
+                "epoch": progress.epoch,
+                "train_loss": progress.total / progress.weight,
                 "eval_loss": eval_loss,
                 "learning_rate": self.lr_sched.get_last_lr()[0],
                 "seconds": round(time.monotonic() - began, 1),
                 "bad_pieces": self._tell_bad_pieces(),
             }
-            if eval_loss < self.min_eval_loss:
-                self.best_epoch, self.min_eval_loss = self.epoch, eval_loss
+            if eval_loss < progress.min_eval_loss:
+                progress.best_epoch, progress.min_eval_loss = progress.epoch, eval_loss
                 if self.processes.rank == 0:
-                    save_checkpoint(self.settings.weights_path, self.published_state(self.epoch))
-            self.log.epoch(record, self.epoch * steps)
-            self.epoch, self.step, self.total, self.weight = self.epoch + 1, 0, 0.0, 0.0
+                    save_checkpoint(path, self.published_state(progress.epoch))
+            self.log.epoch(record, progress.epoch * steps)
+            progress.begin_epoch(progress.epoch + 1)
             self.save_latest()
-        summary = f"Best Eval Epoch : {self.best_epoch}\nMin Eval Loss : {self.min_eval_loss}\n"
+        summary = f"Best Eval Epoch : {progress.best_epoch}\nMin Eval Loss : {progress.min_eval_loss}\n"
         self.log.write(summary)
-        self.processes.say(f"{summary}bad pieces: {len(self.bad_pieces)}\nweights: {self.settings.weights_path}")
+        self.processes.say(f"{summary}bad pieces: {len(progress.bad_pieces)}\nweights: {path}")
         return 0
 
-    def _train_one_epoch(self, loader: DataLoader, step: "Callable[[Training, Any], Step]") -> bool:
+    def _train_one_epoch(self, loader: DataLoader, step: "StepFunction") -> bool:
         """Runs the steps of the epoch that are left. False: it was told to stop."""
         self.parallel.train()
         batches: Batches = loader.batch_sampler  # type: ignore[assignment]
-        batches.epoch, batches.first_step = self.epoch, self.step
+        progress = self.progress
+        batches.epoch, batches.first_step = progress.epoch, progress.step
         bar = tqdm(
             total=len(batches),
-            initial=self.step,
-            desc=f"epoch {self.epoch}/{self.settings.num_epoch}",
+            initial=progress.step,
+            desc=f"epoch {progress.epoch}/{self.settings.num_epoch}",
             unit="step",
             disable=self.processes.rank != 0,
         )
@@ -278,25 +237,26 @@ class Training:
         clock = time.monotonic()
         with bar:
             for batch in loader:
-                if "fatal" in batch:
-                    raise InputError(batch["fatal"])
-                self.problems.update(batch["problems"])
+                self._note_problems(batch)
                 torch.manual_seed(self._step_seed())
                 told = step(self, batch["batch"].to(self.device))
                 rate, norm = self.lr_sched.get_last_lr()[0], self._update()
-                self.step += 1
+                progress.step += 1
+                if self.device.type == "cpu" and progress.step % RELEASE_EVERY == 0:
+                    release_freed_memory()
                 now = time.monotonic()
-                of_run = (self.epoch - 1) * len(batches) + self.step
-                report = _Report(self._numbers(told, norm), self.step, of_run, batch["names"], now - clock, rate)
+                of_run = (progress.epoch - 1) * len(batches) + progress.step
+                report = _Report(self._numbers(told, norm), progress.step, of_run, batch["names"], now - clock, rate)
                 clock = now
                 if behind and self._account(behind):
                     self._account(report)
                     return False
                 behind = report
                 bar.update()
-                if self.weight:
-                    bar.set_postfix(loss=f"{self.total / self.weight:.4f}", refresh=False)
-                if config.SAVE_EVERY_STEPS and self.step % config.SAVE_EVERY_STEPS == 0 and self.step < len(batches):
+                if progress.weight:
+                    bar.set_postfix(loss=f"{progress.total / progress.weight:.4f}", refresh=False)
+                is_time = config.SAVE_EVERY_STEPS and progress.step % config.SAVE_EVERY_STEPS == 0
+                if is_time and progress.step < len(batches):
                     if self._account(behind):
                         return False
                     behind = None
@@ -316,15 +276,16 @@ class Training:
         if not math.isfinite(total):
             pieces = ", ".join(name for names in self.processes.gather(report.names) for name in names)
             raise InputError(
-                f"the loss is not finite ({total}) in epoch {self.epoch}, step {report.step}; its pieces: {pieces}"
+                f"the loss is not finite ({total}) in epoch {self.progress.epoch}, step {report.step};"
+                f" its pieces: {pieces}"
             )
         values = {"loss": total / weight, "learning_rate": report.learning_rate}
         if norm:
             values["gradient_norm"] = norm[0]
         pieces_of_all = self.settings.batch_size * self.processes.world_size
         self.log.step(report.step_of_run, pieces_of_all, report.seconds, values)
-        self.total += total
-        self.weight += weight
+        self.progress.total += total
+        self.progress.weight += weight
         return stop > 0
 
     def _update(self) -> Tensor | None:
@@ -342,23 +303,48 @@ class Training:
         return norm
 
     def _step_seed(self) -> int:
-        return random.Random(f"{self.seed} {self.epoch} {self.step} {self.processes.rank}").getrandbits(63)
+        now = self.progress
+        return random.Random(f"{now.seed} {now.epoch} {now.step} {self.processes.rank}").getrandbits(63)
 
     @torch.no_grad()
-    def _evaluate(self, evaluate: "Callable[[Training, DataLoader], float]", loader: DataLoader) -> float:
+    def _evaluate(self, evaluate: "Evaluate", loader: DataLoader) -> float:
         self.model.eval()
         loss = evaluate(self, loader)
         if not math.isfinite(loss):
-            raise InputError(f"the evaluation loss is not finite ({loss}) after epoch {self.epoch}")
+            raise InputError(f"the evaluation loss is not finite ({loss}) after epoch {self.progress.epoch}")
         return loss
 
+    def _evaluate_best(self, evaluate: "Evaluate", loader: DataLoader) -> None:
+        """Evaluates the weights file: this is the loss that replaces it if it is bettered."""
+        path, self.progress.min_eval_loss = self.settings.weights_path, math.inf
+        if not self.processes.broadcast(path.exists()):
+            return
+        current = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
+        load_weights(self.model, load_checkpoint(path)["model"], path)
+        self.progress.min_eval_loss = self._evaluate(evaluate, loader)
+        load_weights(self.model, current, self.settings.latest_path)
+        self.processes.say(f"eval_loss of {path.name}: {self.progress.min_eval_loss:.6f}")
+
     def evaluation_batches(self, loader: DataLoader) -> Iterator[Any]:
-        """The batches of an evaluation, on the device, with a progress bar."""
-        for batch in tqdm(loader, desc="evaluation", unit="step", leave=False, disable=self.processes.rank != 0):
-            if "fatal" in batch:
-                raise InputError(batch["fatal"])
-            self.problems.update(batch["problems"])
+        """The batches of an evaluation, on the device, with a progress bar. Raises Stopped, on all ranks together."""
+        batches: Batches = loader.batch_sampler  # type: ignore[assignment]
+        told: OnItsWay | None = (
+            None  # how many processes were told to stop; it is read a batch later, as a `_Report` is
+        )
+        bar = tqdm(loader, desc="evaluation", unit="step", leave=False, disable=self.processes.rank != 0)
+        for number, batch in enumerate(bar):
+            self._note_problems(batch)
+            if number < batches.on_every_rank:
+                if told and told.read():
+                    raise Stopped
+                stop = torch.full((), float(self._stop), dtype=torch.float64, device=self.device)
+                told = OnItsWay(self.processes.sum(stop))
             yield batch["batch"].to(self.device)
+
+    def _note_problems(self, batch: dict) -> None:
+        if "fatal" in batch:
+            raise InputError(batch["fatal"])
+        self.problems.update(batch["problems"])
 
     def _catch_signals(self) -> None:
         """SIGTERM (a cluster's preemption) and SIGINT (Ctrl-C) end the run after a step, with its state saved."""
@@ -371,30 +357,40 @@ class Training:
 
     def _tell_bad_pieces(self) -> int:
         """Names the bad pieces that any rank met since the last time. Returns the number of all so far."""
-        new = set().union(*self.processes.gather(sorted(self.problems))) - self.bad_pieces
-        for problem in sorted(new):
+        named = self.progress.bad_pieces
+        new = sorted(set().union(*self.processes.gather(sorted(self.problems))).difference(named))
+        for problem in new:
             self.log.bad_piece(problem)
-        self.bad_pieces |= new
+        self.progress.bad_pieces = sorted([*named, *new])
         self.problems.clear()
-        return len(self.bad_pieces)
+        return len(self.progress.bad_pieces)
 
     def _facts(self, train_loader: DataLoader, eval_loader: DataLoader) -> dict:
         """What the log begins with, beside the constants of config.py."""
         settings, world_size = self.settings, self.processes.world_size
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        train_count, eval_count = len(train_loader.dataset), len(eval_loader.dataset)  # type: ignore[arg-type]
         return {
             "commit": commit(),
             "device": f"{world_size} x {device}",
             "precision": str(self.dtype).removeprefix("torch."),
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "pieces": f"{train_count} for training, {eval_count} for evaluation",
+            "pieces": _pieces(train_loader, eval_loader),
             "batch": f"{settings.batch_size} x {world_size} = {settings.batch_size * world_size}",
             "learning rate": f"{settings.learning_rate} after {config.WARMUP_STEPS} warm-up steps",
             "workers": f"{train_loader.num_workers} per process",
-            "seed": self.seed,
+            "seed": self.progress.seed,
             "starts from": self.started_from,
+            **({"changed": "; ".join(self.changes)} if self.changes else {}),
         }
+
+
+def _pieces(train_loader: DataLoader, eval_loader: DataLoader) -> str:
+    train_count, eval_count = len(train_loader.dataset), len(eval_loader.dataset)  # type: ignore[arg-type]
+    return f"{train_count} for training, {eval_count} for evaluation"
+
+
+StepFunction = Callable[[Training, Any], Step]
+Evaluate = Callable[[Training, DataLoader], float]
 
 
 def require_set(name: str, value: str) -> None:

@@ -46,7 +46,7 @@ from config import (
     PATCH_SIZE,
     TEXT_MODEL_NAME,
 )
-from cpu import use_cheap_dropout
+from cpu import sum_rows, use_cheap_dropout
 from files import InputError, printable
 from hub_model import HubModel
 from packing import Characters, Packed, Packing, Tensors, first_position, packable, run_packed, use_packed_attention
@@ -193,7 +193,7 @@ class M3PatchEncoder(nn.Module):
         if type(self.patch_embedding) is not nn.Linear:  # another layer in its place, such as LoRA's
             return self.patch_embedding(F.one_hot(batch.tokens.long(), VOCABULARY).flatten(1).to(self.base.dtype))
         columns = self.patch_embedding.weight.t().contiguous()  # [P * V, H]: row p * V + v is of id v at place p
-        characters = F.embedding_bag(batch.characters.int(), columns, batch.starts, mode="sum")  # [N, H]
+        characters = sum_rows(columns, batch.characters.int(), batch.starts)  # [N, H]
         # the sum of the PAD columns from each place on, which a patch of that length is filled up with
         pads = columns[PAD::VOCABULARY]  # [P, H]
         after = torch.cat([pads.flip(0).cumsum(0).flip(0), pads.new_zeros((1, pads.shape[1]))])  # [P + 1, H]

@@ -27,6 +27,9 @@ class Pieces(PieceDataset):
     def __len__(self):
         return self.count
 
+    def digest(self):
+        return f"{self.count} pieces"
+
     def load(self, index, rng):
         if index in self.bad:
             raise InputError(f"piece {index} is bad")
@@ -49,7 +52,7 @@ def collate(samples):
 
 
 class OneOfTwo(Processes):
-    """Rank 0 of two processes, of which the other adds `theirs` to a sum, and differs in what `answer` makes of a value."""
+    """Rank 0 of two processes. The other adds `theirs` to a sum of as many numbers, and has what `answer` makes of a value."""
 
     def __init__(self, theirs=(), answer=lambda value: value):
         super().__init__(0, 0, 2)
@@ -62,7 +65,8 @@ class OneOfTwo(Processes):
         return value
 
     def sum(self, tensor):
-        return tensor.add_(torch.tensor(self.theirs, dtype=tensor.dtype)) if len(self.theirs) else tensor
+        has_theirs = len(self.theirs) == tensor.numel()
+        return tensor.add_(torch.tensor(self.theirs, dtype=tensor.dtype)) if has_theirs else tensor
 
 
 def linear(*rows: list[float]) -> torch.nn.Linear:
@@ -112,7 +116,7 @@ def finish(run, step, eval_losses, train=6, evaluation=3, bad=(), watch: Callabl
             pass
         return next(losses)
 
-    datasets = (Pieces(train, True, run.seed), Pieces(evaluation, False, bad=bad))
+    datasets = (Pieces(train, True, run.progress.seed), Pieces(evaluation, False, bad=bad))
     return go(run, [make_loader(pieces, run.settings.batch_size, run.processes, collate) for pieces in datasets], step, evaluate)  # fmt: skip
 
 

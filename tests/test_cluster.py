@@ -97,7 +97,7 @@ def test_training_on_two_machines_ends_saved_at_a_signal_and_continues(cluster, 
     assert "2 x CPU" in told and "2 x 2 = 4" in told, told
     [(epoch, step)] = re.findall(r"stopped in epoch (\d+) after step (\d+), as asked; the same command continues", told)
     state = torch.load(latest, weights_only=True)
-    assert (state["epoch"], state["step"], state["world_size"]) == (int(epoch), int(step), 2)
+    assert (state["epoch"], state["step"], state["order"]["processes"]) == (int(epoch), int(step), 2)
 
     config = write_config(tmp_path / "short.py", **constants, M3_NUM_EPOCH=int(epoch) + 1)
     result, other = run_ranks(2, CODE / "train_m3.py", config=config)
@@ -235,6 +235,15 @@ def test_an_error_of_all_is_printed_once(agent):
     assert [done.returncode for done in ranks] == [1, 1], ranks
     assert sum(done.stderr.count("torch.OutOfMemoryError: both by hand\n") for done in ranks) == 1
     assert sum(len(re.findall("^error", done.stderr, re.MULTILINE)) for done in ranks) == 1, ranks
+
+
+def test_one_process_that_is_told_to_stop_in_an_evaluation_stops_both(tmp_path):
+    """The first has 51 pieces for it, the other 50; the other is told in its third batch."""
+    ranks = run_ranks(2, SCRIPT, "evaluate", tmp_path)
+    assert [done.returncode for done in ranks] == [130, 130], ranks
+    assert "stopped in epoch 1 after step 3, as asked" in ranks[0].stdout
+    state = torch.load(tmp_path / "latest_weights.pth", weights_only=True)
+    assert (state["epoch"], state["step"], state["order"]["processes"]) == (1, 3, 2)
 
 
 @pytest.fixture

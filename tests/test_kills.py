@@ -201,7 +201,9 @@ def training_of(kind: str, make_config):
                 self.states[self.moment(path.name[4:], load_checkpoint(path))] = load_checkpoint(path)
             self.records = {record["epoch"]: record for record in self.logged()}
             latest = [moment[1:] for moment in self.states if moment[0] == f"latest_weights_{kind}.pth"]
-            assert latest == [(1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2), (4, 0)]
+            assert latest == [
+                (epoch, step) for epoch in (1, 2, 3) for step in (0, 1, 2, 3) if (epoch, step) > (1, 0)
+            ] + [(4, 0)]
             assert list(self.records) == [1, 2, 3] and len(self.states) > len(latest)
             return result
 

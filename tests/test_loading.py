@@ -24,6 +24,7 @@ from loading import Batches, PieceDataset, make_loader
 from packing import Tensors
 from patches import M3Patchilizer, read_music, remove_unit_length
 from processes import Processes, precision
+from run_state import Progress
 from small_runs import collate
 
 
@@ -184,7 +185,7 @@ def loaders(monkeypatch):
 
     class Seven:
         def __init__(self, *_):
-            self.seed = 7
+            self.progress = Progress(seed=7)
 
         def run(self, *arguments):
             raise Loaders(*arguments[:2])
@@ -338,16 +339,10 @@ def test_a_long_text_is_cut_to_its_head_its_tail_or_a_random_middle(tmp_path, mo
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------
-class Run(training.Training):
-    """A training of which only the evaluation is run."""
-
-    def _load(self):
-        pass
-
-
 def a_run(model, batch_size=4, job=None, wrap=lambda model: model):
     settings = training.Settings("m3", 1, 1e-3, batch_size, True, False, False, Path("w"), Path("l"))
-    run = Run(settings, job or Processes(0, 0, 1), model, wrap)
+    run = training.Training(settings, Processes(0, 0, 1), model, wrap)
+    run.processes = job or run.processes
     run.model.eval()
     return run
 
@@ -378,7 +373,8 @@ def test_the_loss_of_m3_s_evaluation_is_the_mean_over_characters():
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_the_loss_of_clamp2_s_evaluation_is_that_of_all_pairs(world_size, monkeypatch):
-    """Pairs of all ranks in their order, in groups of about a global batch."""
+    """Pairs of all ranks in their order, in groups whose size depends neither on the batch size nor on the ranks."""
+    monkeypatch.setattr(train_clamp2, "EVALUATION_GROUP", 5)
     generator = torch.Generator().manual_seed(0)
     text, music = torch.randn(10, 8, generator=generator), torch.randn(10, 8, generator=generator)
 
@@ -393,11 +389,11 @@ def test_the_loss_of_clamp2_s_evaluation_is_that_of_all_pairs(world_size, monkey
         def forward(self, batch):
             return text[batch.rows], music[batch.rows]
 
-    batch_size = {1: 5, 2: 3, 3: 2}[world_size]  # two groups of five
+    batch_size = {1: 4, 2: 3, 3: 1}[world_size]
     others = [(text[rank::world_size], music[rank::world_size]) for rank in range(world_size - 1)]
     job = Processes(world_size - 1, world_size - 1, world_size)
     monkeypatch.setattr(job, "gather", lambda own: [*others, own])
-    monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
+    monkeypatch.setattr(job, "sum", lambda tensor: tensor)
     run = a_run(Model(1, 1), batch_size, job)
     loss = train_clamp2.evaluate(run, make_loader(Pairs(False, 0), batch_size, job, collate))
     halves = [utils.ClipLoss(world_size=1)(text[half], music[half]) for half in (slice(0, 5), slice(5, 10))]
@@ -409,7 +405,7 @@ def test_fewer_evaluation_pairs_than_processes(monkeypatch):
     rows = torch.randn(2, 2, 8, generator=torch.Generator().manual_seed(0))  # text and music of two pairs
     job = Processes(2, 2, 3)
     monkeypatch.setattr(job, "gather", lambda own: [(rows[0, :1], rows[1, :1]), (rows[0, 1:], rows[1, 1:]), own])
-    monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
+    monkeypatch.setattr(job, "sum", lambda tensor: tensor)
     run = a_run(torch.nn.Linear(1, 1), 2, job)
 
     class Two(Numbers):
@@ -428,6 +424,9 @@ def test_a_process_takes_the_gpu_of_its_number_on_its_machine(monkeypatch):
 class Numbers(PieceDataset):
     def __len__(self):
         return 4
+
+    def digest(self):
+        return "four"
 
     def load(self, index, rng):
         return {"name": str(index)}

@@ -1,5 +1,6 @@
 """The models against the golden values, and against the plain form of what they compute."""
 
+import ctypes
 import math
 from copy import deepcopy
 from unittest import mock
@@ -17,7 +18,7 @@ from checkpoints import load_checkpoint, load_weights
 from embedding import embed, segment_starts
 from extraction import read_patches
 from files import InputError
-from helpers import KIT, m3_configs
+from helpers import CODE, KIT, m3_configs, run_script
 from texts import join_lines, read_text, tokenize
 
 VALUES = np.load(KIT / "values.npz")
@@ -227,6 +228,38 @@ def test_patch_embedding_is_the_linear_layer_of_the_one_hot_patches(m3):
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [0, 30, 500, 3000])
+def test_the_gradient_of_the_patch_embedding_is_one_sum_whatever_the_threads(threads, count):
+    """Bit for bit: the sum in float32, of one character after another. 3000 patches are 100,000 characters."""
+    rng = np.random.default_rng(count)
+    patches = rng.choice([3, *range(60, 70)], (count, 64)).astype(np.uint8)
+    patches[np.arange(64) >= rng.integers(0, 65, (count, 1))] = 0
+    batch = packing.Packed(packing.Packing.of_lengths([count]), patches)
+    upstream = rng.standard_normal((count, 64), np.float32)
+    used = np.arange(64) < batch.sizes.numpy()[:, None]
+    expected = np.zeros((64 * 128, 64), np.float32)
+    np.add.at(expected, batch.characters.numpy(), upstream[used.nonzero()[0]])
+    encoder = utils.M3PatchEncoder(m3_configs(layers=1)[0])
+    whole = []
+    for number in (1, 2, 4, 4):
+        threads(number)
+        table = torch.zeros(64 * 128, 64, requires_grad=True)
+        cpu.sum_rows(table, batch.characters, batch.starts).backward(torch.from_numpy(upstream))
+        assert np.array_equal(table.grad.numpy(), expected)
+        encoder.zero_grad()
+        encoder.embed(batch).backward(torch.from_numpy(upstream))
+        whole.append(encoder.patch_embedding.weight.grad.clone())
+    assert all(torch.equal(gradient, whole[0]) for gradient in whole)
 
 
 def plain_m3_loss(m3, inputs, masks, selected, targets):
@@ -462,3 +495,20 @@ def test_segments():
     assert segment_starts(513, 512) == [0, 1]
     assert segment_starts(1024, 512) == [0, 512]
     assert segment_starts(1100, 512) == [0, 512, 588]
+
+
+@pytest.mark.skipif(not cpu._is_glibc(ctypes.CDLL(None)), reason="only glibc can be asked to")
+def test_freed_memory_is_given_back(tmp_path):
+    """In a process that keeps it: 64 blocks of 4 MB, of which every other one is freed, so that the heap has holes."""
+    script = tmp_path / "holes.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(CODE)!r})\n"
+        "import cpu, torch\n"
+        "def rss(): return int(open('/proc/self/statm').read().split()[1]) * 4096 / 2**20\n"
+        "cpu.keep_freed_memory()\n"
+        "blocks = [torch.ones(2**20) for _ in range(64)]\n"
+        "full = rss(); del blocks[::2]; kept = rss(); cpu.release_freed_memory(); print(full - kept, kept - rss())\n"
+    )
+    done = run_script(script)
+    kept, given_back = map(float, done.stdout.split())
+    assert abs(kept) < 10 and 110 < given_back < 140, done

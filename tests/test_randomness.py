@@ -162,6 +162,9 @@ class Pieces(PieceDataset):
     def __len__(self):
         return 24
 
+    def digest(self):
+        return "24"
+
     def load(self, index, rng):
         if index % 5 == 0:
             raise InputError(f"{index} is bad")
@@ -185,7 +188,7 @@ def draws(folder, monkeypatch, *, seed=0, rank=0, world_size=1, batch_size=2, nu
     found = {}
 
     def step(run, batch):
-        found[run.epoch, run.step] = tuple(torch.rand(2).tolist())
+        found[run.progress.epoch, run.progress.step] = tuple(torch.rand(2).tolist())
         disturb()
         loss = run.parallel(torch.ones(1, 1)).square().mean()
         loss.backward()
@@ -230,7 +233,7 @@ def test_the_seed_of_a_run(monkeypatch):
         job = Processes(rank, rank, 2)
         monkeypatch.setattr(job, "gather", lambda value: [value])
         monkeypatch.setattr(job, "broadcast", lambda value: value if rank == 0 else of_rank_0)
-        return a_run(torch.nn.Linear(1, 1), job=job, deterministic=deterministic).seed
+        return a_run(torch.nn.Linear(1, 1), job=job, deterministic=deterministic).progress.seed
 
     monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
     assert seed(0, True) == seed(1, True, 77) == 0

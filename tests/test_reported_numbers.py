@@ -19,6 +19,7 @@ from files import InputError
 from helpers import KIT, m3_configs
 from loading import make_loader
 from processes import Processes
+from run_state import Progress
 from small_runs import (
     OneOfTwo,
     Pieces,
@@ -28,6 +29,7 @@ from small_runs import (
     finish,
     given,
     go,
+    latest,
     linear,
     records,
     wandb_that_listens,
@@ -165,7 +167,7 @@ def test_a_continued_run_counts_on(tmp_path, clock, monkeypatch):
 
     monkeypatch.setattr(training, "tqdm", Bar)
     run = a_run(tmp_path, num_epoch=2)
-    run.epoch, run.step, run.total, run.weight = 2, 1, 5.0, 1.0
+    run.progress = Progress(epoch=2, step=1, total=5.0, weight=1.0)
 
     def watch(run, batch):
         clock.now += 1.0
@@ -273,14 +275,14 @@ def test_a_loss_that_is_not_finite(tmp_path):
     """Reported with epoch, step and pieces, of all ranks; it is read one step later."""
     seen = []
     run = a_run(tmp_path)
-    run.epoch = 1
     steps = [([0.0, 1.0], 1.0, 1.0), ([0.0, 1.0], math.inf, 1.0), ([0.0, 1.0], 1.0, 1.0)]
     with pytest.raises(InputError) as problem:
         finish(run, given(*steps, watch=lambda run, batch: seen.append(", ".join(map(str, batch.rows.tolist())))), [])
     assert str(problem.value) == f"the loss is not finite (inf) in epoch 1, step 2; its pieces: {seen[1]}"
+    assert not (tmp_path / "latest_weights.pth").exists()
     with pytest.raises(InputError, match=r"the evaluation loss is not finite \(nan\) after epoch 1"):
         finish(a_run(tmp_path), given(*[([0.0, 1.0], 1.0, 1.0)] * 3), [math.nan])
-    assert not (tmp_path / "latest_weights.pth").exists()
+    assert latest(tmp_path)["step"] == 3  # saved before the evaluation
 
 
 # --- M3 -------------------------------------------------------------------------------------------------------------
@@ -380,6 +382,7 @@ def contrastive(text, music):
 
 def test_the_losses_of_clamp2(tmp_path, monkeypatch):
     """Mean over the steps; in the evaluation over groups of 4, 4 and 3 pairs, of which each pair counts the same."""
+    monkeypatch.setattr(train_clamp2, "EVALUATION_GROUP", 4)
     heard = wandb_that_listens(monkeypatch)
     model = Features(11)
     run = a_run(tmp_path, model, name="clamp2", learning_rate=0.0, batch_size=4, wandb_log=True)
@@ -413,12 +416,13 @@ def test_the_losses_of_clamp2(tmp_path, monkeypatch):
 
 
 def test_clamp2_s_evaluation_of_processes_of_different_size(tmp_path, monkeypatch):
-    """Rank 0 of two has six of eleven pieces, the other five; groups of about a global batch of four: 4, 4, 3."""
+    """Rank 0 of two has six of eleven pieces, the other five; in groups of at most five: 4, 4, 3."""
+    monkeypatch.setattr(train_clamp2, "EVALUATION_GROUP", 5)
     monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
     model = Features(11)
     text, music = model.text.detach(), model.music.detach()
     job = OneOfTwo(answer=lambda value: (text[1::2], music[1::2]))
-    monkeypatch.setattr(training.Training, "_load", lambda run: None)
+    monkeypatch.setattr(training, "load_start", lambda *_: (None, Progress(), "new weights"))
     run = a_run(tmp_path, model, job, batch_size=2)
     with torch.no_grad():
         loss = train_clamp2.evaluate(run, make_loader(Pieces(11, False), 2, job, collate))

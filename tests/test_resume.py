@@ -11,10 +11,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import config
 import files
+import run_state
+import small_runs
 import training
 from files import InputError
 from processes import Processes
-from small_runs import AdamW, OneOfTwo, a_run, finish, given, latest, linear, records
+from small_runs import AdamW, OneOfTwo, finish, given, latest, linear, records
 
 RATE, WARMUP = 0.1, 16
 WEIGHTS, MEANS, SQUARES, STEPS = [0.5, -2.0], [0.03, -0.2], [0.004, 0.09], 7  # the rate is 7/16 of RATE then
@@ -28,15 +30,18 @@ SCALER = {
 }
 
 
-def names_of(batch):
-    """Pieces of small_runs.py are named after their index."""
-    return [str(row) for row in batch.rows.tolist()]
+ORDER = {"seed": 12345, "batch size": 2, "processes": 1, "pieces": "6 pieces", "steps": 3}
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(config, "NUM_WORKERS", 0)
     monkeypatch.setattr(config, "WARMUP_STEPS", WARMUP)
+
+
+def a_run(folder, model=None, job=None, **changes):
+    """A training that keeps the seed of the state it continues."""
+    return small_runs.a_run(folder, model, job, **({"deterministic": False} | changes))
 
 
 def save_by_hand(folder, **changes):
@@ -62,7 +67,8 @@ def save_by_hand(folder, **changes):
         "total": 10.0,
         "weight": 4.0,
         "bad_pieces": ["piece 0 is bad"],
-        "world_size": 1,
+        "order": ORDER,
+        "evaluation": {"pieces": "3 pieces"},
     }
     torch.save(state | changes, folder / "latest_weights.pth")
 
@@ -101,6 +107,10 @@ def continued(tmp_path, monkeypatch):
     return run
 
 
+def names_of(batch):
+    return [str(row) for row in batch.rows.tolist()]
+
+
 def order_of(seed, epoch):
     """The names of the pieces in each batch of an epoch."""
     batches = training.Batches(6, 2, Processes(0, 0, 1), seed, True)
@@ -127,13 +137,13 @@ def test_epoch_step_and_seed(continued, tmp_path):
     assert [record["epoch"] for record in records(tmp_path / "logs.txt")] == [3]
     assert "latest_weights.pth, epoch 3, step 1\n" in (tmp_path / "logs.txt").read_text()
     state = latest(tmp_path)
-    assert (state["epoch"], state["step"], state["seed"], state["world_size"]) == (4, 0, 12345, 1)
+    assert (state["epoch"], state["step"], state["seed"], state["order"]) == (4, 0, 12345, ORDER)
 
 
 def test_dropout_of_the_steps_that_are_left(continued, tmp_path):
     """The generator is seeded as in a run that was never interrupted."""
     fresh = a_run(tmp_path, load_ckpt=False, num_epoch=3)
-    fresh.seed, seeds = 12345, []
+    fresh.progress.seed, seeds = 12345, []
     step = given(*[([0.0, 0.0], 1.0, 1.0)] * 9, watch=lambda run, batch: seeds.append(torch.initial_seed()))
     finish(fresh, step, [1.0] * 3)
     assert [seed for _, seed in continued.read] == seeds[7:] and len(set(seeds)) == 9
@@ -181,7 +191,7 @@ def test_every_field_of_a_saved_state(tmp_path):
         assert after[name] == before[name], name
     assert after["model"]["weight"].tolist() == before["model"]["weight"].tolist()
     assert_optimizer(after, by_hand())
-    assert after["optimizer"]["param_groups"][0]["lr"] == RATE * STEPS / WARMUP
+    assert after["optimizer"]["param_groups"][0]["lr"] == pytest.approx(RATE * STEPS / WARMUP, rel=1e-15)
     assert after["lr_sched"]["last_epoch"] == STEPS and after["lr_sched"]["base_lrs"] == [RATE]
 
 
@@ -201,6 +211,7 @@ def test_what_is_saved_in_each_step(tmp_path, monkeypatch):
     assert fields == [
         ("latest_weights.pth", 1, 1, 6.0, 2.0),
         ("latest_weights.pth", 1, 2, 7.0, 7.0),
+        ("latest_weights.pth", 1, 3, 11.0, 7.5),  # before the evaluation
         ("weights.pth", 1, None, None, None),
         ("latest_weights.pth", 2, 0, 0.0, 0.0),
     ]
@@ -208,7 +219,7 @@ def test_what_is_saved_in_each_step(tmp_path, monkeypatch):
     for number, gradient in enumerate(([3.0, 4.0], [-0.6, 0.8], [1.0, 1.0])):
         optimizer.step(gradient, RATE * number / WARMUP)
         weights.append(optimizer.weights)
-    for (_, state), expected in zip(saved, [*weights, weights[-1]], strict=True):
+    for (_, state), expected in zip(saved, [*weights, weights[-1], weights[-1]], strict=True):
         assert state["model"][0] == pytest.approx(expected, rel=1e-5)
 
 
@@ -222,7 +233,7 @@ def test_a_run_that_is_done_has_nothing_left_to_do(tmp_path):
 
 def test_another_number_of_processes_does_the_epoch_anew(tmp_path):
     """With all that does not depend on it: weights, optimizer, best loss, seed."""
-    save_by_hand(tmp_path, world_size=2)
+    save_by_hand(tmp_path, order=ORDER | {"processes": 2})
     run = a_run(tmp_path, num_epoch=3, learning_rate=RATE)
     seen, third = [], [1.0, 1.0]
     steps = [(GRADIENTS[0], 6.0, 2.0), (GRADIENTS[1], 1.0, 5.0), (third, 3.0, 1.0)]
@@ -232,11 +243,11 @@ def test_another_number_of_processes_does_the_epoch_anew(tmp_path):
     assert record["epoch"] == 3 and record["train_loss"] == pytest.approx((6 + 1 + 3) / (2 + 5 + 1))
     state = latest(tmp_path)
     assert_optimizer(state, by_hand(*GRADIENTS, third))
-    assert (state["world_size"], state["best_epoch"], state["min_eval_loss"], state["seed"]) == (1, 2, 0.5, 12345)
-    assert "that run had 2 processes, this one has 1" in (tmp_path / "logs.txt").read_text()
+    assert (state["order"], state["best_epoch"], state["min_eval_loss"], state["seed"]) == (ORDER, 2, 0.5, 12345)
+    assert "processes 2 -> 1: the epoch in progress begins anew\n" in (tmp_path / "logs.txt").read_text()
 
 
-@pytest.mark.parametrize("name", sorted(training.STATE))
+@pytest.mark.parametrize("name", sorted(run_state.STATE))
 def test_a_field_that_is_lacking_is_named(tmp_path, name):
     save_by_hand(tmp_path)
     state = latest(tmp_path)
@@ -341,7 +352,7 @@ def test_weights_alone_are_evaluated_first(tmp_path, capsys):
     run = a_run(tmp_path, learning_rate=RATE)
     finish(run, given(*THREE), [0.8, 0.9], watch=lambda run: evaluated.append(run.model.weight.tolist()[0]))
     assert evaluated[0] == [5.0, 6.0] and len(evaluated) == 2
-    assert "eval_loss of these weights: 0.800000\n" in capsys.readouterr().out
+    assert "eval_loss of weights.pth: 0.800000\n" in capsys.readouterr().out
     assert re.search(rf"starts from +{tmp_path}/weights.pth\n", (tmp_path / "logs.txt").read_text())
     state = latest(tmp_path)
     assert_optimizer(state, after_three([5.0, 6.0]))
@@ -371,7 +382,7 @@ def test_the_complete_state_goes_before_the_weights(tmp_path):
     save_weights(tmp_path, [5.0, 6.0])
     save_by_hand(tmp_path)
     run = a_run(tmp_path)
-    assert run.model.weight.tolist() == [WEIGHTS] and run.epoch == 3
+    assert run.model.weight.tolist() == [WEIGHTS] and run.progress.epoch == 3
 
 
 def test_a_state_of_another_model_is_refused(tmp_path):
@@ -403,7 +414,7 @@ def test_rank_0_alone_removes_leftovers_and_saves(tmp_path, rank):
 def test_processes_that_differ_are_not_started(tmp_path, monkeypatch):
     """One that finds no checkpoint, or other pieces, would wait for the others for ever."""
     monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
-    save_by_hand(tmp_path, world_size=2)
+    save_by_hand(tmp_path)
     with pytest.raises(InputError, match=r"the processes differ in the checkpoint they find: .*latest_weights.*None"):
         a_run(tmp_path, job=OneOfTwo(answer=lambda value: "None"))
 
@@ -420,7 +431,7 @@ def test_processes_that_differ_are_not_started(tmp_path, monkeypatch):
 def test_all_processes_have_the_seed_of_rank_0(tmp_path, monkeypatch, deterministic, seed):
     job = Processes(1, 1, 1)
     monkeypatch.setattr(job, "broadcast", lambda value: 77)
-    assert a_run(tmp_path, job=job, deterministic=deterministic).seed == seed
+    assert a_run(tmp_path, job=job, deterministic=deterministic).progress.seed == seed
 
 
 # --- told to stop -----------------------------------------------------------------------------------------------------

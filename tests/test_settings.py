@@ -290,8 +290,8 @@ def test_deterministic(start, monkeypatch, kind):
             seeds = []
             for _ in range(2):
                 run, loader, _ = start(kind, **{f"{kind.upper()}_DETERMINISTIC": value})
-                assert loader.dataset.seed == loader.batch_sampler.seed == run.seed
-                seeds.append(run.seed)
+                assert loader.dataset.seed == loader.batch_sampler.seed == run.progress.seed
+                seeds.append(run.progress.seed)
             assert (seeds == [0, 0]) == value and len(set(seeds)) == (1 if value else 2)
             assert (cudnn.deterministic, cudnn.benchmark) == (value, not value)
     finally:
@@ -382,9 +382,9 @@ def test_max_grad_norm(tmp_path, monkeypatch, value, logged):
 
 
 @shows("SAVE_EVERY_STEPS")
-@pytest.mark.parametrize(("value", "steps"), [(0, [0]), (2, [2, 4, 0]), (5, [0])])
+@pytest.mark.parametrize(("value", "steps"), [(0, [5, 0]), (2, [2, 4, 5, 0]), (5, [5, 0])])
 def test_save_every_steps(tmp_path, monkeypatch, value, steps):
-    """An epoch of five steps. Its end is saved in any case, and once."""
+    """An epoch of five steps. What is saved in any case, once each: its end before its evaluation, and after it."""
     monkeypatch.setattr(config, "SAVE_EVERY_STEPS", value)
     monkeypatch.setattr(config, "NUM_WORKERS", 0)
     saved = []

@@ -16,10 +16,12 @@ from transformers import AutoConfig
 
 import config
 import embedding
+import loading
 import packing
 import processes
 import train_clamp2
 import train_m3
+import training
 import utils
 from helpers import m3_configs
 from small_runs import a_run
@@ -134,6 +136,26 @@ def test_an_evaluation_step(tmp_path, kind):
                 moved = batch.to(run.device)
                 output = run.module(moved if kind == "m3" else moved.parts[0])
     assert all(torch.isfinite(x).all() for x in (output.loss if kind == "m3" else torch.stack(output))[None])
+
+
+def test_the_batches_of_an_evaluation(tmp_path, monkeypatch):
+    """Whether to stop is read when the next batch is asked for, from a copy that is on the host by then."""
+    run, read = a_run(tmp_path), []
+
+    class Loader(list):
+        batch_sampler = loading.Batches(12, 3, run.processes, 0, False)
+
+    class Copy(processes.OnItsWay):
+        def read(self):
+            read.append(len(seen))
+            return super().read() if run.device.type == "cuda" else False
+
+    monkeypatch.setattr(training, "OnItsWay", Copy)
+    loader, seen = Loader({"batch": on(run.device, batch_of("m3")), "problems": []} for _ in range(4)), []
+    with no_wait(run.device):
+        for batch in run.evaluation_batches(loader):
+            seen.append(batch)
+    assert read == [1, 2, 3] and len(seen) == 4
 
 
 @pytest.mark.parametrize("pooled", [False, True])
