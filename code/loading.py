@@ -148,8 +148,8 @@ def make_loader(
         batch_sampler=batches,
         collate_fn=_Collate(collate),
         num_workers=workers,
-        persistent_workers=workers > 0,
-        prefetch_factor=4 if workers else None,
+        persistent_workers=workers > 0 and dataset.train,  # those of the evaluation come when they are needed
+        prefetch_factor=2 if workers else None,  # what waits is shared memory, up to 12 MB a batch of CLaMP 2
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_interrupts,
     )

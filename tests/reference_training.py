@@ -87,8 +87,8 @@ class CLaMP2(nn.Module):
         return self.contrast(*self.features(batch)), 1
 
     def evaluate(self, batch, _):
-        """In groups of about 128, the larger ones first; each pair counts the same."""
-        groups = np.array_split(np.arange(len(batch)), math.ceil(len(batch) / 128))
+        """In groups of about 1024, the larger ones first; each pair counts the same."""
+        groups = np.array_split(np.arange(len(batch)), math.ceil(len(batch) / 1024))
         losses = [float(self.contrast(*self.features([batch[i] for i in group]))) * len(group) for group in groups]
         return sum(losses) / len(batch)
 
