@@ -12,7 +12,7 @@ from batch import Refused
 
 MAX_BARS = 1_000_000  # a few letters may stand for millions of rests
 _NUMBER = re.compile(r"\s*(\d+(?:[,-]\d+)*)")  # of an ending
-_MUSIC_FIELDS = "IKLMPQUm"  # these change the music that follows; others, as w:, tell of it
+_MUSIC_FIELDS = "IKLMPQU"  # these change the music that follows; others, as w:, tell of it
 _TEXT = re.compile(r'"[^"]*"|\[[A-Za-z]:[^][]*\]|%.*')
 _GRACE_NOTES = re.compile(r"\{[^{}]*\}")
 
@@ -153,12 +153,14 @@ class Reader:
         voices: by id, in the order of the music.
         defined: id -> what the first V: of that voice says.
         strays: number of brackets and the like without a partner, which are left out.
+        macros: m: fields within the music, which are left out: inline they would be notes.
         cut: text that is left out because a patch would end in it.
     """
 
     def __init__(self, header: list[str]):
         self.voices: dict[str, Voice] = {}
         self.strays = 0
+        self.macros: list[str] = []
         self.cut: list[str] = []
         self._grace_is_open = False  # at the end of the last line
         self.defined = {voice_id(line[2:]): line[2:] for line in reversed(header) if line.startswith("V:")}
@@ -191,6 +193,8 @@ class Reader:
         if letter == "V" and value:
             self.name = voice_id(value)
             self.defined.setdefault(self.name, value)
+        elif letter == "m":
+            self.macros.append(shown(value))
         elif letter in _MUSIC_FIELDS and self._without_cut_text(f"[{letter}:{value}]"):
             self.voice().add_field(letter, value)
 
