@@ -116,6 +116,8 @@ def _tidy_music(line: str) -> tuple[str, list[str]]:
             mended.append(f"quotation mark without a partner {what}")
         elif kind == "quoted":
             done.append(f'"{_hide(text[1:-1])}"')
+        elif kind == "inline" and text[1] == "m":
+            mended.append(f"macro left out: {text}")
         elif kind == "inline":
             done.append(f"[{text[1:3]}{_hidden_value(text[1], text[3:-1])}]")
         elif kind == "chord":

@@ -6,6 +6,7 @@ import abc_line
 import overlays
 from abc_line import FIELD, has_notes, reads_as_music
 
+_LEFT_OUT = {"s:": "line of symbols", "m:": "macro"}
 _FILE_FIELDS = "ILMQUm"  # before the first tune, these hold for all of them
 _DROPPED = re.compile(r"[XTCWwZ]:|%%MIDI|I:\s*linebreak")
 
@@ -67,11 +68,12 @@ def tidy(tune: str) -> tuple[str, list[str]]:
 def _tidy_lines(block: str) -> tuple[list[str], list[str]]:
     lines: list[str] = []
     warnings: list[str] = []
-    is_left_out = False
+    left_out = ""
     for line in block.split("\n"):
-        is_left_out = re.match(r"s:(?![|:])", line) is not None or (is_left_out and line.startswith("+:"))
-        if is_left_out:
-            warnings.append(f"line of symbols left out: {line}")
+        found = re.match(r"[sm]:(?![|:])", line)
+        left_out = _LEFT_OUT[found[0]] if found else left_out if line.startswith("+:") else ""
+        if left_out:
+            warnings.append(f"{left_out} left out: {line}")
             continue
         tidied, mended = abc_line.tidy(line)
         lines.append(tidied)

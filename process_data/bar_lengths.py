@@ -16,7 +16,7 @@ _ELEMENT = re.compile(
     """,
     re.VERBOSE,
 )
-_IN_TIME_OF = {"2": 3, "3": 2, "4": 3, "6": 2, "8": 3}  # of the other tuplets: 2, or 3 in compound meters
+IN_TIME_OF = {"2": 3, "3": 2, "4": 3, "6": 2, "8": 3}  # of the other tuplets: 2, or 3 in compound meters
 MAX_FACTOR = 10**6  # no length is more; a longer number is no music
 
 
@@ -48,7 +48,7 @@ def bar_length(text: str, unit: Fraction, is_compound: bool = False) -> float:
             before, factor = (2 - short, short) if element[kind][0] == ">" else (short, 2 - short)
             total += last * (before - 1)
         elif element["p"]:
-            in_time_of = int(element["q"] or _IN_TIME_OF.get(element["p"], 3 if is_compound else 2))
+            in_time_of = int(element["q"] or IN_TIME_OF.get(element["p"], 3 if is_compound else 2))
             tuplet, tuplet_notes = in_time_of / int(element["p"]), int(element["r"] or element["p"])
         elif kind == "value" and element["field"] == "L":
             unit = read_unit(element["value"]) or unit

@@ -21,7 +21,9 @@ import batch
 import captured
 import interleaving
 from abc_line import plain
+from simplified import simplified
 
+_BEHIND_CLEF = ("staff-details", "transpose", "for-part", "directive", "measure-style")
 _INCLUDE = re.compile(r"^[^\S\n]*(%%|I:)abc-include.*$", re.MULTILINE)
 _NO_TUPLET = re.compile(r"\(0+:\d*(:\d*)?|\(\d+:0+(?!\d)(:\d*)?")  # xml2abc writes (0:0:5 where it loses count
 _NO_MUSIC = re.compile(r"^[mrs]:(?![|:]).*\n?", re.MULTILINE)  # abc2xml would read such fields as notes
@@ -40,16 +42,20 @@ def abc_to_musicxml(text: str) -> bytes:
 
 def _convert(text: str) -> tuple[bytes, list[str]]:
     """(MusicXML of the first tune, warnings)."""
+    warnings: list[str] = []
     if is_interleaved(text):
-        text = interleaving.deinterleave(text)
+        text, warnings = interleaving.deinterleave(text)
     text = _NO_TEXT.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
     text, includes = _INCLUDE.subn("%", text)  # abc2xml would read any file that such a line names
     if not re.search(r"^[^\S\n]*[XK]:", text, re.MULTILINE):
         raise batch.Refused("no ABC: it has neither an X: nor a K: line")
     header, *tunes = abc_text.split_file(text)
     text, tidied = abc_text.tidy(tunes[0] if tunes else header)
-    no_music = _NO_MUSIC.findall(text)
-    text = (header if tunes else "") + _NO_MUSIC.sub("", text)
+    warnings += tidied
+    header = header if tunes else ""
+    no_music = _NO_MUSIC.findall(header) + _NO_MUSIC.findall(text)
+    text, plainer = simplified(_NO_MUSIC.sub("", text))
+    text = _NO_MUSIC.sub("", header) + text
     text, no_tuplets = _NO_TUPLET.subn("", text)  # abc2xml would divide by it
     abc2xml.mxm = _MusicXml()  # it keeps everything of the tune before
     with captured.printed_lines() as printed:
@@ -59,12 +65,14 @@ def _convert(text: str) -> tuple[bytes, list[str]]:
     if not scores:
         raise batch.Refused(f"abc2xml cannot read it: {plain('; '.join(reversed(printed)))[:300]}")
     if scores[0].find(".//note") is None:
-        raise batch.Refused("; ".join(["no note in it", *tidied]))
+        raise batch.Refused("; ".join(["no note in it", *warnings]))
     for element in scores[0].iter():
         element.text = element.text and plain(element.text)
     _halve_divisions(scores[0])
-    warnings = tidied + captured.shortened([plain(line) for line in printed])
-    warnings += [f"field left out: {plain(line.strip())}" for line in no_music if not line.startswith("r:")]
+    _add_clefs(scores[0])
+    warnings += plainer + captured.shortened([plain(line) for line in printed])
+    left_out = ((line, "macro" if line.startswith("m:") else "field") for line in no_music if not line.startswith("r:"))
+    warnings += [f"{what} left out: {plain(line.strip())}" for line, what in left_out]
     if includes:
         warnings.append(f"{includes} × abc-include left out: other files are not read")
     if no_tuplets:
@@ -86,6 +94,34 @@ def _halve_divisions(score: ElementTree.Element) -> None:
     if all(int(time.text or 0) % 2 == 0 for time in times):
         for time in times:
             time.text = str(int(time.text or 0) // 2)
+
+
+def _add_clefs(score: ElementTree.Element) -> None:
+    """A treble clef for each staff without a clef: that is what ABC means, but readers of MusicXML need one."""
+    for part in score.iter("part"):
+        attributes = part.find("measure/attributes")
+        if attributes is None:
+            continue
+        staves = int(attributes.findtext("staves") or 1)
+        place = next(
+            (index for index, element in enumerate(attributes) if element.tag in _BEHIND_CLEF), len(attributes)
+        )
+        for staff in range(staves, 0, -1):
+            if not _has_clef(part[0], str(staff)):
+                clef = ElementTree.Element("clef", {"number": str(staff)} if staves > 1 else {})
+                ElementTree.SubElement(clef, "sign").text = "G"
+                ElementTree.SubElement(clef, "line").text = "2"
+                attributes.insert(place, clef)
+
+
+def _has_clef(measure: ElementTree.Element, staff: str) -> bool:
+    """Whether there is a clef of a staff before the notes of any of its voices, which abc2xml writes one by one."""
+    is_start = True
+    for item in measure:
+        if is_start and any(clef.get("number", "1") == staff for clef in item.findall("clef")):
+            return True
+        is_start = item.tag == "backup" or (is_start and item.tag != "note")
+    return False
 
 
 def is_interleaved(text: str) -> bool:

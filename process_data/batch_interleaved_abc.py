@@ -20,7 +20,8 @@ from interleaving import deinterleave, interleave, read_abc
 def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
     text = read_abc(path.read_bytes())
     if args.reverse:
-        return batch.Converted([deinterleave(text).encode()])
+        standard, warnings = deinterleave(text)
+        return batch.Converted([standard.encode()], warnings)
     tunes = interleave(text)
     numbers = [f"tune {number}: " if len(tunes) > 1 else "" for number in range(1, len(tunes) + 1)]
     warnings = [number + warning for number, (_, more) in zip(numbers, tunes, strict=True) for warning in more]

@@ -11,9 +11,11 @@ examples:
 
 import argparse
 import io
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 from abctoolkit import xml2abc
 
@@ -21,6 +23,8 @@ import batch
 import captured
 import mending
 import musicxml
+
+_TEXT_LINE = re.compile(r"^[TCZw]:.*%.*$", re.MULTILINE)  # there, a percent sign begins a comment
 
 
 def musicxml_to_abc(data: bytes, name: str) -> tuple[str, list[str]]:
@@ -35,29 +39,18 @@ def musicxml_to_abc(data: bytes, name: str) -> tuple[str, list[str]]:
     """
     xml, warnings = musicxml.read(data)
     xml, joined = mending.join_lines(xml)
-    warnings += joined
+    score = ElementTree.fromstring(xml)
+    warnings += joined + mending.mend(score)
     try:
-        abc, printed = _xml2abc(xml, name)
-    except Exception as error:
-        xml, mended = mending.mend(xml)
-        if not mended:
-            raise _too_odd(error) from error
-        warnings += mended
-        try:
-            abc, printed = _xml2abc(xml, name)
-        except Exception as error:
-            raise _too_odd(error) from error
+        abc, printed = _xml2abc(score, name)
+    except Exception as error:  # an old script on odd input may raise anything
+        raise batch.Refused(f"xml2abc cannot read it: {type(error).__name__}: {error}") from error
     if not abc:
         raise batch.Refused("no part of it has a note")
     return abc, warnings + captured.shortened(printed[:-1])  # the last one: "... written with N voices"
 
 
-def _too_odd(error: Exception) -> batch.Refused:
-    """An old script on odd input may raise anything."""
-    return batch.Refused(f"xml2abc cannot read it: {type(error).__name__}: {error}")
-
-
-def _xml2abc(xml: str, name: str) -> tuple[str, list[str]]:
+def _xml2abc(score: ElementTree.Element, name: str) -> tuple[str, list[str]]:
     """(the tune or "", the lines that were printed); made new for each file, since xml2abc keeps everything."""
     # The command line `xml2abc -d 8 -x`: unit length 1/8, no line breaks; all else as it is by default.
     options = SimpleNamespace(**dict.fromkeys("umcnbvjtsi"), v1=None, stm=None, ped=True, p=[], o="", d=8, x=True)
@@ -65,11 +58,35 @@ def _xml2abc(xml: str, name: str) -> tuple[str, list[str]]:
     out = xml2abc.ABCoutput(name, "", 0, options)
     out.outfile = io.StringIO()
     xml2abc.abcOut = out  # where its functions look for it
-    parser = xml2abc.Parser(options)
+    xml2abc.E = SimpleNamespace(Element=ElementTree.Element, parse=lambda score: score)  # it is parsed already
+    parser = _Parser(options)
     parser.msc = _Music(options)
     with captured.printed_lines() as printed:
-        parser.parse(io.StringIO(xml))
-    return out.outfile.getvalue(), printed
+        parser.parse(score)
+    return _TEXT_LINE.sub(lambda line: re.sub(r"(?<!\\)%", r"\%", line[0]), out.outfile.getvalue()), printed
+
+
+class _Parser(xml2abc.Parser):
+    """Takes nothing that is open at the end of a part into the next one."""
+
+    def locStaffMap(self, part, measures):
+        super().locStaffMap(part, measures)
+        self.slurBuf, self.dirStk, self.repeat_str = {}, {}, {}
+        self.ingrace = 0
+        if self.pedVce not in self.msc.vnums:
+            self.pedVce = None
+
+    def findVoice(self, i, es):
+        """A voice of this part, though no note of the staff may be in the voices that are written on it."""
+        staff, *voices = super().findVoice(i, es)
+        first = next(iter(self.msc.vnums))
+        return staff, *(voice if voice in self.msc.vnums else first for voice in voices)
+
+    def doNote(self, n):
+        if n.find("unpitched") is not None:
+            for staff in self.stfMap:
+                self.curClef.setdefault(staff, "")  # a percussion staff without a clef
+        super().doNote(n)
 
 
 class _Music(xml2abc.Music):

@@ -14,6 +14,7 @@ from bar_lengths import rest
 from batch import Refused
 
 __all__ = ["deinterleave", "interleave", "read_abc"]
+_NAMES_CLEF = re.compile(r"K:.*(\w=|treble|bass|alto|tenor|perc|soprano|baritone|\S\s+none)")  # or an octave
 BARS_A_LINE = 5  # of standard ABC
 
 
@@ -51,13 +52,13 @@ def _interleave_tune(text: str) -> tuple[str, list[str]]:
     return shown("\n".join(header + lines) + "\n"), warnings
 
 
-def deinterleave(text: str) -> str:
-    """Interleaved ABC -> standard ABC: one voice after another. `interleave` gives the same text again.
+def deinterleave(text: str) -> tuple[str, list[str]]:
+    """Interleaved ABC -> (standard ABC: one voice after another, warnings). `interleave` gives the same text again.
 
     Raises:
         Refused: it has no K: line or no note.
     """
-    header, voices, _ = _parse("".join(split_file(text)))
+    header, voices, warnings = _parse("".join(split_file(text)))
     lines = ["X:1", *header]
     for name, voice in voices.items():
         bars = _written(voice)
@@ -66,7 +67,7 @@ def deinterleave(text: str) -> str:
             line = " ".join(bars[start : start + BARS_A_LINE])
             is_like_field = re.match("[A-Za-z+]:", line)  # G:| would be one for other programs
             lines.append(f"[V:{name}]{line}" if is_like_field else line)
-    return shown("\n".join(lines) + "\n")
+    return shown("\n".join(lines) + "\n"), warnings
 
 
 def _parse(text: str) -> tuple[list[str], dict[str, Voice], list[str]]:
@@ -84,7 +85,7 @@ def _parse(text: str) -> tuple[list[str], dict[str, Voice], list[str]]:
         raise Refused("; ".join(["no note in it", *warnings]))
     header += [f"V:{value}" for name, value in reader.defined.items() if name not in in_header]
     if not reader.defined:
-        header.append("V:1 treble")
+        header.append("V:1" if any(map(_NAMES_CLEF.match, header)) else "V:1 treble")
     else:  # what stands before the first V: line of the music is of a voice that no line defines
         header += [f"V:{name}" for name in reader.voices if name not in reader.defined]
     warnings += [f"voice {name} has no music" for name in reader.defined if name not in reader.voices]

@@ -1,17 +1,41 @@
 """Mends what xml2abc cannot cope with though it is correct, or nearly correct, MusicXML.
 
-`join_lines` is for all scores, `mend` only for those at which xml2abc has failed: each of its rules is for an exception
-that xml2abc 143 raises on published scores. Notes and their durations stay as they are; what is left out is notation
-that standard ABC, as xml2abc writes it, has no place for anyway.
+Each rule is for what xml2abc 143 stops at, or writes as something else in silence; where it does neither, nothing is
+changed. Notes and their durations stay; what is left out is notation that standard ABC, as xml2abc writes it, has no
+place for anyway. What it reads as numbers is in xml_values.py.
 """
 
 import re
 from collections import Counter
 from xml.etree import ElementTree
 
+import xml_values
+
 _SPANS = ("wedge", "octave-shift", "pedal")
 _SPAN_TYPES = ("up", "down", "crescendo", "diminuendo", "start", "stop")
 _ACCIDENTALS = ("double-flat", "flat-flat", "flat", "natural", "sharp", "sharp-sharp", "double-sharp")
+
+# The modes of xml2abc -> the most flats it has a name for; it has 21 names of keys.
+_MODES = {
+    "maj": 8,
+    "ion": 8,
+    "m": 11,
+    "min": 11,
+    "aeo": 11,
+    "mix": 9,
+    "dor": 10,
+    "phr": 12,
+    "lyd": 7,
+    "loc": 13,
+    "non": 8,
+}
+_NEEDED = {
+    "time-modification": ("actual-notes", "normal-notes"),
+    "clef": ("sign",),
+    "backup": ("duration",),
+    "forward": ("duration",),
+    "staff-tuning": ("tuning-step", "tuning-octave"),
+}
 
 _LYRIC = re.compile(r"(<text\b[^>]*>)([^<]*)(?=</text>)")
 _LINE_BREAK = re.compile(r"\s*(?:[\n\r\x85\u2028\u2029]|&#(?:0*1[03]|x0*[aAdD]);)\s*")
@@ -33,13 +57,23 @@ def join_lines(xml: str) -> tuple[str, list[str]]:
     return xml, [f"{number} × line break in the lyrics taken for a space"] if number else []
 
 
-def mend(text: str) -> tuple[str, list[str]]:
-    """The score with all that xml2abc is known to stop at put right, and what was done, one line each."""
-    score = ElementTree.fromstring(text)
+def mend(score: ElementTree.Element) -> list[str]:
+    """Puts right, in place, all that xml2abc is known to stop at or to misread; returns what was done, one line each.
+
+    Raises:
+        Refused: the lengths or the octaves of its notes cannot be known.
+    """
     done: Counter[str] = Counter()
-    for rule in (_spans, _accidentals, _metronomes, _beats, _staves, _part_list):
+    for rule in _RULES:
         rule(score, done)
-    return ElementTree.tostring(score, encoding="unicode"), [f"{times} × {what}" for what, times in done.items()]
+    return [f"{times} × {what}" for what, times in done.items() if times]
+
+
+def _namespace(score: ElementTree.Element, done: Counter[str]) -> None:
+    """The default namespace that the root element may declare."""
+    if score.tag.startswith("{"):
+        for element in score.iter():
+            element.tag = element.tag.rpartition("}")[2]
 
 
 def _spans(score: ElementTree.Element, done: Counter[str]) -> None:
@@ -69,22 +103,135 @@ def _metronomes(score: ElementTree.Element, done: Counter[str]) -> None:
                 done["metronome mark without beats per minute left out"] += 1
 
 
-def _beats(score: ElementTree.Element, done: Counter[str]) -> None:
-    """3+2 beats are five."""
-    for beats in score.iter("beats"):
-        text = beats.text or ""
-        if re.fullmatch(r"\s*\d+(\s*\+\s*\d+)+\s*", text):
-            beats.text = str(sum(map(int, text.split("+"))))
-            done[f"{text} beats written as {beats.text}"] += 1
+def _incomplete(score: ElementTree.Element, done: Counter[str]) -> None:
+    """Elements without what xml2abc takes from them."""
+    odd = {}
+    for tag, needed in _NEEDED.items():
+        for element in score.iter(tag):
+            missing = [each for each in needed if element.find(each) is None]
+            if missing:
+                odd[element] = missing[0]
+    for parent in score.iter() if odd else ():
+        for element in [element for element in parent if element in odd]:
+            parent.remove(element)
+            done[f"{element.tag} without {odd[element]} left out"] += 1
+
+
+def _keys(score: ElementTree.Element, done: Counter[str]) -> None:
+    """Modes and numbers of sharps or flats that xml2abc has no name for."""
+    for key in score.iter("key"):
+        mode, fifths = key.find("mode"), key.find("fifths")
+        name = "maj" if mode is None else (mode.text or "").lower()[:3]
+        if mode is not None and name not in _MODES:
+            key.remove(mode)
+            done[f"mode {mode.text or ''!r} left out"] += 1
+        if fifths is not None and not 0 <= _MODES.get(name, 8) + int(fifths.text or 0) <= 20:
+            key.remove(fifths)
+            done[f"fifths {fifths.text!r} left out"] += 1
+
+
+def _notes(score: ElementTree.Element, done: Counter[str]) -> None:
+    """The begin of a tuplet on a note that is in none for xml2abc, and a note of a chord that has no first note."""
+    for note in score.iter("note"):
+        tuplets = note.findall("notations/tuplet")
+        if not any(tuplet.get("type") == "start" for tuplet in tuplets):
+            continue
+        tremolo = note.find("notations/ornaments/tremolo")
+        if note.find("time-modification") is None or (tremolo is not None and tremolo.get("type") != "single"):
+            for notations in note.findall("notations"):
+                for tuplet in notations.findall("tuplet"):
+                    notations.remove(tuplet)
+            done[
+                f"tuplet on a note {'without time-modification' if tremolo is None else 'with a tremolo'} left out"
+            ] += 1
+    for measure in score.iter("measure"):
+        first = measure.find("note")
+        if first is not None and (chord := first.find("chord")) is not None:
+            first.remove(chord)
+            done["chord without a first note: its notes one after another"] += 1
+
+
+def _measure_repeats(score: ElementTree.Element, done: Counter[str]) -> None:
+    """Ends of repeats that do not begin, and numbers of measures that are none."""
+    for part in score.iter("part"):
+        begun = set()
+        for style in part.iter("measure-style"):
+            staff = style.get("number", "1")
+            for sign in style.findall("measure-repeat"):
+                if sign.text and not re.fullmatch(r"\s*0*[1-9]\d{0,3}\s*", sign.text):
+                    done[f"measure-repeat of {sign.text!r} measures: the number left out"] += 1
+                    sign.text = ""
+                if sign.get("type") == "start":
+                    begun.add(staff)
+                elif sign.get("type") == "stop" and staff not in begun:
+                    style.remove(sign)
+                    done["end of a measure-repeat without its begin left out"] += 1
+                else:
+                    begun.discard(staff)
+
+
+def _harmonies(score: ElementTree.Element, done: Counter[str]) -> None:
+    """No chord is no chord of C; a kind of three words cannot be taken apart."""
+    for harmony in score.iter("harmony"):
+        kind = harmony.find("kind")
+        if kind is None:
+            continue
+        root = harmony.find("root")
+        if kind.text == "none" and root is not None:
+            for tag in ("root", "bass"):
+                for element in harmony.findall(tag):
+                    harmony.remove(element)
+            kind.set("text", kind.get("text") or "N.C.")
+            done["chord symbol of kind 'none' written as no chord"] += 1
+        elif (kind.text or "").count("-") > 1:
+            done[f"chord symbol of kind {kind.text!r} written in words"] += 1
+            kind.text = (kind.text or "").replace("-", " ")
+
+
+def _offsets(score: ElementTree.Element, done: Counter[str]) -> None:
+    """Chord symbols with an offset: before the note at that time, where there is one."""
+    for measure in score.iter("measure"):
+        if measure.find("harmony/offset") is None:
+            continue
+        notes: list[tuple[int, ElementTree.Element]] = []  # the time of each
+        moved: list[tuple[int, ElementTree.Element]] = []
+        now = 0
+        for item in measure:
+            length = int(item.findtext("duration") or 0)
+            if item.tag == "harmony" and (offset := item.find("offset")) is not None:
+                item.remove(offset)
+                shift = xml_values.whole(offset.text or "")
+                if shift:
+                    moved.append((now + shift, item))
+                elif shift is None:
+                    done[f"offset {offset.text or ''!r} of a chord symbol left out"] += 1
+            elif item.tag == "note" and item.find("chord") is None:
+                notes.append((now, item))
+            if item.tag in ("note", "forward", "backup") and item.find("chord") is None and item.find("grace") is None:
+                now += -length if item.tag == "backup" else length
+        for time, harmony in moved:
+            staff = harmony.findtext("staff", "1")
+            here = [note for start, note in notes if start == time]
+            here.sort(key=lambda note: note.findtext("staff", "1") != staff)
+            if here:
+                measure.remove(harmony)
+                measure.insert(list(measure).index(here[0]), harmony)
+            else:
+                done["offset of a chord symbol to where no note begins left out"] += 1
 
 
 def _staves(score: ElementTree.Element, done: Counter[str]) -> None:
-    """A direction or chord symbol on a staff that has no note: on the first that has."""
+    """A direction or chord symbol on a staff that has no note: on the first that has. A clef there has no place."""
     for part in score.iter("part"):
-        used = {note.findtext("staff", "1") for note in part.iter("note")}
+        used = {int(note.findtext("staff", "1")) for note in part.iter("note")}
+        for attributes in list(part.iter("attributes"))[1:]:
+            for item in (*attributes.findall("clef"), *attributes.findall("measure-style")):
+                if int(item.get("number", "1")) not in used:
+                    attributes.remove(item)
+                    done[f"{item.tag} on a staff without notes left out"] += 1
         for measure in part:
             for item in [item for item in measure if item.tag in ("direction", "harmony", "sound")]:
-                if item.findtext("staff", "1") in used:
+                if int(item.findtext("staff", "1")) in used:
                     continue
                 done[f"{item.tag} on a staff without notes {'moved' if used else 'left out'}"] += 1
                 if not used:
@@ -92,7 +239,7 @@ def _staves(score: ElementTree.Element, done: Counter[str]) -> None:
                     continue
                 for staff in item.findall("staff"):
                     item.remove(staff)
-                ElementTree.SubElement(item, "staff").text = min(used)
+                ElementTree.SubElement(item, "staff").text = str(min(used))
 
 
 def _part_list(score: ElementTree.Element, done: Counter[str]) -> None:
@@ -102,8 +249,33 @@ def _part_list(score: ElementTree.Element, done: Counter[str]) -> None:
         part_list = ElementTree.Element("part-list")
         score.insert(0, part_list)
     listed = {entry.get("id") for entry in part_list.iter("score-part")}
-    for part in score.findall("part"):
+    parts = score.findall("part")
+    if len(part_list.findall("score-part")) >= len(parts):
+        return
+    for part in parts:
         if part.get("id") not in listed:
             entry = ElementTree.SubElement(part_list, "score-part", id=part.get("id", ""))
             ElementTree.SubElement(entry, "part-name")
             done["part that is missing in the part list added there"] += 1
+
+
+_RULES = (
+    _namespace,
+    xml_values.numbers,
+    xml_values.voices_and_verses,
+    xml_values.octaves,
+    xml_values.alters,
+    xml_values.meters,
+    xml_values.durations,
+    _spans,
+    _accidentals,
+    _metronomes,
+    _incomplete,
+    _keys,
+    _notes,
+    _measure_repeats,
+    _harmonies,
+    _offsets,
+    _staves,
+    _part_list,
+)

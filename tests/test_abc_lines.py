@@ -25,7 +25,7 @@ SIGNS = [
 def bars(body: str, header: str = HEADER) -> tuple[list[str], list[str]]:
     """(body lines, warnings) of interleaved ABC, which must come back from the way to standard ABC."""
     ((text, warnings),) = interleave(header + body)
-    assert interleave(text)[0][0] == interleave(deinterleave(text))[0][0] == text
+    assert interleave(text)[0][0] == interleave(deinterleave(text)[0])[0][0] == text
     return [line.removeprefix("[V:1]") for line in text.splitlines() if line.startswith("[V:")], warnings
 
 
@@ -254,7 +254,7 @@ def test_lines_of_symbols_are_named(tmp_path, field):
         assert "".join(pitches(text)) == "CDEFGABC"
         assert len(list(xml(text).iter("measure"))) == 2
     assert "".join(pitches(f"{HEADER}CDEF|\nr:a remark\nGABc|\n")) == "CDEFGABC"
-    assert warnings_of(tmp_path, f"{HEADER}CDEF|\nm:~a2 = ab\nGABc|\n") == ["field left out: m:~a2 = ab"]
+    assert warnings_of(tmp_path, f"{HEADER}CDEF|\nm:~a2 = ab\nGABc|\n") == ["macro left out: m:~a2 = ab"]
 
 
 # Blocks and empty lines, on the way to MusicXML

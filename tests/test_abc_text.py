@@ -17,7 +17,7 @@ from interleaving import deinterleave, interleave
 def read(text: str) -> tuple[list[str], list[str], list[str]]:
     """(header lines, body lines, warnings) of the one tune."""
     ((written, warnings),) = interleave(text)
-    assert interleave(written)[0][0] == interleave(deinterleave(written))[0][0] == written
+    assert interleave(written)[0][0] == interleave(deinterleave(written)[0])[0][0] == written
     lines = written.splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("[V:"))
     return lines[:first], lines[first:], warnings
@@ -214,7 +214,7 @@ def test_ids_of_voices():
 # The body
 
 
-@pytest.mark.parametrize("letter", "IKLMPQUm")
+@pytest.mark.parametrize("letter", "IKLMPQU")
 def test_fields_that_change_the_music_become_inline_fields(letter):
     assert music(f"A8|\n{letter}:1/4 % x\nB|c8|") == ["A8|", f"[{letter}:1/4]B|", "c8|"]
     assert music(f"A8|\n{letter}:[1]{{/4}}\nB|c8|") == ["A8|", f"[{letter}:1/4]B|", "c8|"]  # no bracket in brackets
@@ -391,16 +391,16 @@ def test_equal_bars_are_compared_after_the_cut():
 def test_standard_abc_has_five_bars_a_line():
     bars = [f"{note}8|" for note in "ABcdefgabcd"]
     text = "L:1/8\nM:4/4\nK:C\nV:1 treble\n" + "".join(f"[V:1]{bar}\n" for bar in bars)
-    lines = deinterleave(text).splitlines()
+    lines = deinterleave(text)[0].splitlines()
     assert lines == ["X:1", "L:1/8", "M:4/4", "K:C", "V:1 treble", "V:1",
                      " ".join(bars[:5]), " ".join(bars[5:10]), bars[10]]  # fmt: skip
 
 
 def test_a_line_that_would_be_a_field_begins_with_its_voice():
     for bar in ("G:|", "a:|", "C::"):
-        assert f"V:1\n[V:1]{bar}" in deinterleave(f"K:C\nV:1 treble\n[V:1]{bar}\n[V:1]A|\n")
+        assert f"V:1\n[V:1]{bar}" in deinterleave(f"K:C\nV:1 treble\n[V:1]{bar}\n[V:1]A|\n")[0]
     for bar in ("G8:|", "|:G|", "[K:D]G:|"):
-        assert f"V:1\n{bar}" in deinterleave(f"K:C\nV:1 treble\n[V:1]{bar}\n[V:1]A|\n")
+        assert f"V:1\n{bar}" in deinterleave(f"K:C\nV:1 treble\n[V:1]{bar}\n[V:1]A|\n")[0]
 
 
 # Limits

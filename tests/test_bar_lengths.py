@@ -12,7 +12,7 @@ from interleaving import deinterleave, interleave
 def interleaved(first: str, second: str, header: str = "M:4/4\nL:1/8\n") -> tuple[list[str], list[str]]:
     """(bars, warnings) of a tune of two voices."""
     ((text, warnings),) = interleave(f"X:1\n{header}K:C\nV:1\nV:2\nV:1\n{first}\nV:2\n{second}\n")
-    assert interleave(text)[0][0] == interleave(deinterleave(text))[0][0] == text
+    assert interleave(text)[0][0] == interleave(deinterleave(text)[0])[0][0] == text
     return [line for line in text.splitlines() if line.startswith("[V:")], warnings
 
 

@@ -1,5 +1,7 @@
 """Each rule that mends MusicXML, alone, on scores of a few elements: what it takes away, and what it leaves."""
 
+from xml.etree import ElementTree
+
 import pytest
 
 from mending import join_lines, mend
@@ -7,12 +9,18 @@ from mending import join_lines, mend
 LISTED = '<part-list><score-part id="P1"><part-name /></score-part></part-list>'
 
 
+def mended_score(text: str) -> tuple[str, list[str]]:
+    root = ElementTree.fromstring(text)
+    done = mend(root)
+    return ElementTree.tostring(root, encoding="unicode"), done
+
+
 def mended(content: str) -> tuple[str, list[str]]:
     """A measure of one part, mended, and what was done."""
     start, end = f'<score-partwise>{LISTED}<part id="P1"><measure>', "</measure></part></score-partwise>"
-    text, done = mend(start + content + end)
+    text, done = mended_score(start + content + end)
     assert text.startswith(start) and text.endswith(end)
-    assert mend(text) == (text, [])  # and then nothing is left to mend
+    assert mended_score(text) == (text, [])  # and then nothing is left to mend
     return text.removeprefix(start).removesuffix(end), done
 
 
@@ -76,13 +84,16 @@ def test_metronome_marks():
 
 @pytest.mark.parametrize(("beats", "total"), [("3+2", "5"), ("2+2+3", "7"), (" 3 + 3+2 ", "8"), ("10+2", "12")])
 def test_beats_that_are_added(beats, total):
-    assert mended(note() + f"<beats>{beats}</beats>") == (
-        note() + f"<beats>{total}</beats>",
+    time = "<time><beats>{}</beats><beat-type>8</beat-type></time>"
+    assert mended(note() + time.format(beats)) == (
+        note() + time.format(total),
         [f"1 × {beats} beats written as {total}"],
     )
-    for plain in ("4", "3+", "+2", "3-2", "senza"):
-        content = note() + f"<beats>{plain}</beats>"
-        assert mended(content) == (content, [])
+    for plain in ("4", " 3 "):
+        assert mended(note() + time.format(plain)) == (note() + time.format(plain), [])
+    for odd in ("3+", "+2+", "3-2", "senza", "", "0"):
+        left, done = mended(note() + time.format(odd))
+        assert left == note() + "<time />" and done == [f"1 × time signature '{odd} 8' left out"]
 
 
 @pytest.mark.parametrize("item", ["direction", "harmony", "sound"])
@@ -119,7 +130,7 @@ def test_parts_without_an_entry():
         ),
     ):
         parts = one + two if two in text else one
-        assert mend(text) == (f"<score-partwise><part-list>{listed}</part-list>{parts}</score-partwise>", done)
+        assert mended_score(text) == (f"<score-partwise><part-list>{listed}</part-list>{parts}</score-partwise>", done)
 
 
 BREAKS = [

@@ -305,7 +305,7 @@ def test_deep_nesting_is_refused():
         ("<score-partwise/>", "no <part>"),
         ("<score-partwise><x><part/></x></score-partwise>", "no <part>"),
         (score('<note><rest measure="yes"/><duration>8</duration></note>'), "no part of it has a note"),
-        (score(note("C4", "two")), "xml2abc cannot read it: ValueError"),
+        (score(note("C4", "two")), "part P1, measure 1: duration 'two' is no length"),
     ],
 )
 def test_what_is_no_music_is_refused_with_the_reason(data, reason):

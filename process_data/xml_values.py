@@ -1,0 +1,256 @@
+"""Makes what xml2abc reads as numbers in MusicXML numbers that it can read.
+
+xml2abc 143 takes whole numbers in plain digits for granted, stops at all else, and rounds some in silence. A score that
+is as it expects is not changed. Each rule takes the root element and counts what it did, in words.
+"""
+
+import math
+import re
+from collections import Counter
+from fractions import Fraction
+from functools import lru_cache
+from xml.etree.ElementTree import Element
+
+from batch import Refused
+
+_ANY = (-math.inf, math.inf)
+# Whole numbers that are read: (element, its attribute, or "" for its text) -> the lowest, the highest.
+_WHOLE = {
+    ("staff", ""): (1, 99),
+    ("actual-notes", ""): (1, 9999),
+    ("normal-notes", ""): (1, 9999),
+    ("tremolo", ""): (0, 8),
+    ("fifths", ""): (-99, 99),
+    ("chromatic", ""): (-99, 99),
+    ("octave-change", ""): (-9, 9),
+    ("clef-octave-change", ""): (-2, 2),
+    ("staff-lines", ""): (0, 99),
+    ("root-alter", ""): (-1, 1),
+    ("bass-alter", ""): (-1, 1),
+    ("degree-alter", ""): (-1, 1),
+    ("midi-channel", ""): (-9999, 9999),
+    ("midi-program", ""): (-9999, 9999),
+    ("midi-unpitched", ""): (-9999, 9999),
+    ("clef", "number"): (1, 99),
+    ("measure-style", "number"): (1, 99),
+    ("staff-details", "number"): (1, 99),
+}
+_DECIMAL = {
+    ("per-minute", ""): (0, 9999),
+    ("volume", ""): _ANY,
+    ("pan", ""): _ANY,
+    ("sound", "tempo"): (0, 9999),
+    ("words", "default-y"): _ANY,
+    ("rehearsal", "default-y"): _ANY,
+}
+_READ: dict[str, list[str]] = {}  # element -> which of its attributes
+for _tag, _attribute in (*_WHOLE, *_DECIMAL):
+    _READ.setdefault(_tag, []).append(_attribute)
+_MAX_ALTER = 12  # semitones
+_SEMITONES = (0, 2, 4, 5, 7, 9, 11)  # of C D E F G A B
+
+
+def numbers(score: Element, done: Counter[str]) -> None:
+    """The first number in a value that is none; without one, the value is left out."""
+    for parent in score.iter():
+        left_out = []
+        for child in parent:
+            for attribute in _READ.get(child.tag, ()):
+                text = child.get(attribute) if attribute else child.text or ""
+                if text is None:
+                    continue
+                name = f"{child.tag} {attribute}".rstrip()
+                number = _number(text, child.tag, attribute)
+                if number is None:
+                    done[f"{name} {text!r} left out"] += text != ""
+                    if attribute:
+                        del child.attrib[attribute]
+                    else:
+                        left_out.append(child)
+                elif number != text:
+                    done[f"{name} {text!r} read as {number}"] += number != text.strip()
+                    if attribute:
+                        child.set(attribute, number)
+                    else:
+                        child.text = number
+        for child in left_out:
+            parent.remove(child)
+
+
+def _number(text: str, tag: str, attribute: str) -> str | None:
+    is_whole = (tag, attribute) in _WHOLE
+    lowest, highest = _WHOLE.get((tag, attribute)) or _DECIMAL[tag, attribute]
+    first = re.search(r"[.\d]+", text) if tag == "per-minute" else None  # which is how xml2abc looks for it
+    if _is_number(first[0] if first else text, is_whole, lowest, highest):
+        return text.strip() if tag.endswith("-alter") else text
+    found = re.search(r"-?\d+(?:\.\d+)?", text)
+    if found and _is_number(found[0], False, lowest, highest) and not (is_whole and float(found[0]) % 1):
+        return f"{float(found[0]):g}"
+    return None
+
+
+def _is_number(text: str, is_whole: bool, lowest: float, highest: float) -> bool:
+    try:
+        number = int(text) if is_whole else float(text)
+    except ValueError:
+        return False
+    return lowest <= number <= highest and math.isfinite(number)
+
+
+def whole(text: str) -> int | None:
+    """A whole number, "2.0" included."""
+    return int(float(text)) if _is_number(text, False, -(2**31), 2**31) and not float(text) % 1 else None
+
+
+def voices_and_verses(score: Element, done: Counter[str]) -> None:
+    """A voice or a verse with a name in place of a number gets a number that no other has."""
+    for part in score.iter("part"):
+        voices = list(part.iter("voice"))
+        free = _free_numbers([voice.text or "" for voice in voices], range(-9999, 9999))
+        for voice in voices:
+            if (name := voice.text or "") in free:
+                voice.text = free[name]
+                done[f"voice {name!r} numbered {free[name]}"] += 1
+    lyrics = list(score.iter("lyric"))
+    free = _free_numbers([lyric.get("number", "1") for lyric in lyrics], range(100), ".*verse")  # as xml2abc reads it
+    for lyric in lyrics:
+        if (name := lyric.get("number", "1")) in free:
+            lyric.set("number", free[name])
+            done[f"lyric number {name!r} numbered {free[name]}"] += 1
+
+
+def _free_numbers(names: list[str], allowed: range, before: str = "") -> dict[str, str]:
+    """The names that are no number -> a number for each."""
+    taken, odd = 0, []
+    for name in dict.fromkeys(names):
+        try:
+            number = int(re.sub(f"^{before}", "", name))
+        except ValueError:
+            odd.append(name)
+            continue
+        if number in allowed:
+            taken = max(taken, number)
+        else:
+            odd.append(name)
+    return {name: str(number) for number, name in enumerate(odd, taken + 1)}
+
+
+def alters(score: Element, done: Counter[str]) -> None:
+    """Microtones are rounded towards the natural, and three sharps or flats are those of a neighbouring note."""
+    for pitch in score.iter("pitch"):
+        alter = pitch.find("alter")
+        if alter is None or alter.text in ("0", "1", "-1", "2", "-2"):
+            continue
+        text = alter.text or ""
+        if not _is_number(text, False, -_MAX_ALTER, _MAX_ALTER):
+            pitch.remove(alter)
+            done[f"alter {text!r} left out"] += 1
+            continue
+        semitones = int(float(text))
+        if semitones != float(text):
+            alter.text = str(semitones)
+            done[f"alter {text!r} left out, the pitch rounded to semitones"] += 1
+        if abs(semitones) > 2:
+            _respell(pitch, alter, semitones)
+            done[f"alter {text!r} written as that of another note of the same pitch"] += 1
+
+
+def _respell(pitch: Element, alter: Element, semitones: int) -> None:
+    step, octave = pitch.find("step"), pitch.find("octave")
+    if step is None or octave is None or step.text not in list("CDEFGAB"):
+        pitch.remove(alter)
+        return
+
+    def key(place: int) -> int:
+        return 12 * (place // 7) + _SEMITONES[place % 7]
+
+    place = 7 * int(octave.text or 0) + "CDEFGAB".index(step.text)
+    sounding = key(place) + semitones
+    while abs(sounding - key(place)) > 1:
+        place += 1 if semitones > 0 else -1
+    step.text, octave.text, alter.text = "CDEFGAB"[place % 7], str(place // 7), str(sounding - key(place))
+
+
+def meters(score: Element, done: Counter[str]) -> None:
+    """3+2 beats are five, and 3/4+2/4 is 5/4."""
+    for time in score.iter("time"):
+        beats, types = time.findall("beats"), time.findall("beat-type")
+        if not beats:
+            continue
+        written = [element.text or "" for element in beats]
+        try:
+            sums = [sum(map(int, text.split("+"))) for text in written]
+            units = [int(element.text or "") for element in types]
+            if len(sums) != len(units) or min(sums + units) <= 0:
+                raise ValueError
+        except ValueError:
+            done[f"time signature {' '.join(element.text or '' for element in [*beats, *types])!r} left out"] += 1
+            for element in [*beats, *types]:
+                time.remove(element)
+            continue
+        if len(beats) > 1:
+            unit = math.lcm(*units)
+            total = sum(number * unit // each for number, each in zip(sums, units, strict=True))
+            all_written = "+".join(f"{text}/{each}" for text, each in zip(written, units, strict=True))
+            done[f"{all_written} written as {total}/{unit}"] += 1
+            beats[0].text, types[0].text = str(total), str(unit)
+            for element in [*beats[1:], *types[1:]]:
+                time.remove(element)
+        elif "+" in written[0]:
+            beats[0].text = str(sums[0])
+            done[f"{written[0]} beats written as {sums[0]}"] += 1
+
+
+def durations(score: Element, done: Counter[str]) -> None:
+    """Decimal durations, and divisions that change within a measure: all of the part in smaller ones.
+
+    Raises:
+        Refused: one of them is no number, or the part has no divisions.
+    """
+    for part in score.iter("part"):
+        if all(note.find("rest") is not None for note in part.iter("note")):
+            continue
+        times: list[tuple[Element, Fraction, Fraction]] = []  # a duration or <divisions>, its value, the divisions then
+        divisions, must_change = Fraction(0), False
+        for number, measure in enumerate(part.iter("measure"), 1):
+            has_notes = False
+            for item in measure:
+                element = item.find("divisions" if item.tag == "attributes" else "duration")
+                if element is None or (item.tag == "attributes" and not element.text):
+                    continue
+                value = _length(element.text or "")
+                if value is None or not (value or element.tag == "duration"):
+                    place = f"part {part.get('id', '')}, measure {measure.get('number', number)}"
+                    raise Refused(f"{place}: {element.tag} {element.text!r} is no length")
+                must_change |= not (element.text or "").strip().isdigit()
+                if element.tag == "duration":
+                    has_notes = True
+                else:
+                    must_change |= has_notes and value != divisions
+                    divisions = value
+                times.append((element, value, divisions))
+        if times and not divisions:
+            raise Refused(f"part {part.get('id', '')} has no <divisions>: the length of its notes is unknown")
+        if must_change:
+            first = next(per for *_, per in times if per)  # also of what stands before it
+            times = [(element, value, per or first) for element, value, per in times]
+            parts = math.lcm(*((value / per).denominator for element, value, per in times if element.tag == "duration"))
+            for element, value, per in times:
+                element.text = str(parts if element.tag == "divisions" else int(value / per * parts))
+            done[f"divisions in part {part.get('id', '')} written as {parts}"] += 1
+
+
+@lru_cache(10_000)
+def _length(text: str) -> Fraction | None:
+    try:
+        length = Fraction(text.strip()).limit_denominator(10_000)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return length if length >= 0 else None
+
+
+def octaves(score: Element, done: Counter[str]) -> None:
+    """Raises Refused if an octave is no number."""
+    for element in (*score.iter("octave"), *score.iter("display-octave")):
+        if not _is_number(element.text or "", True, -9, 19):
+            raise Refused(f"octave {element.text!r} of a note is no number")
