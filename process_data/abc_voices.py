@@ -153,14 +153,12 @@ class Reader:
         voices: by id, in the order of the music.
         defined: id -> what the first V: of that voice says.
         strays: number of brackets and the like without a partner, which are left out.
-        macros: m: fields within the music, which are left out: inline they would be notes.
         cut: text that is left out because a patch would end in it.
     """
 
     def __init__(self, header: list[str]):
         self.voices: dict[str, Voice] = {}
         self.strays = 0
-        self.macros: list[str] = []
         self.cut: list[str] = []
         self._grace_is_open = False  # at the end of the last line
         self.defined = {voice_id(line[2:]): line[2:] for line in reversed(header) if line.startswith("V:")}
@@ -193,8 +191,6 @@ class Reader:
         if letter == "V" and value:
             self.name = voice_id(value)
             self.defined.setdefault(self.name, value)
-        elif letter == "m":
-            self.macros.append(shown(value))
         elif letter in _MUSIC_FIELDS and self._without_cut_text(f"[{letter}:{value}]"):
             self.voice().add_field(letter, value)
 

@@ -90,7 +90,6 @@ def _parse(text: str) -> tuple[list[str], dict[str, Voice], list[str]]:
         header += [f"V:{name}" for name in reader.voices if name not in reader.defined]
     warnings += [f"voice {name} has no music" for name in reader.defined if name not in reader.voices]
     warnings += [f"left out, since a patch would end in it: {text}" for text in reader.cut]
-    warnings += [f"macro left out: m:{macro}" for macro in reader.macros]
     if reader.strays:
         warnings.append(f"{reader.strays} quotation marks, brackets or the like without a partner left out")
     return header, reader.voices, warnings
