@@ -16,7 +16,7 @@ import music21
 import pytest
 
 import interleaving
-from batch_abc2xml import _convert
+from batch_abc2xml import abc_to_musicxml
 from second_opinion import xml_notes
 
 TUNES = 20 if "CLAMP2_ALL" in os.environ else 1  # for each construct
@@ -149,7 +149,7 @@ def of_names(counter: Counter) -> Counter:
 
 @cache
 def before(header: str, body: str) -> Counter:
-    return sounds(_convert(header + body)[0], True)
+    return sounds(abc_to_musicxml(header + body), True)
 
 
 def faults(construct: Construct, header: str, body: str, chance: random.Random) -> list[str]:
@@ -161,7 +161,7 @@ def faults(construct: Construct, header: str, body: str, chance: random.Random) 
     if names(written) != expected:
         found.append(f"interleaved: less {expected - names(written)}, more {names(written) - expected}")
     for way, text in ("directly", tune), ("by interleaved ABC", written):
-        xml, _ = _convert(text)
+        xml = abc_to_musicxml(text)
         after = sounds(xml, False)
         if after != of_names(expected):
             found.append(f"{way}: less {of_names(expected) - after}, more {after - of_names(expected)}")
