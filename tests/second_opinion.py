@@ -136,13 +136,15 @@ def _music21(abc: str) -> Counter:
 def _plain(abc: str) -> str:
     """Without what has no part in (onset, length, key), but is played: chords of accompaniment, ornaments, repeats."""
     lines = []
-    for line in re.sub(r'"[^"\n]*"|![^!\s|]+!|\{[^}\n]*\}', "", abc).split("\n"):
+    for written in abc.split("\n"):
+        line = re.sub(r'"[^"]*"|![^!\s|]+!|\{[^}]*\}', "", written)
         if re.match(r"[PRQwW]:(?![|:])|%%MIDI", line):
             continue
         if not re.match(r"%|[A-Za-z+]:(?![|:])", line):
             line = re.sub(r"(\[[^]PQR]:[^]]*\])|\[[PQR]:[^]]*\]|[~.HLMOPSTuv]", r"\1", line.partition("%")[0])
             line = re.sub(r":*(?:\[?\|[|\]]*:*)+(?:\s*\[?\d+(?:[,-]\d+)*)?|::+|\[\d+(?:[,-]\d+)*", "|", line)
-        lines.append(line)
+        if line.strip() or not written.strip():  # an empty line would end the tune
+            lines.append(line)
     return "\n".join(lines)
 
 
