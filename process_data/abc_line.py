@@ -37,7 +37,8 @@ _ANNOTATION = ("^", "_", "<", ">", "@")  # begin quoted text that is no chord sy
 # What `tidy` changes in a line of music.
 _MARK = re.compile(
     rf"""
-     (?P<quoted>"(?:\\.|[^"\\])*")
+     \["(?P<ending>\d+(?:[,-]\d+)*)\.?"(?![^]|]*\])  # ["1", but not the chord ["1"CE]
+    |(?P<quoted>"(?:\\.|[^"\\])*")
     |(?P<inline>\[[A-Za-z]:[^][]*\])
     |(?P<kept>%.*|{DECORATION})
     |(?P<open>")
@@ -83,7 +84,7 @@ def tidy(line: str) -> tuple[str, list[str]]:
     """A line as every reader of ABC understands it, and what was mended.
 
     Text is hidden, quotation marks without a partner are closed or left out, ! that breaks a line is $, [] is [|],
-    +CEG+ is [CEG].
+    +CEG+ is [CEG], ["1" is [1.
     """
     if line.startswith("%"):
         return line, []
@@ -120,6 +121,8 @@ def _tidy_music(line: str) -> tuple[str, list[str]]:
             mended.append(f"macro left out: {text}")
         elif kind == "inline":
             done.append(f"[{text[1:3]}{_hidden_value(text[1], text[3:-1])}]")
+        elif kind == "ending":
+            done.append(f"[{mark['ending']}")
         elif kind == "chord":
             done.append(f"[{mark['chord']}]")
         else:

@@ -88,7 +88,7 @@ class _MusicXml(abc2xml.MusicXml):
         self.divisions *= 2
 
     def mkPitch(self, accidental, note, octave, level):
-        """An accidental decides and holds for the bar, on a tied note too; a tie of another overlay is none of its own."""
+        """An accidental decides, and holds for the bar, on a tied note too; a tie of another overlay is none."""
         tie = self.ties.get((note, octave))
         if tie and (accidental or tie[2] != self.overlayVnum):
             del self.ties[note, octave]

@@ -81,7 +81,7 @@ CONSTRUCTS = {
     "4.5 rests": each("note", "N z", "N x4", "N z//", is_exact=False) + each("bar", "|Z|", "|Z4|", "|X2|", "|Z||", is_exact=False),
     "4.5 spacers": each("gap", " y ", " y20 ", "`", " y`"),
     "4.7 beams": each("note", "N C`D``E", adds="CDE"),
-    "4.8 bars and 4.9 endings": each("bar", *BARS) + each("bar", "|1 C4:|2 D4|", "|[1 C4:|[2 D4|]", adds="CD"),
+    "4.8 bars and 4.9 endings": each("bar", *BARS) + each("bar", '["1" C4:|["2-9" D4|]', "|1 C4:|2 D4|", "|[1 C4:|[2 D4|]", adds="CD"),
     "4.11 ties and slurs": each("note", "N-N", "N-|N", "(N N)", "((N) N)", ".(N N)", ".N-N", "(N (N) N)", "(N|N)", "N- N") + each("line end", "-", is_exact=False),
     "4.12 grace notes": each("note", "{g}N", adds="g") + each("note", "{/gf}N", adds="gf") + each("note", "{^g_a/2b}N", "({gab}N)", adds="gab") + each("note", "{[ce]g}N", adds="ceg") + each("note", "{}N"),
     "4.13 tuplets": each("note", "(3NNN", "(3:2N N N", "(3::2NN", "(2NN", "(5:4:5NNNNN", "(3:2:2N N2", "(4NNNN", "(6NNNNNN", "(7:8NNNNNNN", "(9NNNNNNNNN", "(3 NNN", "(3(NN)N", '(3"C"N"D"NN', "(3.N.NN"),

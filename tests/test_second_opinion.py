@@ -55,7 +55,7 @@ NOTES, TIMES = "other notes", ("rounded times", "times within a bar")
 WARNINGS = re.compile(
     "longer than metre|incorrect duration|too small|overlap|unequal length|illegal duration|without a partner"
 )
-READERS, LOST_TICKS = "readers differ", "ticks left out"
+READERS, EMPTY_LINE, LOST_TICKS = "readers differ", "empty line", "ticks left out"
 # Constructs that the conversions change without a word; each with the piece that has it.
 SILENT = {
     "lc5988117.mxl": "a tremolo between two notes, and a tuplet behind it",
@@ -79,6 +79,8 @@ def outcome_of_xml(data: bytes) -> tuple[str, list[str]]:
 def outcome_of_abc(tune: str) -> tuple[str, list[str]]:
     """By ABC -> interleaved ABC -> MusicXML; where that is not the same, as the reader of ABC reads both."""
     ((text, warnings),) = interleaving.interleave(tune)
+    if any(warning.startswith("music goes on behind an empty line") for warning in warnings):
+        return EMPTY_LINE, warnings  # where a tune ends, for all other readers
     expected = abc_notes(tune)
     if expected == tied(xml_notes(abc_to_musicxml(text))):
         return AGREE, warnings
