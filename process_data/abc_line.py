@@ -15,7 +15,7 @@ ELEMENT = re.compile(
     rf"""
      (?P<plain>[^]["!+{{}}|:\\$%(]+)  # notes, rests, lengths, spaces, ...
     |(?P<quoted>"[^"]*")
-    |(?P<atom>\((?:\d+:[\d:]*)?|{DECORATION}|\+[^+\s|]{{2,}}\+|\{{(?:(?!\[V:)[^{{}}])*\}})
+    |(?P<atom>\((?:\d+:[\d:]*)?|{DECORATION}|\+[^+\s|]+\+|\{{(?:(?!\[V:)[^{{}}])*\}})
     |\[(?P<field>[A-Za-z]):(?P<value>[^][{{}}]*)\]
     |(?P<sign>(?:\[?\|\]?|:+\|\]?|::)(?:\|\]?|:)*)(?:\s*\[?(?P<volta>\d+(?:[,-]\d+)*))?
     |(?P<chord>\[(?![|\d])(?:"[^"]*"|{DECORATION}|[^]["!|{{}}])*\])
@@ -37,11 +37,13 @@ _ANNOTATION = ("^", "_", "<", ">", "@")  # begin quoted text that is no chord sy
 # What `tidy` changes in a line of music.
 _MARK = re.compile(
     rf"""
-     (?P<quoted>"(?:\\.|[^"\\])*")
+     \["(?P<ending>\d+(?:[,-]\d+)*)\.?"(?![^]|]*\])  # ["1", but not the chord ["1"CE]
+    |(?P<quoted>"(?:\\.|[^"\\])*")
     |(?P<inline>\[[A-Za-z]:[^][]*\])
     |(?P<kept>%.*|{DECORATION})
     |(?P<open>")
     |(?P<break>!)               # as in old tunes
+    |\+(?P<chord>(?!f+\+)(?:(?:__?|\^\^?|=)?[A-Ga-g][,']*\d*/*\d*){{2,}})\+  # +CEG+, as in old tunes
     |(?P<repeats>:(?:(?<=\|:)|(?<!::)(?=:+\|)):+)  # |:: and ::| repeat more than once
     |(?P<invisible>\[\])
     """,
@@ -81,7 +83,8 @@ def _reduced(line: str, user_symbols: str) -> str:
 def tidy(line: str) -> tuple[str, list[str]]:
     """A line as every reader of ABC understands it, and what was mended.
 
-    Text is hidden, quotation marks without a partner are closed or left out, ! that breaks a line is $, [] is [|].
+    Text is hidden, quotation marks without a partner are closed or left out, ! that breaks a line is $, [] is [|],
+    +CEG+ is [CEG], ["1" is [1.
     """
     if line.startswith("%"):
         return line, []
@@ -94,7 +97,7 @@ def tidy(line: str) -> tuple[str, list[str]]:
 
 
 def _tidy_music(line: str) -> tuple[str, list[str]]:
-    if "::" not in line and not set(line).intersection('"!['):  # most lines
+    if "::" not in line and not set(line).intersection('"![+'):  # most lines
         return line, []
     done: list[str] = []
     mended: list[str] = []
@@ -118,6 +121,10 @@ def _tidy_music(line: str) -> tuple[str, list[str]]:
             mended.append(f"macro left out: {text}")
         elif kind == "inline":
             done.append(f"[{text[1:3]}{_hidden_value(text[1], text[3:-1])}]")
+        elif kind == "ending":
+            done.append(f"[{mark['ending']}")
+        elif kind == "chord":
+            done.append(f"[{mark['chord']}]")
         else:
             done.append({"break": "$", "repeats": ":", "invisible": "[|]"}.get(kind or "", text))
     return "".join(done) + line[position:], mended

@@ -87,6 +87,16 @@ class _MusicXml(abc2xml.MusicXml):
         super().reset(*options)
         self.divisions *= 2
 
+    def mkPitch(self, accidental, note, octave, level):
+        """An accidental decides, and holds for the bar, on a tied note too; a tie of another overlay is none."""
+        tie = self.ties.get((note, octave))
+        if tie and (accidental or tie[2] != self.overlayVnum):
+            del self.ties[note, octave]
+        made = super().mkPitch(accidental, note, octave, level)
+        if tie:
+            self.ties[note, octave] = tie
+        return made
+
 
 def _halve_divisions(score: ElementTree.Element) -> None:
     """Back to abc2xml's own divisions, in scores that can be written in them."""

@@ -226,10 +226,11 @@ def durations(score: Element, done: Counter[str]) -> None:
                 if element is None or (item.tag == "attributes" and not element.text):
                     continue
                 value = _length(element.text or "")
-                if value is None or not (value or element.tag == "duration"):
+                # a negative duration goes back in time, as some programs write notes that overlap
+                if value is None or (value <= 0 and element.tag == "divisions"):
                     place = f"part {part.get('id', '')}, measure {measure.get('number', number)}"
                     raise Refused(f"{place}: {element.tag} {element.text!r} is no length")
-                must_change |= not (element.text or "").strip().isdigit()
+                must_change |= not (element.text or "").strip().removeprefix("-").isdigit()
                 if element.tag == "duration":
                     has_notes = True
                 else:
@@ -250,10 +251,9 @@ def durations(score: Element, done: Counter[str]) -> None:
 @lru_cache(10_000)
 def _length(text: str) -> Fraction | None:
     try:
-        length = Fraction(text.strip()).limit_denominator(10_000)
+        return Fraction(text.strip()).limit_denominator(10_000)
     except (ValueError, ZeroDivisionError):
         return None
-    return length if length >= 0 else None
 
 
 def octaves(score: Element, done: Counter[str]) -> None:

@@ -35,6 +35,21 @@ def test_notes_by_hand():
     assert score == [[[{(0, 1, "F#4"): 1, (1, 1, "A4"): 1, (2, 2, "D5"): 1}]]]
 
 
+@pytest.mark.parametrize(
+    ("music", "names"),
+    [
+        ("^C4-|^C C C2|C4|", ["C#4", "C#4", "C#4", "C#4", "C4"]),  # the sign on the tied note holds for its bar
+        ("^C4-|C C C2|", ["C#4", "C#4", "C4", "C4"]),  # without a sign, for the tied note alone
+        ("^C4-|=C4|", ["C#4", "C4"]),  # no tie, then
+        ("E4-&^C4|E4&^C4|", ["C#4", "C#4", "E4", "E4"]),
+        ("C4-&E4|z4&^C4|", ["C#4", "C4", "E4"]),  # the tie is of another overlay
+    ],
+)
+def test_accidentals_and_ties(music, names):
+    bars = [voice for bar in music_notes.read(abc_to_musicxml(f"X:1\nL:1/4\nK:C\n{music}\n"))[0] for voice in bar]
+    assert sorted(name for voice in bars for *_, name in voice.elements()) == sorted(names)
+
+
 def test_abc2xml_writes_the_same(tmp_path):
     """As a command of its own; it meets the tunes of the kit in one process, ours in another order."""
     tunes = sorted((KIT / "abc").glob("*.abc"))

@@ -203,6 +203,12 @@ def test_decimal_durations_and_divisions_that_change():
     assert converted(music)[0].endswith(" C4 E4 | %1\n\n")
 
 
+def test_a_note_that_goes_back_in_time_is_read():
+    """Some programs write an overlap so. The reader of it warns."""
+    text, warnings = converted(note("C4", 4) + note("D4", -2) + note("E4", 2))
+    assert all(name in text for name in "CDE") and any("overlap" in warning for warning in warnings), (text, warnings)
+
+
 def test_without_divisions_the_score_is_refused():
     for text in ("", "<divisions/>"):
         with pytest.raises(Refused, match="part P1 has no <divisions>: the length of its notes is unknown"):
