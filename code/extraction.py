@@ -43,6 +43,10 @@ from sources import Sources
 READ_TOGETHER = 16  # files that a worker hands over at a time
 WRITERS = 4  # threads; what they wait for is the disk
 SHOWN_FAILURES = 20  # on the terminal; OUT.errors.jsonl has all
+CONVERSIONS = (  # files of music that an extraction does not read, and what makes them into some that it does
+    ("MIDI", (".mid", ".midi", ".kar", ".rmi"), ["batch_midi2mtf"]),
+    ("MusicXML", (".xml", ".musicxml", ".mxl"), ["batch_xml2abc", "batch_interleaved_abc"]),
+)
 
 
 def read_patches(keep_unit_length: bool, path: Path) -> np.ndarray:
@@ -77,6 +81,16 @@ def run(main: Callable[[Processes], int]) -> int:
         PartialState(cpu=device.type == "cpu")
 
     return processes.run(main, join)
+
+
+def to_convert(others: list[Path]) -> str:
+    """How files that an extraction cannot read become some that it can, for a message; "" if there are none."""
+    hints = []
+    for kind, suffixes, scripts in CONVERSIONS:
+        if count := sum(path.suffix.lower() in suffixes for path in others):
+            commands = " and then ".join(f"`python process_data/{script}.py IN OUT`" for script in scripts)
+            hints.append(f"; {count} of {kind}: convert with {commands}")
+    return "".join(hints)
 
 
 def find_weights(job: Processes, constant: str, download: bool) -> Path:
@@ -123,7 +137,7 @@ def extract(
     """
     files, others = job.together(lambda: list_files(source, suffixes))
     if not files:
-        raise InputError(f"{source}: there is no {' or '.join(suffixes)} file in it")
+        raise InputError(f"{source}: there is no {' or '.join(suffixes)} file in it{to_convert(others)}")
     job.together(lambda: prepare_target(target, weights_path, pooled, keep_unit_length) if job.rank == 0 else None)
     base = source.parent if source.is_file() else source
     record, names = open_record(job, source, target, files)
@@ -188,7 +202,7 @@ def extract(
         record, _ = read_record(source, target, files)  # with what the others have added
         orphans = record.finish(remove_orphans)
         counts = f"{sum(done)} done, {sum(skipped)} skipped (they were there), {len(failures)} failed{orphans}"
-        print(counts + (f"; {len(others)} files of other types were left alone" if others else ""))
+        print(counts + (f"; {len(others)} files of other types were left alone{to_convert(others)}" if others else ""))
     return 1 if failures else 0
 
 

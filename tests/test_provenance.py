@@ -96,6 +96,12 @@ def test_features_from_elsewhere_are_taken_with_one_line(make, tmp_path_factory,
     assert line == f"no note of what these features were made with; used as they are: {unknown}"
 
 
+def test_a_folder_from_elsewhere_alone_is_not_spoken_of(make, tmp_path, capsys):
+    folder = make("elsewhere")
+    assert use("metrics", folder, folder, tmp_path) == use("map", folder / NAMES[0], folder, tmp_path) == 0
+    assert "no note" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
@@ -120,7 +126,9 @@ def test_a_part_of_an_output_folder_knows_what_it_was_made_with(make, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     facts = json.loads((tmp_path / "out" / "features.extraction.json").read_text())
     assert facts["weights"] == "one.pth"
-    for root in (folder, folder / "deep", folder / "deep" / "er" / "b.npy", tmp_path / "link"):
+    (tmp_path / "deep_link").symlink_to(folder / "deep" / "er")
+    links = [tmp_path / "link", tmp_path / "deep_link"]
+    for root in (folder, folder / "deep", folder / "deep" / "er" / "b.npy", *links):
         assert features.made_with([root]) == {str(root): facts}, root
     assert features.made_with([tmp_path / "out"]) == {str(folder): facts}
     make("out", names=["stray.npy"])
