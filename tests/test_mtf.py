@@ -493,7 +493,7 @@ def test_a_file_without_a_note_fails_as_a_score_without_one_does(tmp_path, flag)
     (tmp_path / "silent.mid").write_bytes(midi(b"\x00\xc0\x05", ticks=0))  # a program change
     parser = argparse.ArgumentParser()
     batch_midi2mtf.add_arguments(parser)
-    with pytest.raises(batch.Refused, match="^no note in it; ticks_per_beat 0: "):
+    with pytest.raises(batch.Refused, match=r"^no note in it; ticks_per_beat 0: "):
         batch_midi2mtf.convert(tmp_path / "silent.mid", parser.parse_args([flag]))
 
 
