@@ -26,6 +26,7 @@ from tqdm import tqdm
 import config
 import files
 import pieces
+import provenance
 import published
 from files import InputError
 from pieces import Piece
@@ -57,6 +58,7 @@ class FeatureCache:
         self.writable = True
         self.weights = config.resolve(config.CLAMP2_WEIGHTS_PATH)
         self.identity = self._identity()
+        self.sha256 = self._weights_digest()
         self.folder = self.root / self._model_digest()
 
     def get(self, key: str) -> Entry | None:
@@ -95,7 +97,7 @@ class FeatureCache:
         code, process_data = Path(__file__).parent, Path(pieces.batch.__file__).parent
         sources = [*(code / f"{name}.py" for name in _CODE), *sorted(process_data.glob("*.py"))]
         facts = [
-            self._weights_digest(),
+            self.sha256,
             _text_model_digest(config.text_model()),
             [getattr(config, name) for name in _SIZES],
             config.EXTRACT_PRECISION,
@@ -139,6 +141,11 @@ class FeatureCache:
 @functools.cache
 def _cache() -> FeatureCache:
     return FeatureCache()
+
+
+def made_with() -> dict:
+    """What the features were made with, as `extract_clamp2.py --normalize` notes it."""
+    return provenance.facts(_cache().weights, _cache().sha256, True, config.KEEP_UNIT_LENGTH)
 
 
 def _digest(path: Path) -> str:

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 import config
 import processes
+import provenance
 import published
 from checkpoints import AUDIO_LEFT_OUT, load_checkpoint, load_weights
 from embedding import embed
@@ -36,19 +37,16 @@ from files import InputError, atomic_write, list_files, printable, remove_leftov
 from loading import Paths, close_loader, ignore_interrupts, worker_count
 from patches import M3Patchilizer, read_music, remove_unit_length
 from processes import Processes, precision
+from provenance import beside, show
 from sources import Sources
 
 READ_TOGETHER = 16  # files that a worker hands over at a time
 WRITERS = 4  # threads; what they wait for is the disk
 SHOWN_FAILURES = 20  # on the terminal; OUT.errors.jsonl has all
-
-
-def beside(target: Path, suffix: str) -> Path:
-    """Returns the path of a sidecar: beside the output folder, under its name plus `suffix`."""
-    target = target.resolve()
-    if not target.name:
-        raise InputError(f"{target}: name an output folder below it; beside it stands what its features were made with")
-    return target.with_name(target.name + suffix)
+CONVERSIONS = (  # files of music that an extraction does not read, and what makes them into some that it does
+    ("MIDI", (".mid", ".midi", ".kar", ".rmi"), ["batch_midi2mtf"]),
+    ("MusicXML", (".xml", ".musicxml", ".mxl"), ["batch_xml2abc", "batch_interleaved_abc"]),
+)
 
 
 def read_patches(keep_unit_length: bool, path: Path) -> np.ndarray:
@@ -83,6 +81,16 @@ def run(main: Callable[[Processes], int]) -> int:
         PartialState(cpu=device.type == "cpu")
 
     return processes.run(main, join)
+
+
+def to_convert(others: list[Path]) -> str:
+    """How files that an extraction cannot read become some that it can, for a message; "" if there are none."""
+    hints = []
+    for kind, suffixes, scripts in CONVERSIONS:
+        if count := sum(path.suffix.lower() in suffixes for path in others):
+            commands = " and then ".join(f"`python process_data/{script}.py IN OUT`" for script in scripts)
+            hints.append(f"; {count} of {kind}: convert with {commands}")
+    return "".join(hints)
 
 
 def find_weights(job: Processes, constant: str, download: bool) -> Path:
@@ -129,7 +137,7 @@ def extract(
     """
     files, others = job.together(lambda: list_files(source, suffixes))
     if not files:
-        raise InputError(f"{source}: there is no {' or '.join(suffixes)} file in it")
+        raise InputError(f"{source}: there is no {' or '.join(suffixes)} file in it{to_convert(others)}")
     job.together(lambda: prepare_target(target, weights_path, pooled, keep_unit_length) if job.rank == 0 else None)
     base = source.parent if source.is_file() else source
     record, names = open_record(job, source, target, files)
@@ -194,7 +202,7 @@ def extract(
         record, _ = read_record(source, target, files)  # with what the others have added
         orphans = record.finish(remove_orphans)
         counts = f"{sum(done)} done, {sum(skipped)} skipped (they were there), {len(failures)} failed{orphans}"
-        print(counts + (f"; {len(others)} files of other types were left alone" if others else ""))
+        print(counts + (f"; {len(others)} files of other types were left alone{to_convert(others)}" if others else ""))
     return 1 if failures else 0
 
 
@@ -261,28 +269,6 @@ def write(path: Path, feature: np.ndarray) -> str | None:
     return None
 
 
-FACTS = ("sha256", "form", "precision", "KEEP_UNIT_LENGTH")  # in which all features of a folder agree
-
-
-def _facts(made_with: dict, names: list[str]) -> str:
-    """Some facts of a folder of features, for a message."""
-    weights = made_with["weights"]
-    return ", ".join(
-        f"{weights} ({made_with[n][:12]}...)" if n == "sha256" else f"{n} {made_with.get(n)}" for n in names
-    )
-
-
-def _read_manifest(path: Path) -> dict:
-    """What the features of a folder were made with. Raises InputError if it cannot be read."""
-    try:
-        before = json.loads(path.read_text())
-    except ValueError:
-        before = None
-    if not isinstance(before, dict) or "weights" not in before:
-        raise InputError(f"{path}: damaged; it notes what the features beside it were made with: remove both")
-    return before
-
-
 def prepare_target(target: Path, weights_path: Path, pooled: bool, keep_unit_length: bool = False) -> None:
     """Makes the folder for features, and notes beside it what they are made with.
 
@@ -291,25 +277,15 @@ def prepare_target(target: Path, weights_path: Path, pooled: bool, keep_unit_len
     """
     with open(weights_path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    made_with: dict = {
-        "weights": weights_path.name,
-        "sha256": digest,
-        "form": "--normalize" if pooled else "temporal",
-        "precision": config.EXTRACT_PRECISION,
-        "KEEP_UNIT_LENGTH": keep_unit_length,
-    }
-    made_with |= published.origin(weights_path, digest)
-    manifest, older = beside(target, ".extraction.json"), target / ".extraction.json"
+    made_with = provenance.facts(weights_path, digest, pooled, keep_unit_length)
+    manifest, older = beside(target, provenance.SIDECAR), target / provenance.OLD_SIDECAR
     before = made_with
     if next(target.rglob("*.npy"), None):  # of a folder without features, what was noted is of no use
-        if manifest.exists():
-            before = _read_manifest(manifest)
-        elif older.exists():  # where an earlier version of this code had it
-            before = {"precision": "float32", "KEEP_UNIT_LENGTH": False} | _read_manifest(older)
-    differing = [fact for fact in FACTS if before.get(fact) != made_with[fact]]
+        before = provenance.of_target(target) or made_with
+    differing = provenance.differing(before, made_with)
     if differing:
         raise InputError(
-            f"{target}: holds features of {_facts(before, differing)}, and not of {_facts(made_with, differing)}, as is"
+            f"{target}: holds features of {show(before, differing)}, and not of {show(made_with, differing)}, as is"
             f" asked for now; name another output folder, or remove it and {manifest}"
         )
     target.mkdir(parents=True, exist_ok=True)

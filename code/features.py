@@ -6,7 +6,7 @@ each of T patches or tokens), as `extract_clamp2.py` and `extract_m3.py` write t
 
 import json
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -15,10 +15,11 @@ import numpy as np
 from tqdm import tqdm
 
 import files
+import provenance
 from files import InputError
 
 INPUT_SUFFIXES = (".abc", ".mtf", ".txt", ".mid", ".midi", ".kar", ".rmi", ".xml", ".musicxml", ".mxl")
-PACKED_MATRIX, PACKED_NAMES = "features.npy", "names.json"
+PACKED_MATRIX, PACKED_NAMES, PACKED_FACTS = "features.npy", "names.json", "extraction.json"
 _PACK_ROWS = 1024  # rows written at a time
 
 
@@ -31,6 +32,7 @@ class Features:
     skipped: list[str] = field(default_factory=list)  # "path: reason" of every file that was left out
     titles: list[str] = field(default_factory=list)  # of the pieces, where they were read from music
     warnings: list[str] = field(default_factory=list)  # "path: what was repaired, padded or left out" of a piece
+    made_with: dict[str, dict] = field(default_factory=dict)  # by folder; see `provenance`
 
 
 def read(path: Path) -> np.ndarray:
@@ -63,6 +65,11 @@ def find(root: Path) -> list[Path]:
     return [root] if root.is_file() else [root / path for path in found]
 
 
+def made_with(roots: Iterable[Path]) -> dict[str, dict]:
+    """What the feature files below several roots were made with; see `provenance`. Raises as `find` does."""
+    return {place: known for root in roots for place, known in provenance.of_files(root, find(root)).items()}
+
+
 def relative_name(path: Path, root: Path) -> str:
     """The name of a feature file within the folder (or the single file) `root`."""
     return path.name if path == root else path.relative_to(root).as_posix()
@@ -90,6 +97,7 @@ def load(root: Path, mean_over_time: bool = False) -> Features:
     if is_packed(root):
         return _open_packed(root)
     paths = find(root)
+    made_with = provenance.of_files(root, paths)
     names: list[str] = []
     skipped: list[str] = []
     matrix = np.empty((0, 0), np.float32)
@@ -98,7 +106,7 @@ def load(root: Path, mean_over_time: bool = False) -> Features:
             matrix = np.empty((len(paths), vector.size), np.float32)
         matrix[len(names)] = vector
         names.append(name)
-    return Features(names, matrix[: len(names)], skipped)
+    return Features(names, matrix[: len(names)], skipped, made_with=made_with)
 
 
 def pack(root: Path, out: Path) -> Features:
@@ -113,6 +121,7 @@ def pack(root: Path, out: Path) -> Features:
     if out.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{out}: lies within {root}, and would be taken for one of its features; name another folder")
     paths = find(root)
+    made_with = provenance.agreed(provenance.of_files(root, paths))
     names: list[str] = []
     rows: list[np.ndarray] = []
     skipped: list[str] = []
@@ -136,7 +145,11 @@ def pack(root: Path, out: Path) -> Features:
         file.seek(0)
         if _write_header(file, len(names), vector.size) != start:
             raise InputError(f"{out}: this version of numpy cannot fill in the header of a .npy file")
-        (out / PACKED_NAMES).unlink(missing_ok=True)  # never the names of one matrix beside another
+        for name in (PACKED_NAMES, PACKED_FACTS):
+            (out / name).unlink(missing_ok=True)  # never those of one matrix beside another
+    if made_with:
+        with files.atomic_write(out / PACKED_FACTS, "w") as file:
+            json.dump(made_with, file)
     with files.atomic_write(out / PACKED_NAMES, "w", encoding="ascii") as file:
         json.dump(names, file, indent=0)
     return Features(names, np.load(out / PACKED_MATRIX, mmap_mode="r"), skipped)
@@ -159,7 +172,9 @@ def _open_packed(root: Path) -> Features:
         raise InputError(
             f"{root}: damaged: {len(names)} names, and a {matrix.dtype} matrix of shape {matrix.shape}; pack it again"
         )
-    return Features(names, matrix)
+    noted = root / PACKED_FACTS
+    made_with = provenance.read(noted) if noted.is_file() else {}
+    return Features(names, matrix, made_with={str(root): made_with})
 
 
 def _read_vectors(

@@ -35,6 +35,7 @@ import features
 import files
 import labels
 import plot
+import provenance
 from files import InputError
 from labels import Piece
 
@@ -170,6 +171,7 @@ def evaluate(
 
 
 def train(args: argparse.Namespace) -> int:
+    made_with = provenance.agreed(features.made_with(args.features))
     pieces, left_out = labels.gather(args.features, True, args.labels)
     pieces, dropped = labels.drop_small_classes(pieces, max(3, args.folds))
     left_out += dropped
@@ -205,14 +207,15 @@ def train(args: argparse.Namespace) -> int:
     if args.model:
         if args.folds:
             model, _ = fit(*labels.hold_out(pieces, VALIDATION_SHARE, rng), classes, args)
-        save(model, classes, args.model)
+        save(model, classes, made_with, args.model)
     return finish(args, result, predictions, confusion, left_out)
 
 
 def predict(args: argparse.Namespace) -> int:
     if (args.labels or args.confusion) and not args.evaluate:
         raise InputError("--labels and --confusion compare predictions with labels: add --evaluate")
-    model, classes = load(args.model)
+    model, classes, made_with = load(args.model)
+    provenance.agreed({str(args.model): made_with} | features.made_with(args.features))
     pieces, left_out = labels.gather(args.features, args.evaluate, args.labels, model.hidden.in_features)
     unknown = [piece for piece in pieces if args.evaluate and piece.label not in classes]
     left_out = [f"{piece.path}: the model knows no class {piece.label}" for piece in unknown] + left_out
@@ -251,23 +254,26 @@ def finish(
     return 1 if left_out else 0
 
 
-def save(model: LinearProbe, classes: list[str], path: Path) -> None:
+def save(model: LinearProbe, classes: list[str], made_with: dict, path: Path) -> None:
     with files.atomic_write(path) as file:
         state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-        torch.save({"model": state, "classes": classes}, file)
+        torch.save({"model": state, "classes": classes, "made_with": made_with}, file)
 
 
-def load(path: Path) -> tuple[LinearProbe, list[str]]:
-    """A model that `save` wrote, and its labels. Raises InputError and OSError."""
+def load(path: Path) -> tuple[LinearProbe, list[str], dict]:
+    """A model that `save` wrote, its labels, and what its features were made with; see `provenance`.
+
+    Raises InputError and OSError.
+    """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        classes, state = saved["classes"], saved["model"]
+        classes, state, made_with = saved["classes"], saved["model"], saved.get("made_with", {})
         hidden, width = state["hidden.weight"].shape
         model = LinearProbe(width, hidden, len(classes))
         model.load_state_dict(state)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"{path}: not a model that `linear_probe.py train --model` wrote") from error
-    return model, classes
+    return model, classes, made_with
 
 
 def at_least(smallest: int):

@@ -41,7 +41,8 @@ _SPECIAL_IDS = dict.fromkeys(range(4))
 def read_music(path: Path) -> str:
     """The text of an interleaved ABC (.abc) or MTF (.mtf) file.
 
-    Raises InputError if the file is of another type, cannot be read, is not UTF-8, is empty, or holds no note.
+    Raises InputError if the file is of another type, cannot be read, is not UTF-8, is empty, holds no note, or is
+    standard ABC, which the model was not trained on.
     """
     if path.suffix.lower() not in (".abc", ".mtf"):
         raise InputError(f"{path}: neither an .abc nor an .mtf file; process_data/ makes them from MusicXML and MIDI")
@@ -61,7 +62,17 @@ def checked_music(text: str, suffix: str) -> str:
     has_music = "\nnote_on " in text if is_mtf(text) else any(_NOTE.search(line) for line in _body_lines(text))
     if not has_music:
         raise InputError("there is no note in it")
+    if not (is_mtf(text) or is_interleaved(text)):
+        raise InputError(
+            "not interleaved ABC; `python process_data/batch_interleaved_abc.py IN OUT` converts standard ABC"
+        )
     return text
+
+
+def is_interleaved(text: str) -> bool:
+    """Whether ABC is interleaved: its body lines begin with a voice, `[V:1]`, and there is no X: line."""
+    lines = "\n" + text
+    return "\n[V:" in lines and "\nX:" not in lines
 
 
 def remove_unit_length(text: str) -> str:

@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 from features import INPUT_SUFFIXES
 from files import InputError
-from patches import checked_music
+from patches import checked_music, is_interleaved
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "process_data"))
 import batch
@@ -94,7 +94,6 @@ def tunes(data: bytes, kind: str) -> list[Piece]:
     Raises batch.Refused if the whole file cannot be read.
     """
     import abc_text
-    import batch_abc2xml
     import batch_xml2abc
 
     if kind == ".xml":
@@ -103,7 +102,7 @@ def tunes(data: bytes, kind: str) -> list[Piece]:
         warning = "; ".join(filter(None, [*warnings, piece.warning]))
         return [replace(piece, title=_score_title(data) or piece.title, warning=warning)]
     text = abc_text.read_abc(data)
-    if batch_abc2xml.is_interleaved(text):
+    if is_interleaved(text):
         return [Piece(text, _title(text))]
     return _interleaved(abc_text.split_tunes(text))
 

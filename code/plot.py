@@ -31,6 +31,7 @@ from matplotlib.ticker import MaxNLocator
 import features
 import files
 import labels
+import provenance
 import retrieval
 from features import Features
 from files import InputError
@@ -148,7 +149,8 @@ def load(folder: Path, csv_file: Path | None, limit: int) -> tuple[Features, lis
             file=sys.stderr,
         )
     matrix = retrieval.unit(loaded.matrix[chosen])
-    return Features([loaded.names[i] for i in chosen], matrix, loaded.skipped), [of_name[i] for i in chosen]
+    drawn = Features([loaded.names[i] for i in chosen], matrix, loaded.skipped, made_with=loaded.made_with)
+    return drawn, [of_name[i] for i in chosen]
 
 
 def report(loaded: list[Features], of_name: list[str | None], names: list[str]) -> int:
@@ -181,6 +183,7 @@ def tsne(matrix: np.ndarray) -> np.ndarray:
 
 def feature_map(args: argparse.Namespace) -> int:
     loaded, of_name = load(args.features, args.labels, MAP_POINTS)
+    provenance.agreed(loaded.made_with)
     count = len(of_name)
     if count < 3 or loaded.matrix.shape[1] < 2:
         raise InputError(f"{args.features}: a map needs three pieces of width 2 or more; there are {count}")
@@ -231,6 +234,7 @@ def label_groups(of_name: list[str | None]) -> list[tuple[str, list[int], dict]]
 def similarity(args: argparse.Namespace) -> int:
     rows, row_labels = load(args.features, args.labels, MATRIX_ROWS)
     columns, column_labels = (rows, row_labels) if args.other is None else load(args.other, args.labels, MATRIX_ROWS)
+    provenance.agreed(rows.made_with | columns.made_with)
     if rows.matrix.shape[1] != columns.matrix.shape[1]:
         raise InputError(
             f"{args.features} has width {rows.matrix.shape[1]}, {args.other} {columns.matrix.shape[1]}: "

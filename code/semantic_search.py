@@ -35,6 +35,7 @@ import config
 import features
 import files
 import pieces
+import provenance
 import published
 import retrieval
 from features import INPUT_SUFFIXES, Features
@@ -47,6 +48,7 @@ class Query:
 
     feature: np.ndarray  # [1, H]
     heading: str  # in words
+    made_with: dict[str, dict]  # see `provenance`
     source: Path | None = None  # the file that can be shown, `#N` of a tune included
 
 
@@ -58,7 +60,7 @@ def read_query(query: str) -> Query:
         array = features.read(path)
         if array.ndim != 2:
             raise InputError(f"{path}: temporal features {list(array.shape)}; extract the query with --normalize")
-        return Query(array, path.name)
+        return Query(array, path.name, provenance.of_files(path, [path]))
     known = f"a query is a sentence, or a file of type .npy {' '.join(INPUT_SUFFIXES)}"
     if os.path.isdir(query):
         raise InputError(f"{query}: a folder; {known}")
@@ -76,7 +78,8 @@ def read_query(query: str) -> Query:
     if entry.warnings[row]:
         print(files.printable(f"{query}: {entry.warnings[row]}"), file=sys.stderr)
     heading = entry.titles[row] or Path(query).name if is_file else f"“{query}”"
-    return Query(entry.vectors[row : row + 1], heading, Path(query) if is_file else None)
+    made_with = {query if is_file else "the query": cache.made_with()}
+    return Query(entry.vectors[row : row + 1], heading, made_with, Path(query) if is_file else None)
 
 
 def reference_features(folder: Path) -> Features:
@@ -101,7 +104,7 @@ def reference_features(folder: Path) -> Features:
 def music_features(folder: Path, found: list[Path]) -> Features:
     """The features of music and texts; what several tunes of a file are called is told by `pieces.names`."""
     entries = dict(cache.features_of([source_of(folder, path.as_posix()) for path in found]))
-    result = Features([], np.empty(0, np.float32))
+    result = Features([], np.empty(0, np.float32), made_with={str(folder): cache.made_with()})
     rows = []
     for path in found:
         entry = entries[source_of(folder, path.as_posix())]
@@ -138,6 +141,7 @@ def search(args: argparse.Namespace) -> int:
     query = read_query(args.query)
     references = reference_features(args.ref)
     check_width(args.query, query.feature, args.ref, references.matrix)
+    provenance.agreed(query.made_with | references.made_with)
     scores, rows = retrieval.top_k(query.feature, references.matrix, args.top_k)
     hits = []
     for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), start=1):
@@ -211,6 +215,7 @@ def score(args: argparse.Namespace) -> int:
     else:
         references, tests = reference_features(args.ref_dir), reference_features(args.test_dir)
         check_width(args.ref_dir, references.matrix, args.test_dir, tests.matrix)
+        provenance.agreed(references.made_with | tests.made_with)
         result = {"cosine_of_means": retrieval.cosine_of_means(references.matrix, tests.matrix)}
         sizes = f"{len(references.names)} and {len(tests.names)} pieces"
         print(f"cosine of the mean features of {sizes}: {result['cosine_of_means']:.4f}")
@@ -233,6 +238,7 @@ def paired(first_dir: Path, second_dir: Path) -> tuple[Features, Features, list[
     """
     first, second = reference_features(first_dir), reference_features(second_dir)
     check_width(first_dir, first.matrix, second_dir, second.matrix)
+    provenance.agreed(first.made_with | second.made_with)
     rows: list[dict[str, int]] = []
     for folder, of in ((first_dir, first), (second_dir, second)):
         by_key: dict[str, int] = {}

@@ -23,6 +23,8 @@ def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
         text, warnings = mtf.midi_to_mtf(path.read_bytes(), args.messages)
     except ValueError as error:
         raise batch.Refused(str(error)) from error
+    if "\nnote_on " not in text:  # every later stage refuses such a file
+        raise batch.Refused("; ".join(["no note in it", *warnings]))
     return batch.Converted([text.encode("ascii")], warnings)
 
 

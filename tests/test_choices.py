@@ -32,7 +32,7 @@ TOKENIZER = AutoTokenizer.from_pretrained(KIT / "tiny-xlmr")
 VIOLIN = 'K:C\nV:1 treble nm="Violin" snm="Vl."\n[V:1]AB|c2|\n'
 STRINGS = "ticks_per_beat 480\nprogram_change 0 0 48\nnote_on 0 0 60 64\nnote_on 480 0 60 0\nend_of_track 0\n"
 CELLO = 'K:G\nV:1 bass nm="Cello"\n[V:1]E|\n'
-BARS = "K:C\n" + "".join(f"{note}|" for note in "ABcdef") + "\n"  # nine patches, with the special ones
+BARS = "K:C\n[V:1]" + "".join(f"{note}|" for note in "ABcdef") + "\n"  # nine patches, with the special ones
 
 
 def assert_shares(outcomes, shares):
@@ -210,7 +210,7 @@ def test_a_piece_as_long_as_the_limit_is_not_cut(tmp_path, model, train):
 @both
 def test_what_is_drawn_depends_on_seed_epoch_and_index_alone(tmp_path, model):
     """Nor on how these are written in a row (1 11 and 11 1), nor on the state of the process."""
-    text = "K:C\n" + "AB|" * 200 + "\n"
+    text = "K:C\n[V:1]" + "AB|" * 200 + "\n"
     title = "\n".join(map("".join, product("aeiou", "lmnrst")))
 
     def drawn(seed, epoch, index):
@@ -464,6 +464,13 @@ def test_evaluation_draws_the_same_after_every_epoch():
     for epoch in (0, 3, 8):
         batches.epoch = epoch
         assert list(batches) == [[(0, 1), (0, 3)], [(0, 5)]]
+
+
+@pytest.mark.parametrize("model", ["m3", "clamp2"])
+def test_standard_abc_is_a_bad_piece(tmp_path, model):
+    dataset = dataset_of(model, tmp_path, (KIT / "abc" / "duo.abc").read_text())
+    with pytest.raises(InputError, match=r"0\.abc: not interleaved ABC"):
+        dataset.load(0, random.Random(0))
 
 
 # --- the split ------------------------------------------------------------------------------------------------------

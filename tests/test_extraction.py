@@ -109,20 +109,22 @@ def test_temporal_features_resume_and_bad_files(source, config, tmp_path):
     shutil.copytree(source, folder)
     (folder / "bad.abc").write_bytes(b"K:C\n\xff\n")
     (folder / "silent.mtf").write_text("ticks_per_beat 480\n")
+    shutil.copy(KIT / "abc" / "duo.abc", folder / "standard.abc")
     os.close(os.open(os.fsencode(folder) + b"/\xff.mtf", os.O_CREAT))
     (folder / "empty.txt").touch()
     result = run_script(CODE / "extract_clamp2.py", folder, target, config=config)
     assert result.returncode == 1
-    assert "20 done, 0 skipped (they were there), 4 failed" in result.stdout
+    assert "20 done, 0 skipped (they were there), 5 failed" in result.stdout
     errors = [json.loads(line) for line in (tmp_path / "out.errors.jsonl").read_text().splitlines()]
-    assert [error["file"] for error in errors] == ["bad.abc", "empty.txt", "silent.mtf", "\udcff.mtf"]
+    assert [error["file"] for error in errors] == ["bad.abc", "empty.txt", "silent.mtf", "standard.abc", "\udcff.mtf"]
+    assert "standard.abc: not interleaved ABC" in errors[3]["error"]
     assert "bad.abc: not UTF-8" in errors[0]["error"] and errors[0]["error"] in result.stderr
     for name in golden("clamp2_temporal/"):
         feature, wanted = feature_of(target, name), VALUES[f"clamp2_temporal/{name}"]
         assert feature.shape == (1, *wanted.shape)
         np.testing.assert_allclose(feature[0], wanted, atol=1e-4, rtol=0)
 
-    for name in ("bad.abc", "silent.mtf", "empty.txt", "\udcff.mtf"):
+    for name in ("bad.abc", "silent.mtf", "standard.abc", "empty.txt", "\udcff.mtf"):
         (folder / name).unlink()
     (target / "music" / "duo.npy").unlink()
     leftover = target / f".tmp-{socket.gethostname()[:64]}-999999999-00000000"
@@ -231,7 +233,7 @@ def test_reading_ahead_changes_nothing(source, tmp_path):
 def test_mistakes_are_told_in_one_line(tmp_path, script, make, changes, problem):
     if make:
         (tmp_path / "in").mkdir()
-        (tmp_path / "in" / make).write_text("K:C\nAB|\n")
+        (tmp_path / "in" / make).write_text("K:C\n[V:1]AB|\n")
     config = write_config(tmp_path / "kit.py", **(KIT_MODEL | changes))
     result = run_script(CODE / script, tmp_path / "in", tmp_path / "out", config=config)
     assert result.returncode == 2

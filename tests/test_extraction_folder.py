@@ -354,3 +354,38 @@ def test_nothing_to_extract_leaves_no_folder(tmp_path, weights):
     with pytest.raises(InputError, match=r"there is no \.abc or \.txt file in it"):
         extract(source, tmp_path / "out", weights)
     assert not (tmp_path / "out").exists()
+
+
+MIDI = "; 2 of MIDI: convert with `python process_data/batch_midi2mtf.py IN OUT`"
+MUSICXML = (
+    "; 1 of MusicXML: convert with `python process_data/batch_xml2abc.py IN OUT` and then"
+    " `python process_data/batch_interleaved_abc.py IN OUT`"
+)
+
+
+def test_music_of_other_types_is_counted_with_the_command_that_converts_it(tmp_path, weights, capsys):
+    source = write_files(tmp_path / "in", dict.fromkeys(("a.mid", "b.KAR", "deep/c.mxl", "x.pdf"), ""))
+    with pytest.raises(InputError) as raised:
+        extract(source, tmp_path / "out", weights)
+    assert str(raised.value) == f"{source}: there is no .abc or .txt file in it{MIDI}{MUSICXML}"
+    assert extract(write_files(source, {"a.abc": "1"}), tmp_path / "out", weights) == 0
+    assert capsys.readouterr().out.endswith(f" failed; 4 files of other types were left alone{MIDI}{MUSICXML}\n")
+
+
+@pytest.mark.parametrize("bad", [False, True], ids=["of the model", "of all files"])
+def test_a_failed_extraction_does_not_claim_its_folder(tmp_path, weights, bad):
+    source = write_files(tmp_path / "in", {"a.abc": "bad" if bad else "1"})
+
+    def wrong_sizes():
+        raise InputError("these weights have other sizes")
+
+    if bad:
+        assert extract(source, tmp_path / "out", weights) == 1
+    else:
+        with pytest.raises(InputError, match="other sizes"):
+            extract(source, tmp_path / "out", weights, load_model=wrong_sizes)
+    (source / "a.abc").write_text("1")
+    weights.write_bytes(b"those that were meant")
+    assert extract(source, tmp_path / "out", weights, pooled=True) == 0
+    noted = json.loads(manifest_of(tmp_path / "out").read_text())
+    assert noted["form"] == "--normalize" and np.load(tmp_path / "out" / "a.npy").shape == (1, 3)

@@ -239,6 +239,15 @@ def test_a_stem_of_two_pieces_is_refused():
     assert labels.assign(names, {"x/a": "jig", "y/a": "reel"}) == ["jig", "reel"]
 
 
+def test_a_stem_of_one_piece_in_several_types_is_its_label(tmp_path):
+    (tmp_path / "x.csv").write_text("x.mid,jig\nx.xml,jig\n")
+    known = labels.from_csv(tmp_path / "x.csv")
+    names = [(Path("f"), "x.mid.npy"), (Path("f"), "x.xml.npy"), (Path("g"), "x.npy"), (Path("f"), "deep/x.npy")]
+    assert labels.assign(names[:3], known) == ["jig"] * 3
+    with pytest.raises(InputError, match="fits 2 pieces, deep/x and x"):  # another piece of that name, perhaps
+        labels.assign(names, known)
+
+
 # --- the command line -------------------------------------------------------------------------------------------------
 
 

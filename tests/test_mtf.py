@@ -1,5 +1,6 @@
 """MIDI -> MTF against mido and golden values, damaged files, and the scripts."""
 
+import argparse
 import hashlib
 import io
 import json
@@ -15,6 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import batch
+import batch_midi2mtf
 import mtf
 from helpers import KIT, ROOT, SHARED, count_calls
 
@@ -483,6 +486,15 @@ def test_truncated_anywhere():
 def test_nothing_to_read(data):
     with pytest.raises(ValueError, match=r"not a MIDI file|no track"):
         mtf.midi_to_mtf(data)
+
+
+@pytest.mark.parametrize("flag", ["--m3_compatible", "--all_messages", "--carry_delta"])
+def test_a_file_without_a_note_fails_as_a_score_without_one_does(tmp_path, flag):
+    (tmp_path / "silent.mid").write_bytes(midi(b"\x00\xc0\x05", ticks=0))  # a program change
+    parser = argparse.ArgumentParser()
+    batch_midi2mtf.add_arguments(parser)
+    with pytest.raises(batch.Refused, match=r"^no note in it; ticks_per_beat 0: "):
+        batch_midi2mtf.convert(tmp_path / "silent.mid", parser.parse_args([flag]))
 
 
 def test_a_mode_that_does_not_exist():

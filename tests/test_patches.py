@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import batch_interleaved_abc
 import plain_patches
 from files import InputError
 from helpers import KIT
@@ -111,8 +112,8 @@ def test_music_is_transliterated_and_holds_no_special_id():
 
 def test_a_piece_of_one_rest_or_with_a_name_in_capitals_is_music(tmp_path):
     for name, text in {
-        "rest.abc": "K:C\nz4|\n",
-        "A.ABC": "K:C\nA|\n",
+        "rest.abc": "K:C\n[V:1]z4|\n",
+        "A.ABC": "K:C\n[V:1]A|\n",
         "B.MTF": "ticks_per_beat 480\nnote_on 0 0 60 64",
     }.items():
         (tmp_path / name).write_text(text)
@@ -137,6 +138,10 @@ def test_remove_instruments():
         ("latin.abc", b"K:C\nT:\xe9t\xe9\nABc|\n", "not UTF-8"),
         ("silent.abc", b"K:C\nM:4/4\n", "no note"),
         ("comment.abc", b"K:C\n% A|B|\n", "no note"),
+        ("standard.abc", b"X:1\nK:C\nAB|\n", "not interleaved ABC"),
+        ("voices.abc", b"K:C\nV:1\nAB|\nV:2\nCD|\n", "not interleaved ABC"),
+        ("inline.abc", b"X:1\nK:C\n[V:1]AB|\n[V:2]CD|\n", "not interleaved ABC"),  # voice after voice
+        ("first.abc", b"K:C\nAB|\nX:2\nK:C\n[V:1]AB|\n", "not interleaved ABC"),
         ("silent.mtf", b"ticks_per_beat 480\nend_of_track 0", "no note"),
         ("score.xml", b"<score-partwise/>", "neither an .abc nor an .mtf file"),
         ("not.mtf", b"K:C\nABc|\n", "which is not what .mtf files begin with"),
@@ -151,6 +156,15 @@ def test_bad_files(tmp_path, name, data, problem):
     assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize("name", sorted(path.name for path in (KIT / "abc").iterdir()))
+def test_standard_abc_is_refused_and_what_it_is_converted_to_is_not(tmp_path, name):
+    """Of one voice or of many."""
+    with pytest.raises(InputError, match=r"`python process_data/batch_interleaved_abc\.py IN OUT` converts"):
+        read_music(KIT / "abc" / name)
+    assert batch_interleaved_abc.main([str(KIT / "abc" / name), str(tmp_path)]) == 0
+    assert read_music(tmp_path / name) == read_music(KIT / "interleaved" / name)
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match="No such file"):
         read_music(tmp_path / "none.abc")
@@ -158,9 +172,9 @@ def test_missing_file(tmp_path):
 
 def test_byte_order_mark_and_unit_length_line_go(tmp_path):
     path = tmp_path / "a.abc"
-    path.write_bytes("\ufeffL:1/8\r\nK:C\r\nAB|\r\n".encode())
-    assert read_music(path) == "L:1/8\nK:C\nAB|\n"
-    assert remove_unit_length(read_music(path)) == "K:C\nAB|\n"
+    path.write_bytes("\ufeffL:1/8\r\nK:C\r\n[V:1]AB|\r\n".encode())
+    assert read_music(path) == "L:1/8\nK:C\n[V:1]AB|\n"
+    assert remove_unit_length(read_music(path)) == "K:C\n[V:1]AB|\n"
     assert remove_unit_length("L:1/8\nK:C\nL:1/8\nA|\n") == "K:C\nA|\n"
     assert remove_unit_length("L:1/4\nT:L:1/8\nL:1/8 \nL:1/8\n") == "L:1/4\nT:L:1/8\nL:1/8 \n"
 
