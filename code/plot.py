@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import MaxNLocator
 
+import command_line
 import features
 import files
 import labels
@@ -69,13 +70,6 @@ def drawing(path: Path, width: float, height: float) -> Iterator[Axes]:
         metadata = {"Date": None} if kind == "svg" else None
         with files.atomic_write(path) as file:
             figure.savefig(file, format=kind, dpi=160, metadata=metadata)
-
-
-def picture(text: str) -> Path:
-    """For argparse: the path of a picture that can be written."""
-    if Path(text).suffix.lower() not in (".png", ".svg"):
-        raise argparse.ArgumentTypeError(f"{text}: a picture ends in .png or .svg")
-    return Path(text)
 
 
 def short(text: str, limit: int = 32) -> str:
@@ -317,7 +311,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about)
         sub.set_defaults(run=function)
         sub.add_argument(source, metavar=source.upper(), type=Path)
-        sub.add_argument("out", metavar="OUT", type=picture, help="the picture: .png or .svg")
+        sub.add_argument("out", metavar="OUT", type=command_line.picture, help="the picture: .png or .svg")
         if source == "features":
             sub.add_argument("--labels", metavar="CSV", type=Path, help="file,label; default: what a name begins with")
         return sub

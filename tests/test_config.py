@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from helpers import CODE, KIT, run_script
+from helpers import CODE, KIT, ROOT, run, run_script
 
 SHOW = f"""import sys
 
@@ -104,3 +104,24 @@ def test_code_is_no_package():
         text=True,
     )
     assert "InteractiveConsole" in found.stdout
+
+
+HELP = """import contextlib, io, runpy, sys
+
+for slow in ("torch", "transformers", "accelerate", "sklearn"):
+    sys.modules[slow] = None  # an import of it is an error
+for script in sys.argv[1:]:
+    sys.path[0], sys.argv = script.rpartition("/")[0], [script, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    print(script.rpartition("/")[2], "usage: " in printed.getvalue())
+"""
+
+
+def test_help_does_not_wait_for_torch(tmp_path):
+    (tmp_path / "help.py").write_text(HELP)
+    scripts = [path for folder in ("code", "process_data") for path in (ROOT / folder).glob("*.py")]
+    scripts = [path for path in scripts if "__main__" in path.read_text() and path.name != "pieces.py"]  # a worker
+    result = run(tmp_path / "help.py", *scripts)
+    assert result.stderr == "" and len(scripts) >= 16
+    assert result.stdout.splitlines() == [f"{path.name} True" for path in scripts]
