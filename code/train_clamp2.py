@@ -60,6 +60,8 @@ REMOVE_INSTRUMENTS = 0.9  # probability with which a piece loses its instruments
 class CLaMP2Dataset(PieceDataset):
     """Records of a JSONL file -> token ids of a text, and patches of a piece of music."""
 
+    batch_constant = "CLAMP2_BATCH_SIZE"
+
     def __init__(self, records: Jsonl, lines: list[int], tokenizer, train: bool, seed: int):
         super().__init__(train, seed)
         self.records, self.lines, self.tokenizer = records, array("q", lines), tokenizer

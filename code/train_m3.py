@@ -51,6 +51,8 @@ from utils import M3Batch, M3Model, M3Output, decoder_config, empty, encoder_con
 class M3Dataset(PieceDataset):
     """Files of music -> corrupted patches, which of them were selected, and the patches as they were."""
 
+    batch_constant = "M3_BATCH_SIZE"
+
     def __init__(self, files: list[str], train: bool, seed: int):
         super().__init__(train, seed)
         self.files = Paths(files)
