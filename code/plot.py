@@ -48,6 +48,7 @@ STYLE: dict = {
     "axes.spines.right": False,
     "axes.edgecolor": "#666666",
     "axes.labelcolor": "#333333",
+    "axes.labelpad": 10,
     "xtick.color": "#666666",
     "ytick.color": "#666666",
     "xtick.labelcolor": "#333333",
@@ -120,9 +121,9 @@ def loss(args: argparse.Namespace) -> int:
             text = f"lowest evaluation loss: {evaluation[best]:.4g}, epoch {epochs[best]:.0f}"
             axes.plot(epochs[best], evaluation[best], "o", color=COLORS[2], ms=8, mfc="white", mew=1.8, label=text)
         axes.set(xlabel="epoch", ylabel="loss")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         axes.grid(axis="y")
-        axes.legend()
+        axes.figure.legend(loc="outside upper left", ncols=3)  # above the curves, which may be anywhere
     features.report("lines that are no JSON left out", unreadable, len(unreadable))
     return 1 if unreadable else 0
 
@@ -290,7 +291,7 @@ def confusion(matrix: np.ndarray, classes: list[str], out: Path) -> None:
         bar.outline.set_visible(False)
         names = [short(name, 24) for name in classes]
         size = 9 if count <= 25 else 5
-        axes.set_xticks(range(count), names, rotation=90 if count > 3 else 0, fontsize=size)
+        axes.set_xticks(range(count), names, rotation=90 if max(map(len, names)) * count > 32 else 0, fontsize=size)
         axes.set_yticks(range(count), names, fontsize=size)
         axes.tick_params(length=0)
         axes.set(xlabel="predicted", ylabel="true")
