@@ -14,6 +14,7 @@ import batch_abc2xml
 import batch_script
 import batch_xml2abc
 import pieces
+from files import InputError
 from helpers import CODE, KIT, KIT_MODEL, environment, run, run_script, write_config
 from interleaving import interleave
 from test_mtf import LOST, meta, midi, rmi
@@ -387,6 +388,11 @@ for call, items in (
     except (InputError, OSError) as error:
         print(error)
 """
+
+
+def test_a_mistake_takes_one_line_in_a_notebook():
+    """IPython prints what this method of an exception returns in place of a traceback."""
+    assert InputError("no.abc: no such file")._render_traceback_() == ["InputError: no.abc: no such file"]
 
 
 def test_the_three_calls_in_a_script_without_a_main_guard(music, extracted, config, tmp_path):
