@@ -10,6 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import config
+import sizes
 from files import InputError, atomic_write
 
 AUDIO_LEFT_OUT = "these weights are of CLaMP 3: its audio tower is left out"
@@ -78,11 +80,16 @@ def load_weights(
     ]  # fmt: skip
     unexpected = [name for name in weights if name not in own]
     wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    if misfits := sizes.misfits(own, weights):
+        raise InputError(
+            f"{path}: does not fit {config.source()}: {'; '.join(misfits)}; set there what these weights were trained"
+            " with or, for a new model, another path of weights"
+        )
     if wrong:
         name = wrong[0]
         raise InputError(
-            f"{path}: {name} is {list(weights[name].shape)}, but the sizes in config.py make it {list(own[name].shape)}"
-            f" ({len(wrong)} entries differ); set the sizes these weights were trained with"
+            f"{path}: {name} is {list(weights[name].shape)}, but is {list(own[name].shape)} in the model of"
+            f" {config.source()} ({len(wrong)} entries differ)"
         )
     if missing or unexpected:
         raise InputError(

@@ -16,6 +16,7 @@ import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -35,6 +36,7 @@ from processes import precision
 from texts import join_lines, load_tokenizer, text_lines, tokenize
 from utils import CLaMP2Model, empty_clamp2
 
+T = TypeVar("T")
 _unchecked: WeakKeyDictionary[CLaMP2Model, dict[str, Path]] = WeakKeyDictionary()  # towers that were not used yet
 
 
@@ -58,7 +60,8 @@ def load_clamp2(weights: str | Path | None = None, download: bool = False) -> CL
 
 
 def embed_texts(model: CLaMP2Model, texts: Sequence[str]) -> np.ndarray:
-    """Texts of any length, in any language -> float32 [N, H]. Raises InputError for an empty one."""
+    """Texts of any length, in any language -> float32 [N, H]. Raises InputError that names an empty one."""
+    texts = _listed("text", texts, str)
     for number, text in enumerate(texts, start=1):
         if not text.strip():
             raise InputError(f"text {number} of {len(texts)} is empty")
@@ -71,6 +74,7 @@ def embed_music(model: CLaMP2Model, music: Sequence[str | Path]) -> np.ndarray:
     `book.abc#2` is the second tune of a file. A string of several lines is no path, but ABC or MTF itself.
     Prints what was repaired, padded or left out. Raises InputError that names what cannot be used.
     """
+    music = _listed("music", music, (str, Path))
     written = {number: _parse(text, number) for number, text in enumerate(music, 1) if "\n" in str(text)}
     sources = [pieces.locate(path) for path in music if "\n" not in str(path)]
     for path, _ in sources:
@@ -93,6 +97,22 @@ def embed_music(model: CLaMP2Model, music: Sequence[str | Path]) -> np.ndarray:
     for number in sorted(written):
         chosen.insert(number - 1, written[number])
     return _stack(model, chosen)
+
+
+def _listed(what: str, items: Iterable[T], kind: type | tuple[type, ...]) -> list[T]:
+    """The items as a list. Raises InputError for one item that is in no list, and for one of another type."""
+    if isinstance(items, str | Path):
+        raise InputError(f"{what}: a list is needed, and this is one {type(items).__name__}; write [{_short(items)}]")
+    items = list(items)
+    for number, item in enumerate(items, start=1):
+        if not isinstance(item, kind):
+            raise InputError(f"{what} {number} of {len(items)} is of type {type(item).__name__}: {_short(item)}")
+    return items
+
+
+def _short(item: object) -> str:
+    text = repr(item)
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _parse(text: str | Path, number: int) -> Piece:

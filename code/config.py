@@ -8,10 +8,12 @@ Relative paths, here and there, are relative to the folder of this file, so that
 
 import ast
 import difflib
+import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from files import InputError, tell_mistake
 
@@ -115,25 +117,33 @@ def _apply_overrides(names: dict, file: Path) -> None:
         names[name] = value
 
 
+_PRECISIONS, _LOGGERS = ("auto", "float32", "bfloat16", "float16"), ("none", "tensorboard", "wandb")
+_RANGES: list[tuple[str, Callable[[Any], bool], str]] = [  # constants, whether a value can be, what it must be
+    ("PATCH_SIZE", lambda n: n > 1, "a number from 2"),
+    ("PATCH_LENGTH PATCH_NUM_LAYERS TOKEN_NUM_LAYERS", lambda n: n > 0, "a positive number"),
+    ("M3_BATCH_SIZE CLAMP2_BATCH_SIZE M3_NUM_EPOCH CLAMP2_NUM_EPOCH", lambda n: n > 0, "a positive number"),
+    ("CLAMP2_HIDDEN_SIZE MAX_TEXT_LENGTH LOGIT_SCALE", lambda n: n > 0, "a positive number"),
+    ("CLAMP2_MICRO_BATCH WARMUP_STEPS SAVE_EVERY_STEPS", lambda n: n >= 0, "0 or a positive number"),
+    ("EXTRACT_BATCH_TOKENS", lambda n: n > 0 or n == -1, "a positive number, or -1, which chooses one"),
+    ("NUM_WORKERS", lambda n: n >= -1, "a number of processes, or -1, which chooses one"),
+    ("M3_HIDDEN_SIZE", lambda n: n > 0 and n % 64 == 0, "a positive multiple of 64, the size of an attention head"),
+    ("M3_LEARNING_RATE CLAMP2_LEARNING_RATE", lambda x: 0 < x < math.inf, "a number above 0"),
+    ("MAX_GRAD_NORM", lambda x: 0 <= x < math.inf, "a number from 0"),
+    ("M3_MASK_RATIO", lambda x: 0 < x <= 1, "a share above 0 and up to 1"),
+    ("EVAL_SPLIT", lambda x: 0 <= x < 1, "a share from 0 to below 1"),
+    ("PRECISION EXTRACT_PRECISION", lambda text: text in _PRECISIONS, f"one of {', '.join(_PRECISIONS)}"),
+    ("LOGGER", lambda text: text in _LOGGERS, f"one of {', '.join(_LOGGERS)}"),
+    ("TRAIN_FOLDERS EVAL_FOLDERS", lambda names: all(type(name) is str for name in names), "a list of folders' paths"),
+    ("TEXT_MODEL_NAME FEATURE_CACHE", lambda text: text.strip(), "a name"),
+]  # fmt: skip
+
+
 def _check_values(names: dict) -> None:
-    """Ends the program, with one line, if a number cannot be what it says."""
-    sizes = "PATCH_SIZE PATCH_LENGTH PATCH_NUM_LAYERS TOKEN_NUM_LAYERS M3_HIDDEN_SIZE CLAMP2_HIDDEN_SIZE M3_BATCH_SIZE"
-    sizes += " CLAMP2_BATCH_SIZE MAX_TEXT_LENGTH"
-    for name in sizes.split():
-        if names[name] < 1:
-            _stop(source(), f"{name} = {names[name]} is not a positive number")
-    if EXTRACT_BATCH_TOKENS < 1 and EXTRACT_BATCH_TOKENS != -1:
-        _stop(source(), f"EXTRACT_BATCH_TOKENS = {EXTRACT_BATCH_TOKENS} is neither a positive number nor -1")
-    if NUM_WORKERS < -1:
-        _stop(source(), f"NUM_WORKERS = {NUM_WORKERS} is neither a number of processes nor -1, which chooses one")
-    if M3_HIDDEN_SIZE % 64:
-        _stop(source(), f"M3_HIDDEN_SIZE = {M3_HIDDEN_SIZE} is not a multiple of 64, the size of an attention head")
-    if not 0 < M3_MASK_RATIO <= 1:
-        _stop(source(), f"M3_MASK_RATIO = {M3_MASK_RATIO} is not a share above 0 and up to 1")
-    if LOGGER not in ("none", "tensorboard", "wandb"):
-        _stop(source(), f"LOGGER = {LOGGER!r} is not one of none, tensorboard, wandb")
-    if not 0 <= EVAL_SPLIT < 1:
-        _stop(source(), f"EVAL_SPLIT = {EVAL_SPLIT} is not a share from 0 to below 1")
+    """Ends the program, with one line, if a constant cannot have the value it has."""
+    for constants, can_be, wanted in _RANGES:
+        for name in constants.split():
+            if not can_be(names[name]):
+                _stop(source(), f"{name} = {names[name]!r} is not {wanted}")
 
 
 if os.environ.get("CLAMP2_CONFIG"):

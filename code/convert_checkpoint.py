@@ -19,6 +19,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import command_line
+
+if __name__ == "__main__":
+    command_line.converter(__doc__).parse_args()  # before the imports below, which take seconds
+
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -113,13 +118,5 @@ def convert(args: argparse.Namespace) -> int:
     return 0
 
 
-def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="WEIGHTS.pth|FOLDER", type=Path, help="a checkpoint, or a folder made of one")
-    parser.add_argument("target", metavar="FOLDER|WEIGHTS.pth", type=Path, help="what is made of it; must not be there")
-    parser.set_defaults(run=convert)
-    return parser
-
-
 if __name__ == "__main__":
-    sys.exit(files.run_command(get_args_parser()))
+    sys.exit(files.run_command(command_line.converter(__doc__, convert)))

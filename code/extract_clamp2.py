@@ -28,14 +28,18 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import command_line
+from command_line import CLAMP2_SUFFIXES
+
+if __name__ == "__main__":
+    command_line.extractor(__doc__, CLAMP2_SUFFIXES).parse_args()  # before the imports below, which take seconds
+
 import numpy as np
 
 import config
 import extraction
 from texts import join_lines, load_tokenizer, read_text, tokenize
 from utils import empty_clamp2
-
-SUFFIXES = (".abc", ".mtf", ".txt")
 
 
 def read(keep_unit_length: bool, path: Path, tokenizer) -> np.ndarray:
@@ -46,20 +50,13 @@ def read(keep_unit_length: bool, path: Path, tokenizer) -> np.ndarray:
 
 
 def main(job: extraction.Processes) -> int:
-    parser = extraction.arguments(__doc__, SUFFIXES)
-    parser.add_argument(
-        "--normalize",
-        action="store_true",
-        help="one vector for a file, in the space that text and music share: for semantic search;"
-        " without it, one for each patch or token: for classification",
-    )
-    args = parser.parse_args()
+    args = command_line.extractor(__doc__, CLAMP2_SUFFIXES).parse_args()
     weights = extraction.find_weights(job, config.CLAMP2_WEIGHTS_PATH, args.download)
     return extraction.extract(
         job,
         args.input_dir,
         args.output_dir,
-        SUFFIXES,
+        CLAMP2_SUFFIXES,
         weights,
         load_model=lambda: extraction.load(empty_clamp2(), weights),
         read=partial(read, tokenizer=load_tokenizer()),

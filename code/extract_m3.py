@@ -25,21 +25,25 @@ Exit status: 0 all done, 1 some file failed (OUT.errors.jsonl beside the output 
 
 import sys
 
+import command_line
+from command_line import M3_SUFFIXES
+
+if __name__ == "__main__":
+    command_line.extractor(__doc__, M3_SUFFIXES).parse_args()  # before the imports below, which take seconds
+
 import config
 import extraction
 from utils import M3PatchEncoder, empty, encoder_config
 
-SUFFIXES = (".abc", ".mtf")
-
 
 def main(job: extraction.Processes) -> int:
-    args = extraction.arguments(__doc__, SUFFIXES).parse_args()
+    args = command_line.extractor(__doc__, M3_SUFFIXES).parse_args()
     weights = extraction.find_weights(job, config.M3_WEIGHTS_PATH, args.download)
     return extraction.extract(
         job,
         args.input_dir,
         args.output_dir,
-        SUFFIXES,
+        M3_SUFFIXES,
         weights,
         load_model=lambda: extraction.load(empty(M3PatchEncoder, encoder_config()), weights, prefix="encoder."),
         read=extraction.read_patches,

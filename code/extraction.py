@@ -7,7 +7,6 @@ features were made with, OUT.sources.jsonl, which notes what each was made from 
 which names the files that failed.
 """
 
-import argparse
 import errno
 import hashlib
 import json
@@ -61,16 +60,6 @@ def encode_music(text: str, keep_unit_length: bool) -> np.ndarray:
     """Encodes music text as patches with the special ones, uint8 [T, P]."""
     text = text if keep_unit_length else remove_unit_length(text)
     return M3Patchilizer().encode_array(text, add_special_patches=True)
-
-
-def arguments(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
-    """The command line of an extractor."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("input_dir", type=Path, help=f"a folder of {', '.join(suffixes)} files, or one such file")
-    parser.add_argument("output_dir", type=Path, help="where the features go; a second start continues there")
-    parser.add_argument("--remove_orphans", action="store_true", help="remove features whose file is gone")
-    parser.add_argument("--download", action="store_true", help="fetch the published weights if none are there")
-    return parser
 
 
 def run(main: Callable[[Processes], int]) -> int:

@@ -26,6 +26,9 @@ _TEMPORARY = f".tmp-{socket.gethostname()[:64]}-"  # then the process id, then s
 class InputError(ValueError):
     """Something the user can mend. The message is one line that names what was found, where, and what to do."""
 
+    def _render_traceback_(self) -> list[str]:  # IPython, and so a notebook, prints this in place of a traceback
+        return [f"{type(self).__name__}: {self}"]
+
 
 def tell_mistake(problem: object) -> int:
     """Prints a user's mistake. Returns the exit status."""

@@ -23,6 +23,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import command_line
+
+if __name__ == "__main__":
+    command_line.probe(__doc__).parse_args()  # before the imports below, which take seconds
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -276,65 +281,8 @@ def load(path: Path) -> tuple[LinearProbe, list[str], dict]:
     return model, classes, made_with
 
 
-def at_least(smallest: int):
-    def number(text: str) -> int:
-        if not text.isdigit() or int(text) < smallest:
-            raise argparse.ArgumentTypeError(f"{text}: not a number from {smallest}")
-        return int(text)
-
-    return number
-
-
-def positive(text: str) -> float:
-    number = float(text)  # a ValueError is argparse's to report
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: not a positive number")
-    return number
-
-
-def get_args_parser() -> argparse.ArgumentParser:
-    summary, _, rest = __doc__.partition("\n\n")
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=layout)
-    commands = parser.add_subparsers(required=True, metavar="{train,predict}")
-
-    def command(function, about: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(function.__name__, help=about, description=about)
-        sub.set_defaults(run=function)
-        if function is predict:
-            sub.add_argument("model", metavar="MODEL", type=Path, help="a file that `train --model` wrote")
-        sub.add_argument("features", metavar="FEATURES", type=Path, nargs="+", help="folders of .npy feature files")
-        sub.add_argument("--labels", metavar="CSV", type=Path, help="file,label; default: what a name begins with")
-        sub.add_argument(
-            "--json", metavar="FILE", type=Path, help="write scores, predictions and what was left out there"
-        )
-        sub.add_argument(
-            "--confusion", metavar="FILE", type=plot.picture, help="draw the confusion matrix there (.png, .svg)"
-        )
-        sub.add_argument("--batch_size", type=at_least(1), default=32, metavar="N", help="files a step (default: 32)")
-        return sub
-
-    sub = command(train, "train and test a probe")
-    sub.add_argument("--model", metavar="FILE", type=Path, help="keep the model, with its labels, there")
-    sub.add_argument("--folds", type=at_least(2), default=0, metavar="K", help="test by K-fold cross-validation")
-    sub.add_argument("--balanced", action="store_true", help="weight the loss so that every class counts the same")
-    sub.add_argument("--hidden_size", type=at_least(1), metavar="N", help="default: the width of the features")
-    sub.add_argument("--learning_rate", type=positive, default=1e-3, metavar="X", help="default: 0.001")
-    sub.add_argument("--epochs", type=at_least(1), default=100, metavar="N", help="at most (default: 100)")
-    sub.add_argument(
-        "--patience", type=at_least(1), default=10, metavar="N", help="stop after N without gain (default: 10)"
-    )
-    sub.add_argument(
-        "--seed", type=at_least(0), default=0, metavar="N", help="of the splits and the model (default: 0)"
-    )
-
-    sub = command(predict, "the label of each feature file")
-    sub.add_argument("--evaluate", action="store_true", help="compare with the labels of the files instead of listing")
-    return parser
-
-
 def main(argv: list[str] | None = None) -> int:
-    return files.run_command(get_args_parser(), argv)
+    return files.run_command(command_line.probe(__doc__, train, predict), argv)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ class PieceDataset(Dataset):
     """Pieces under the keys (epoch, index). A bad piece is named in `problems` and another one stands in for it,
     so that all ranks keep equal batches."""
 
+    batch_constant = "the batch size"  # the constant of config.py that sets it
+
     def __init__(self, train: bool, seed: int):
         self.train = train
         self.seed = seed
@@ -94,7 +96,7 @@ class Batches:
     is used.
     """
 
-    def __init__(self, count: int, batch_size: int, processes: Processes, seed: int, train: bool):
+    def __init__(self, count: int, batch_size: int, processes: Processes, seed: int, train: bool, constant: str = ""):
         self.count, self.batch_size, self.processes, self.seed, self.train = count, batch_size, processes, seed, train
         self.epoch = 0
         self.first_step = 0  # steps of this epoch that a run which continues has already done
@@ -102,7 +104,8 @@ class Batches:
         if train and count < self.global_size:
             raise InputError(
                 f"{count} pieces for training are fewer than one batch of {self.global_size}"
-                f" ({batch_size} for each of {processes.world_size} process(es)); lower the batch size in config.py"
+                f" ({batch_size} for each of {processes.world_size} process(es)); lower {constant} ({batch_size}) in"
+                f" {config.source()}"
             )
 
     def __len__(self) -> int:
@@ -141,7 +144,7 @@ def make_loader(
     dataset: PieceDataset, batch_size: int, processes: Processes, collate: Callable[[list[dict]], Tensors]
 ) -> DataLoader:
     """Batches of a dataset for this rank, read ahead by worker processes."""
-    batches = Batches(len(dataset), batch_size, processes, dataset.seed, dataset.train)
+    batches = Batches(len(dataset), batch_size, processes, dataset.seed, dataset.train, dataset.batch_constant)
     workers = min(worker_count(), len(batches))
     return DataLoader(
         dataset,

@@ -120,7 +120,8 @@ _WIDTH, _ROW, _LEFT, _BOTTOM = 840, 5, 34, 18  # in units of the picture
 def piano_roll(mtf: str, bars: int = BARS) -> str:
     """The notes of the first bars that sound, by time and pitch, a colour for each channel.
 
-    Of ticks that are no part of a beat, there are no bars: of SMPTE time 16 seconds are shown, else all of it.
+    Of ticks that are no part of a beat, there are no bars: of SMPTE time 16 seconds are shown, else all of it. Below
+    stand the numbers of the bars, or else the first and the last second, or tick.
     """
     ticks_per_beat, meters, notes = _notes(mtf)
     pitched = [note for note in notes if note[2] != _DRUMS] or notes
@@ -130,7 +131,8 @@ def piano_roll(mtf: str, bars: int = BARS) -> str:
     if ticks_per_beat > 0:
         first, lines = bar_lines(ticks_per_beat, meters, earliest, bars)
     else:
-        length = -(ticks_per_beat >> 8) * (ticks_per_beat & 0xFF) * 16 or max(note[1] for note in notes) - earliest + 1
+        per_second = -(ticks_per_beat >> 8) * (ticks_per_beat & 0xFF)
+        length = per_second * 16 or max(note[1] for note in notes) - earliest + 1
         first, lines = 0, [Fraction(earliest), Fraction(earliest + length)]
     begin, end = lines[0], lines[-1]
     shown = [note for note in pitched if begin <= note[0] < end]
@@ -155,6 +157,12 @@ def piano_roll(mtf: str, bars: int = BARS) -> str:
         svg.append(f'<path d="M{x(time)} 0V{height}" stroke="#bbb"/>')
         if ticks_per_beat > 0 and time < end:
             svg.append(f'<text x="{x(time) + 3}" y="{height + 13}">{number + 1}</text>')
+    if ticks_per_beat > 0:
+        svg.append(f'<text x="{_LEFT - 5}" y="{height + 13}" text-anchor="end">bar</text>')
+    else:
+        for time, anchor in ((begin, "start"), (end, "end")):
+            label = f"{float(time / per_second):.4g} s" if per_second else f"tick {time}"
+            svg.append(f'<text x="{x(time)}" y="{height + 13}" text-anchor="{anchor}">{label}</text>')
     channels = sorted({note[2] for note in shown})
     for start, stop, channel, pitch in shown:
         left = x(start)

@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import MaxNLocator
 
+import command_line
 import features
 import files
 import labels
@@ -48,6 +49,7 @@ STYLE: dict = {
     "axes.spines.right": False,
     "axes.edgecolor": "#666666",
     "axes.labelcolor": "#333333",
+    "axes.labelpad": 10,
     "xtick.color": "#666666",
     "ytick.color": "#666666",
     "xtick.labelcolor": "#333333",
@@ -70,13 +72,6 @@ def drawing(path: Path, width: float, height: float) -> Iterator[Axes]:
         metadata = {"Date": None} if kind == "svg" else None
         with files.atomic_write(path) as file:
             figure.savefig(file, format=kind, dpi=160, metadata=metadata)
-
-
-def picture(text: str) -> Path:
-    """For argparse: the path of a picture that can be written."""
-    if Path(text).suffix.lower() not in (".png", ".svg"):
-        raise argparse.ArgumentTypeError(f"{text}: a picture ends in .png or .svg")
-    return Path(text)
 
 
 def short(text: str, limit: int = 32) -> str:
@@ -127,9 +122,9 @@ def loss(args: argparse.Namespace) -> int:
             text = f"lowest evaluation loss: {evaluation[best]:.4g}, epoch {epochs[best]:.0f}"
             axes.plot(epochs[best], evaluation[best], "o", color=COLORS[2], ms=8, mfc="white", mew=1.8, label=text)
         axes.set(xlabel="epoch", ylabel="loss")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         axes.grid(axis="y")
-        axes.legend()
+        axes.figure.legend(loc="outside upper left", ncols=3)  # above the curves, which may be anywhere
     features.report("lines that are no JSON left out", unreadable, len(unreadable))
     return 1 if unreadable else 0
 
@@ -300,7 +295,7 @@ def confusion(matrix: np.ndarray, classes: list[str], out: Path) -> None:
         bar.outline.set_visible(False)
         names = [short(name, 24) for name in classes]
         size = 9 if count <= 25 else 5
-        axes.set_xticks(range(count), names, rotation=90 if count > 3 else 0, fontsize=size)
+        axes.set_xticks(range(count), names, rotation=90 if max(map(len, names)) * count > 32 else 0, fontsize=size)
         axes.set_yticks(range(count), names, fontsize=size)
         axes.tick_params(length=0)
         axes.set(xlabel="predicted", ylabel="true")
@@ -321,7 +316,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about)
         sub.set_defaults(run=function)
         sub.add_argument(source, metavar=source.upper(), type=Path)
-        sub.add_argument("out", metavar="OUT", type=picture, help="the picture: .png or .svg")
+        sub.add_argument("out", metavar="OUT", type=command_line.picture, help="the picture: .png or .svg")
         if source == "features":
             sub.add_argument("--labels", metavar="CSV", type=Path, help="file,label; default: what a name begins with")
         return sub

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+import config
 from cpu import keep_freed_memory
 from files import InputError, print_any_name, printable
 
@@ -249,7 +250,8 @@ def precision(device: torch.device, wanted: str) -> torch.dtype:
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if wanted not in types or (wanted == "float16" and device.type == "cpu"):
         raise InputError(
-            f"the precision {wanted!r} in config.py is not one of auto, float32, bfloat16, float16 (GPU only)"
+            f"the precision {wanted!r} is not one of auto, float32, bfloat16, float16 (on a GPU only); set it in"
+            f" {config.source()}"
         )
     if wanted == "bfloat16" and device.type == "cuda" and not _has_bfloat16():
         raise InputError("the precision 'bfloat16' in config.py: this GPU has none; set float16 or float32")

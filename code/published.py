@@ -34,6 +34,7 @@ REPOSITORIES = {
     CLAMP3_C2: "sander-wood/clamp3",
     CLAMP3_SAAS: "sander-wood/clamp3",
 }
+PATIENCE = 5  # seconds until a hub that does not answer is out of reach
 
 
 @dataclass
@@ -78,16 +79,36 @@ def _agreed(path: Path) -> bool:
 
 
 def _metadata(name: str) -> Any:
-    """Revision (`commit_hash`), checksum (`etag`) and size of a file of the repository. Raises InputError."""
+    """Revision (`commit_hash`), checksum (`etag`) and size of published weights. Raises InputError."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return metadata(REPOSITORIES[name], name)
+    except HfHubHTTPError as error:
+        raise InputError(
+            f"{name} of {REPOSITORIES[name]} cannot be had from {constants.ENDPOINT} ({_reason(error)}); name another"
+            " hub in HF_ENDPOINT"
+        ) from error
+
+
+def metadata(repository: str, name: str) -> Any:
+    """The same of any file of the hub, which is asked once.
+
+    Raises InputError if the hub cannot be reached, HfHubHTTPError if it answers with an error.
+    """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
 
     if constants.HF_HUB_OFFLINE:
-        raise InputError(f"{name} of {REPOSITORIES[name]} is not here, and HF_HUB_OFFLINE forbids to fetch it")
+        raise InputError(f"{name} of {repository} is not here, and HF_HUB_OFFLINE forbids to fetch it")
     try:
-        return get_hf_file_metadata(hf_hub_url(REPOSITORIES[name], name))
+        return get_hf_file_metadata(hf_hub_url(repository, name), timeout=PATIENCE)
+    except HfHubHTTPError:
+        raise
     except _network_errors() as error:
         raise InputError(
-            f"{name} of {REPOSITORIES[name]} cannot be had from {constants.ENDPOINT} ({_reason(error)}); connect to the"
+            f"{name} of {repository} cannot be had from {constants.ENDPOINT} ({_reason(error)}); connect to the"
             " network, or name a mirror in HF_ENDPOINT"
         ) from error
 

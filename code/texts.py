@@ -1,10 +1,13 @@
 """Text as tokens, what the text model reads, and the text model itself."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers.utils.logging
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -15,6 +18,7 @@ from transformers import (
 )
 
 import config
+import published
 from files import InputError, read_utf8
 from packing import first_position
 
@@ -89,10 +93,19 @@ def _load(loader, name: str = "", **options):
     folder = config.text_model() if name == config.TEXT_MODEL_NAME else name
     transformers.utils.logging.disable_progress_bar()  # of every process, for what takes a moment
     try:
+        _require_hub(folder)
         return loader.from_pretrained(folder, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"TEXT_MODEL_NAME = {name!r} cannot be loaded ({reason}); give the folder of a"
-            f" transformers model or a name on the hub; set it in {config.source()}"
+            f"TEXT_MODEL_NAME = {name!r} cannot be loaded ({reason}); it is a name on the hub, or the folder of a"
+            f" transformers model, set in {config.source()}"
         ) from None
+
+
+def _require_hub(name: str) -> None:
+    """Raises InputError if a model of the hub is neither kept here nor in reach: transformers would try for half a
+    minute."""
+    if not Path(name).is_dir() and try_to_load_from_cache(name, "config.json") is None:
+        with contextlib.suppress(HfHubHTTPError):  # it has answered
+            published.metadata(name, "config.json")

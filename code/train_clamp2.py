@@ -26,13 +26,17 @@ weights: the same command continues a run that was stopped.
 Exit status: 0 done, 2 something to mend (one line says what), 130 told to stop, and saved.
 """
 
-import argparse
 import contextlib
 import random
 import sys
 from array import array
 from pathlib import Path
 from typing import Any
+
+import command_line
+
+if __name__ == "__main__":
+    command_line.trainer(__doc__).parse_args()  # before the imports below, which take seconds
 
 import torch
 from torch import Tensor
@@ -58,6 +62,8 @@ EVALUATION_GROUP = (
 
 class CLaMP2Dataset(PieceDataset):
     """Records of a JSONL file -> token ids of a text, and patches of a piece of music."""
+
+    batch_constant = "CLAMP2_BATCH_SIZE"
 
     def __init__(self, records: Jsonl, lines: list[int], tokenizer, train: bool, seed: int):
         super().__init__(train, seed)
@@ -266,5 +272,4 @@ def main(job: processes.Processes) -> int:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sys.exit(processes.run(main))

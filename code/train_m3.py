@@ -25,9 +25,13 @@ latest_* beside the weights: the same command continues a run that was stopped.
 Exit status: 0 done, 2 something to mend (one line says what), 130 told to stop, and saved.
 """
 
-import argparse
 import random
 import sys
+
+import command_line
+
+if __name__ == "__main__":
+    command_line.trainer(__doc__).parse_args()  # before the imports below, which take seconds
 
 import numpy as np
 import torch
@@ -46,6 +50,8 @@ from utils import M3Batch, M3Model, M3Output, decoder_config, empty, encoder_con
 
 class M3Dataset(PieceDataset):
     """Files of music -> corrupted patches, which of them were selected, and the patches as they were."""
+
+    batch_constant = "M3_BATCH_SIZE"
 
     def __init__(self, files: list[str], train: bool, seed: int):
         super().__init__(train, seed)
@@ -155,5 +161,4 @@ def main(job: processes.Processes) -> int:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sys.exit(processes.run(main))

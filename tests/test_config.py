@@ -1,11 +1,13 @@
 """What a user can set, and how mistakes in it are told."""
 
+import math
 import subprocess
 import sys
 
 import pytest
 
-from helpers import CODE, KIT, run_script
+import config
+from helpers import CODE, KIT, ROOT, run, run_script
 
 SHOW = f"""import sys
 
@@ -71,9 +73,9 @@ def test_a_derived_name_can_be_set(show, tmp_path):
         ("M3_BATCH_SIZE += 1\n", "line 1: only assignments"),
         ("M3_BATCH_SIZE: int\n", "line 1: only assignments"),
         ("M3_BATCH_SIZE = 0\n", "M3_BATCH_SIZE = 0 is not a positive number"),
-        ("EXTRACT_BATCH_TOKENS = 0\n", "EXTRACT_BATCH_TOKENS = 0 is neither a positive number nor -1"),
-        ("NUM_WORKERS = -2\n", "NUM_WORKERS = -2 is neither a number of processes nor -1"),
-        ("M3_HIDDEN_SIZE = 100\n", "M3_HIDDEN_SIZE = 100 is not a multiple of 64"),
+        ("EXTRACT_BATCH_TOKENS = 0\n", "EXTRACT_BATCH_TOKENS = 0 is not a positive number, or -1"),
+        ("NUM_WORKERS = -2\n", "NUM_WORKERS = -2 is not a number of processes, or -1"),
+        ("M3_HIDDEN_SIZE = 100\n", "M3_HIDDEN_SIZE = 100 is not a positive multiple of 64"),
         ("M3_MASK_RATIO = 45.0\n", "M3_MASK_RATIO = 45.0 is not a share above 0"),
         ("EVAL_SPLIT = 1\n", "EVAL_SPLIT = 1.0 is not a share from 0"),
         ("LOGGER = 'stdout'\n", "LOGGER = 'stdout' is not one of none, tensorboard, wandb"),
@@ -87,6 +89,43 @@ def test_mistakes_are_told_in_one_line(show, tmp_path, text, problem):
     result = show("M3_BATCH_SIZE", path)
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {path}") and problem in result.stderr and result.stderr.count("\n") == 1
+
+
+COUNT, FROM_0, NUMBER = [[0, -1], [1, 10**6]], [[-1], [0, 1]], [[0.0, -1e-4, math.inf], [1e-30, 1e30]]
+RANGES = {  # constant -> values that cannot be, values that can
+    **dict.fromkeys(("PATCH_LENGTH", "PATCH_NUM_LAYERS", "TOKEN_NUM_LAYERS", "MAX_TEXT_LENGTH"), COUNT),
+    **dict.fromkeys(("CLAMP2_HIDDEN_SIZE", "LOGIT_SCALE", "M3_BATCH_SIZE", "CLAMP2_BATCH_SIZE"), COUNT),
+    **dict.fromkeys(("M3_NUM_EPOCH", "CLAMP2_NUM_EPOCH"), COUNT),
+    **dict.fromkeys(("WARMUP_STEPS", "SAVE_EVERY_STEPS", "CLAMP2_MICRO_BATCH"), FROM_0),
+    **dict.fromkeys(("M3_LEARNING_RATE", "CLAMP2_LEARNING_RATE"), NUMBER),
+    "PATCH_SIZE": [[0, 1], [2, 64]],  # of one character, the decoder would have nothing to read
+    "M3_HIDDEN_SIZE": [[0, -64, 63, 65], [64, 768]],
+    "EXTRACT_BATCH_TOKENS": [[-2, 0], [-1, 1]],
+    "NUM_WORKERS": [[-2], [-1, 0, 1]],
+    "MAX_GRAD_NORM": [[-0.1, math.inf], [0.0, 0.1]],
+    "M3_MASK_RATIO": [[0.0, -0.1, 1.1], [0.1, 1.0]],
+    "EVAL_SPLIT": [[-0.1, 1.0], [0.0, 0.99]],
+    "PRECISION": [["float64", ""], ["auto", "float32", "bfloat16", "float16"]],
+    "EXTRACT_PRECISION": [["float64", ""], ["auto", "float32", "bfloat16", "float16"]],
+    "LOGGER": [["stdout", ""], ["none", "tensorboard", "wandb"]],
+    "TRAIN_FOLDERS": [[["a", 1], [["a"]]], [[], ["a"]]],
+    "EVAL_FOLDERS": [[["a", 1], [["a"]]], [[], ["a"]]],
+    "TEXT_MODEL_NAME": [["", " "], ["a/b"]],
+    "FEATURE_CACHE": [["", " "], ["~/.cache"]],
+}
+FREE = {"TRAIN_JSONL", "EVAL_JSONL", "WANDB_KEY", *config._DERIVED}  # read where they are used
+
+
+def test_every_constant_has_its_range(capsys):
+    constants = {name: value for name, value in vars(config).items() if name.isupper() and not name.startswith("_")}
+    assert {name for name, value in constants.items() if type(value) is not bool} == RANGES.keys() | FREE
+    for name, (refused, accepted) in RANGES.items():
+        for value in refused:
+            with pytest.raises(SystemExit, match="2"):
+                config._check_values(constants | {name: value})
+            assert capsys.readouterr().err.startswith(f"error: {config.source()}: {name} = {value!r} is not ")
+        for value in accepted:
+            config._check_values(constants | {name: value})
 
 
 def test_a_missing_file(show, tmp_path):
@@ -104,3 +143,24 @@ def test_code_is_no_package():
         text=True,
     )
     assert "InteractiveConsole" in found.stdout
+
+
+HELP = """import contextlib, io, runpy, sys
+
+for slow in ("torch", "transformers", "accelerate", "sklearn"):
+    sys.modules[slow] = None  # an import of it is an error
+for script in sys.argv[1:]:
+    sys.path[0], sys.argv = script.rpartition("/")[0], [script, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    print(script.rpartition("/")[2], "usage: " in printed.getvalue())
+"""
+
+
+def test_help_does_not_wait_for_torch(tmp_path):
+    (tmp_path / "help.py").write_text(HELP)
+    scripts = [path for folder in ("code", "process_data") for path in (ROOT / folder).glob("*.py")]
+    scripts = [path for path in scripts if "__main__" in path.read_text() and path.name != "pieces.py"]  # a worker
+    result = run(tmp_path / "help.py", *scripts)
+    assert result.stderr == "" and len(scripts) >= 16
+    assert result.stdout.splitlines() == [f"{path.name} True" for path in scripts]

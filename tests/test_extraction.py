@@ -221,7 +221,7 @@ def test_reading_ahead_changes_nothing(source, tmp_path):
         ("extract_m3.py", None, {}, "in: no such file or folder"),
         ("extract_m3.py", "notes.txt", {}, "there is no .abc or .mtf file in it"),
         ("extract_m3.py", "a.abc", {"M3_WEIGHTS_PATH": "/no/such.pth"}, "/no/such.pth: there are no such weights"),
-        ("extract_m3.py", "a.abc", {"M3_HIDDEN_SIZE": 128}, "patch_embedding.weight is [64, 8192]"),
+        ("extract_m3.py", "a.abc", {"M3_HIDDEN_SIZE": 128}, "kit.py: M3_HIDDEN_SIZE = 128, these weights have 64"),
         (
             "extract_clamp2.py",
             "a.txt",

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
 
+import config
 import cpu
 import packing
 import utils
@@ -18,7 +19,7 @@ from checkpoints import load_checkpoint, load_weights
 from embedding import embed, segment_starts
 from extraction import read_patches
 from files import InputError
-from helpers import CODE, KIT, m3_configs, run_script
+from helpers import CODE, KIT, KIT_SIZES, m3_configs, run_script
 from texts import join_lines, read_text, tokenize
 
 VALUES = np.load(KIT / "values.npz")
@@ -179,16 +180,54 @@ def test_state_dicts_of_published_size():
     assert len(expected) == 404 and shapes(models["clamp2"]) == expected
 
 
-def test_weights_that_do_not_fit_are_named(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "changes", "problem"),
+    [
+        ("m3", {"M3_HIDDEN_SIZE": 128}, "M3_HIDDEN_SIZE = 128, these weights have 64"),
+        ("m3", {"PATCH_NUM_LAYERS": 3}, "PATCH_NUM_LAYERS = 3, these weights have 2"),
+        ("m3", {"TOKEN_NUM_LAYERS": 4}, "TOKEN_NUM_LAYERS = 4, these weights have 1"),
+        ("m3", {"PATCH_LENGTH": 256}, "PATCH_LENGTH = 256, these weights have 512"),
+        ("m3", {"PATCH_SIZE": 32}, "PATCH_SIZE = 32, these weights have 64"),
+        ("clamp2", {"CLAMP2_HIDDEN_SIZE": 7}, "CLAMP2_HIDDEN_SIZE = 7, these weights have 48"),
+        (
+            "clamp2",
+            {"M3_HIDDEN_SIZE": 128, "PATCH_NUM_LAYERS": 1},
+            "M3_HIDDEN_SIZE = 128, these weights have 64; PATCH_NUM_LAYERS = 1, these weights have 2",
+        ),
+        ("clamp2", {"text": 256}, "TEXT_MODEL_NAME = 'some/text', these weights have another text model"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(tmp_path, monkeypatch, kind, changes, problem):
+    sizes = {"PATCH_LENGTH": 512, "PATCH_SIZE": 64} | KIT_SIZES | changes
+    for name, value in sizes.items() - {("text", 256)}:
+        monkeypatch.setattr(config, name, value)
+    monkeypatch.setattr(utils, "PATCH_SIZE", sizes["PATCH_SIZE"])
+    monkeypatch.setattr(config, "TEXT_MODEL_NAME", "some/text")
+    monkeypatch.setenv("CLAMP2_CONFIG", "few.py")
+    path = KIT / f"weights_{kind}_kit.pth"
+    if kind == "m3":
+        model = utils.empty(utils.M3Model, utils.encoder_config(), utils.decoder_config())
+    else:
+        text = AutoConfig.from_pretrained(KIT / "tiny-xlmr", intermediate_size=changes.get("text", 128))
+        model = utils.empty(utils.CLaMP2Model.from_configs, text, utils.encoder_config(), config.CLAMP2_HIDDEN_SIZE)
+    with pytest.raises(InputError) as told:
+        load_weights(model, load_checkpoint(path)["model"], path)
+    assert str(told.value).startswith(f"{path}: does not fit few.py: {problem}; set there what")
+
+
+def test_entries_that_do_not_fit_are_named(tmp_path):
     path = KIT / "weights_m3_kit.pth"
     weights = load_checkpoint(path)["model"]
+    weights["encoder.base.encoder.layer.1.output.dense.bias"] = torch.zeros(7)
     with pytest.raises(
-        InputError, match=r"weights_m3_kit.*encoder\.patch_embedding\.weight is \[64, 8192\].*\[128, 8192\]"
+        InputError, match=r"encoder\.layer\.1\.output\.dense\.bias is \[7\], but is \[64\] in .*config\.py"
     ):
-        load_weights(utils.M3Model(*m3_configs(hidden=128)), weights, path)
-    del weights["encoder.patch_embedding.bias"]
-    with pytest.raises(InputError, match=r"1 entries are missing \(the first: encoder\.patch_embedding\.bias\)"):
         load_weights(utils.M3Model(ENCODER, DECODER), weights, path)
+    del weights["encoder.base.encoder.layer.1.output.dense.bias"], weights["encoder.patch_embedding.bias"]
+    with pytest.raises(InputError, match=r"2 entries are missing \(the first: encoder\.patch_embedding\.bias\)"):
+        load_weights(utils.M3Model(ENCODER, DECODER), weights, path)
+    with pytest.raises(InputError, match="these weights are of another model"):
+        load_weights(utils.M3Model(ENCODER, DECODER), {f"x.{name}": value for name, value in weights.items()}, path)
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path):

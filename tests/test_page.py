@@ -165,6 +165,14 @@ def test_scores_from_abc_without_a_clef_are_drawn_with_one(header, tmp_path):
         assert [count(svg, kind) for kind in ("clef", "keySig", "note")] == [1, 1, 4], path
 
 
+def units(svg) -> list[str]:
+    """What stands below a piano roll, beside the numbers."""
+    texts = [text for text in svg.iter(f"{SVG}text") if not re.fullmatch(r"C-?\d|\d+", text.text)]
+    below = max(float(text.get("y")) for text in svg.iter(f"{SVG}text"))
+    assert all(float(text.get("y")) == below for text in texts)
+    return [text.text for text in texts]
+
+
 @pytest.mark.parametrize("name", ["plain", "two_tracks", "many_tracks", "one_track", "long"])
 def test_piano_roll_has_the_notes_that_mido_reads(name):
     midi = mido.MidiFile(KIT / "midi" / f"{name}.mid")
@@ -183,7 +191,7 @@ def test_piano_roll_has_the_notes_that_mido_reads(name):
     begin, end = bars[first], bars[first + 8]
     expected = sorted((start - begin, pitch) for start, pitch in starts if start < end)
     boxes, lines, numbers = roll(svg)
-    assert numbers == list(range(first + 1, first + 9))
+    assert numbers == list(range(first + 1, first + 9)) and units(svg) == ["bar"]
     scale = (end - begin) / (lines[8] - lines[0])
     np.testing.assert_allclose(lines, [lines[0] + (bar - begin) / scale for bar in bars[first : first + 9]], atol=0.01)
     assert len(boxes) == len(expected) > 8
@@ -227,13 +235,18 @@ def test_bars_are_those_of_the_meter_in_force(meters, earliest, first, lines):
 
 
 @pytest.mark.parametrize(
-    ("ticks", "shown"),
-    [(-25 * 256 + 40, [0, 8000, 15999]), (0, [0, 8000, 15999, 16000, 90000])],  # 25 frames a second of 40 ticks
+    ("ticks", "shown", "unit"),
+    [
+        (-25 * 256 + 40, [0, 8000, 15999], ["0 s", "16 s"]),  # 25 frames a second of 40 ticks
+        (0, [0, 8000, 15999, 16000, 90000], ["tick 0", "tick 90001"]),
+    ],
 )
-def test_ticks_that_are_no_part_of_a_beat_have_no_bars(ticks, shown):
+def test_ticks_that_are_no_part_of_a_beat_have_no_bars(ticks, shown, unit):
     times = np.diff([0, 0, 8000, 15999, 16000, 90000])
     notes = "\n".join(f"note_on {time} 0 60 1\nnote_on 0 0 60 0" for time in times)
-    boxes, lines, numbers = roll(pictures.piano_roll(f"ticks_per_beat {ticks}\n{notes}\nend_of_track 0"))
+    svg = ElementTree.fromstring(pictures.piano_roll(f"ticks_per_beat {ticks}\n{notes}\nend_of_track 0"))
+    boxes, lines, numbers = roll(svg)
+    assert units(svg) == unit
     assert len(lines) == 2 and numbers == [] and len(boxes) == len(shown)
     end = 16000 if ticks else 90001
     np.testing.assert_allclose([x for x, _ in boxes], [34 + 804 * time / end for time in shown], atol=0.006)

@@ -1,6 +1,8 @@
 """`plot.py`: what is in the pictures, read back from them or from the axes they were drawn on."""
 
 import contextlib
+import itertools
+import json
 import re
 import subprocess
 import sys
@@ -73,6 +75,18 @@ def test_losses_of_a_log_with_a_repeated_epoch_and_gaps(tmp_path, drawn):
     np.testing.assert_array_equal(evaluation.get_xydata(), [[1, 2.5], [2, 1.5], [3, 1.25], [4, np.nan]])
     assert best.get_xydata().tolist() == [[3, 1.25]]
     assert {"training", "evaluation", "lowest evaluation loss: 1.25, epoch 3"} <= set(texts(tmp_path / "loss.svg"))
+
+
+@pytest.mark.parametrize("losses", [[(3.0, 3.0)], [(4.0, 4.0), (3.0, 5.0)], [(4.0, 4.0), (3.9, 3.9), (1.0, 1.0)]])
+def test_the_legend_is_beside_the_curves(tmp_path, drawn, losses):
+    lines = [json.dumps({"epoch": i, "train_loss": a, "eval_loss": b}) for i, (a, b) in enumerate(losses, 1)]
+    (tmp_path / "log.txt").write_text("\n".join(lines))
+    assert main("loss", tmp_path / "log.txt", tmp_path / "loss.png") == 0
+    figure = drawn[0].figure
+    figure.draw_without_rendering()
+    [box] = [legend.get_window_extent() for legend in figure.legends]
+    assert box.y0 >= drawn[0].bbox.y1 and figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+    assert all(float(tick).is_integer() for tick in drawn[0].get_xticks())
 
 
 def test_a_line_cut_off_is_named(tmp_path, capsys):
@@ -188,6 +202,20 @@ def test_confusion(tmp_path, drawn):
     plot.confusion(np.array([[8, 2], [0, 0]]), ["jig", "reel"], tmp_path / "c.svg")
     np.testing.assert_allclose(drawn[0].images[0].get_array(), [[0.8, 0.2], [0, 0]])
     assert [text.get_text() for text in drawn[0].texts] == ["8", "2", "0", "0"]
+
+
+@pytest.mark.parametrize(
+    "names", [["jig", "reel"], ["one class, a long name", "another, a long name"], [f"class {i}" for i in range(9)]]
+)
+def test_nothing_touches_in_a_confusion_matrix(tmp_path, drawn, names):
+    plot.confusion(np.ones((len(names), len(names)), int), names, tmp_path / "c.png")
+    axes = drawn[0]
+    axes.figure.draw_without_rendering()
+    rows, columns = ([tick.get_window_extent() for tick in axis.get_ticklabels()] for axis in (axes.yaxis, axes.xaxis))
+    gap = 8 / 72 * axes.figure.dpi  # 8 points
+    assert axes.yaxis.label.get_window_extent().x1 + gap < min(box.x0 for box in rows)
+    assert axes.xaxis.label.get_window_extent().y1 + gap < min(box.y0 for box in columns)
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(columns))
 
 
 def test_the_same_picture_is_the_same_file(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import command_line
 import labels
 import linear_probe
 
@@ -48,7 +49,7 @@ def pieces_in(folder: Path) -> list[labels.Piece]:
 
 
 def arguments(*options: object) -> argparse.Namespace:
-    return linear_probe.get_args_parser().parse_args(["train", "in", *map(str, options)])
+    return command_line.probe("").parse_args(["train", "in", *map(str, options)])
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

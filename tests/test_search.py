@@ -14,6 +14,7 @@ import batch_abc2xml
 import batch_script
 import batch_xml2abc
 import pieces
+from files import InputError
 from helpers import CODE, KIT, KIT_MODEL, environment, run, run_script, write_config
 from interleaving import interleave
 from test_mtf import LOST, meta, midi, rmi
@@ -366,6 +367,7 @@ def test_metrics_between_folders_of_music(config, tmp_path):
 NOTEBOOK = """
 import sys
 sys.path.append({code!r})
+from pathlib import Path
 import numpy as np
 from clamp2 import embed_music, embed_texts, load_clamp2
 from files import InputError
@@ -376,12 +378,21 @@ paths = [{folder!r} + name for name in ("/quartet.mxl", "/book.abc#2", "/plain.M
 np.save("music.npy", embed_music(model, paths))
 np.save("texts.npy", embed_texts(model, ["Slow air", open({folder!r} + "/lines.txt", encoding="utf-8").read()]))
 assert embed_texts(model, []).shape == embed_music(model, []).shape == (0, 48)
-for call, items in ((embed_texts, ["a", " "]), (embed_music, [{folder!r} + "/lines.txt"]), (embed_music, ["no.abc#2"])):
+for call, items in (
+    (embed_texts, ["a", " "]), (embed_music, [{folder!r} + "/lines.txt"]), (embed_music, ["no.abc#2"]),
+    (embed_texts, "a slow air"), (embed_music, "no.abc"), (embed_music, Path("no.abc")), (embed_texts, ["a", Path("b")]),
+    (embed_music, iter(["no.abc", None])),
+):
     try:
         call(model, items)
     except (InputError, OSError) as error:
         print(error)
 """
+
+
+def test_a_mistake_takes_one_line_in_a_notebook():
+    """IPython prints what this method of an exception returns in place of a traceback."""
+    assert InputError("no.abc: no such file")._render_traceback_() == ["InputError: no.abc: no such file"]
 
 
 def test_the_three_calls_in_a_script_without_a_main_guard(music, extracted, config, tmp_path):
@@ -392,7 +403,14 @@ def test_the_three_calls_in_a_script_without_a_main_guard(music, extracted, conf
     expected = np.stack([extracted[name] for name in ("quartet.mxl", "book.abc#2", "plain.MIDI", "book.abc#2")])
     np.testing.assert_allclose(np.load(tmp_path / "music.npy"), expected, atol=1e-4)
     np.testing.assert_allclose(np.load(tmp_path / "texts.npy")[1], extracted["lines.txt"], atol=1e-4)
-    started, empty, text, missing = result.stdout.splitlines()
+    started, empty, text, missing, *of_no_use = result.stdout.splitlines()
+    assert of_no_use == [
+        "text: a list is needed, and this is one str; write ['a slow air']",
+        "music: a list is needed, and this is one str; write ['no.abc']",
+        "music: a list is needed, and this is one PosixPath; write [PosixPath('no.abc')]",
+        "text 2 of 2 is of type PosixPath: PosixPath('b')",
+        "music 2 of 2 is of type NoneType: None",
+    ]
     assert started == "started" and empty == "text 2 of 2 is empty"
     assert "lines.txt: not a music file" in text and missing == "no.abc: no such file"
     assert result.stderr.count("read with warnings") == 1 and "quartet.mxl: META-INF" in result.stderr

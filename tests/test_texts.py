@@ -3,8 +3,10 @@
 import json
 import random
 import shutil
+import time
 from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,9 @@ from transformers import AutoTokenizer
 import config
 from files import InputError
 from helpers import KIT
+from hub import serving
 from records import Jsonl, choose_text, fixed_text, is_blank, metadata_lines, summaries
-from texts import join_lines, load_text_model, read_text, text_lines, tokenize
+from texts import join_lines, load_text_config, load_text_model, read_text, text_lines, tokenize
 
 RECORD = {
     "title": "Morrison's",
@@ -232,3 +235,31 @@ def test_paths_that_do_not_apply_are_left_out(tmp_path):
     assert records[0] == {"filepaths": ["a.abc"]}
     with pytest.raises(InputError, match="line 2: `filepaths` is not a list of paths: there is none in it"):
         records[1]
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch):
+    """Loads the configuration of a text model from a hub that has one, `kit/text`, or from where there is none."""
+    files = {f"kit/text/{path.name}": path.read_bytes() for path in (KIT / "tiny-xlmr").iterdir()}
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it tries again and again"))
+    with serving(files) as hub:
+
+        def ask(name, url=hub.url):
+            monkeypatch.setattr(config, "TEXT_MODEL_NAME", name)
+            template = url + "/{repo_id}/resolve/{revision}/{filename}"
+            constants = {"ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_CACHE": str(tmp_path)}
+            for constant, value in (constants | {"HF_HUB_OFFLINE": False}).items():
+                monkeypatch.setattr(huggingface_hub.constants, constant, value)
+            return load_text_config().model_type
+
+        yield ask
+
+
+def test_a_text_model_of_the_hub_with_the_network_and_without(ask):
+    nowhere = "http://127.0.0.1:9"
+    with pytest.raises(InputError, match=rf"'kit/text' cannot be loaded \(.* {nowhere} .*connect to the network"):
+        ask("kit/text", nowhere)
+    assert ask("kit/text") == "xlm-roberta"
+    assert ask("kit/text", nowhere) == "xlm-roberta"  # it is kept here now
+    with pytest.raises(InputError, match=r"'kit/none' cannot be loaded \((?!.*(network|Client Error))"):
+        ask("kit/none")  # which the hub does not know

@@ -421,12 +421,12 @@ def test_bad_pieces_are_named_and_replaced(tmp_path):
         ("m3", {"TRAIN_FOLDERS": ["<YOUR_TRAINING_DATA_FOLDER>"]}, r"TRAIN_FOLDERS is not set .*m3\.py"),
         ("m3", {"TRAIN_FOLDERS": []}, r"TRAIN_FOLDERS is empty; set it in .*m3\.py"),
         ("m3", {"M3_WEIGHTS_PATH": "/proc/no/weights.pth"}, r"/proc/no: No such file or directory"),
-        ("m3", {"M3_BATCH_SIZE": 100}, r"12 pieces for training are fewer than one batch of 100"),
+        ("m3", {"M3_BATCH_SIZE": 100}, r"12 pieces for training are fewer than one batch of 100 .*lower M3_BATCH_SIZE \(100\) in \S+\.py"),
         ("clamp2", {"TRAIN_JSONL": "/no/such.jsonl"}, r"TRAIN_JSONL: /no/such\.jsonl is not a file"),
         ("clamp2", {"TRAIN_JSONL": "<YOUR_TRAINING_DATA.jsonl>"}, r"TRAIN_JSONL is not set .*clamp2\.py"),
-        ("clamp2", {"CLAMP2_BATCH_SIZE": 100}, r"12 pieces for training are fewer than one batch of 100"),
+        ("clamp2", {"CLAMP2_BATCH_SIZE": 100}, r"12 pieces for training are fewer than one batch of 100 .*lower CLAMP2_BATCH_SIZE \(100\) in \S+\.py"),
         ("clamp2", {"TEXT_MODEL_NAME": "/no/such/model"}, r"TEXT_MODEL_NAME = '/no/such/model' cannot be loaded"),
-        ("clamp2", {"M3_HIDDEN_SIZE": 128}, r"weights_m3_kit\.pth: patch_embedding\.weight is \[64, 8192\].*\[128, 8192\]"),
+        ("clamp2", {"M3_HIDDEN_SIZE": 128}, r"weights_m3_kit\.pth: does not fit \S+\.py: M3_HIDDEN_SIZE = 128, these weights have 64;"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(tmp_path, kind, changes, problem):
