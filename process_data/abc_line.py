@@ -6,7 +6,7 @@ private plane, so that every reader of ABC can take what it sees for what it is;
 
 import re
 
-FIELD = re.compile(r"([A-Za-z+]):(?![|:])")  # but G:| is a note and a barline
+FIELD = re.compile(r"([A-Za-z+]):(?!(?<=[A-Ga-gxzXZ]:)[|:])")  # but G:| is a note and a barline
 DECORATION = r"![^!\s|[:]+!"
 # One element of a line of music. What is quoted or bracketed is one element: a | inside is no barline. Each pattern
 # excludes its own opening sign, so that a sign left open swallows nothing. An atom is the begin of a slur or tuplet, a
