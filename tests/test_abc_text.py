@@ -91,7 +91,9 @@ def test_text_behind_an_empty_line(behind):
     text, warnings = tidy(f"{TUNE}CDEF|GABc|]\n\n{behind}\n")
     assert text == f"{TUNE}CDEF|GABc|]"
     first, *more = behind.split("\n")
-    said = f"text behind an empty line left out: {first!r}" + (f" and {len(more)} more line{'s' * (len(more) > 1)}" if more else "")
+    said = f"text behind an empty line left out: {first!r}" + (
+        f" and {len(more)} more line{'s' * (len(more) > 1)}" if more else ""
+    )
     assert warnings == [said]
 
 
