@@ -213,7 +213,7 @@ def test_what_the_way_back_leaves_out_is_named(tmp_path):
     [
         ('["x"CE]4|[C"_y[z"E"^a"]4|', "C4 E4 C4 E4"),
         ('C>["x"EG](3["x"CE]DE|', "C3/2 E1/2 G1/2 C2/3 E2/3 D2/3 E2/3"),
-        ('{["x"CE]}([!f!C"y"E]D)["C"]E|', "C0 E0 C1 E1 D1 E1"),
+        ('{["x"CE]}([!1!C"y"E]D)["C"]E|', "C0 E0 C1 E1 D1 E1"),
         ('C|[1"x"D:|[2 "y"E|]', "C1 D1 E1"),
     ],
 )
