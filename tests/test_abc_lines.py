@@ -300,3 +300,12 @@ def test_what_reads_as_music():
 def test_a_field_may_begin_with_a_barline(line):
     assert bars(f"CDEF|GABc|\n{line}\n")[0] == ["CDEF|", "GABc|"]
     assert pitches(f"{HEADER}CDEF|GABc|\n{line}\n") == list("CDEFGABC")
+
+
+def test_a_decoration_that_does_not_end():
+    found = bars("!fermata C2D2|!f!CD!ppp(EF)|!trill!GABc|!segno|c4|!fine\n")
+    lines = ["!fermata! C2D2|", "!f!CD!ppp!(EF)|", "!trill!GABc|", "!segno!c4!fine!|"]
+    names = ("fermata", "ppp", "segno", "fine")
+    assert found[1] == [f"exclamation mark without a partner put behind !{name}" for name in names]
+    assert [line.replace(" !", "!") for line in found[0]] == lines
+    assert bars("CDEF!\nGA!B!c!f|C4!\n")[0] == ["CDEF GA!B!cf|", "C4|"]  # the end of a line in old tunes
