@@ -47,6 +47,9 @@ _DECIMAL = {
 _READ: dict[str, list[str]] = {}  # element -> which of its attributes
 for _tag, _attribute in (*_WHOLE, *_DECIMAL):
     _READ.setdefault(_tag, []).append(_attribute)
+_TYPES = {"breve": Fraction(8), "whole": Fraction(4), "half": Fraction(2), "quarter": Fraction(1)} | {
+    name: Fraction(1, 2**power) for power, name in enumerate(("eighth", "16th", "32nd", "64th", "128th", "256th"), 1)
+}  # in quarter notes
 _MAX_ALTER = 12  # semitones
 _STEPS = ("C", "D", "E", "F", "G", "A", "B")
 _SEMITONES = (0, 2, 4, 5, 7, 9, 11)  # of each
@@ -211,6 +214,8 @@ def meters(score: Element, done: Counter[str]) -> None:
 def durations(score: Element, done: Counter[str]) -> None:
     """Decimal durations, and divisions that change within a measure: all of the part in smaller ones.
 
+    A note whose duration cannot be read has that of its type.
+
     Raises:
         Refused: one of them is no number, or the part has no divisions.
     """
@@ -222,6 +227,8 @@ def durations(score: Element, done: Counter[str]) -> None:
         for number, measure in enumerate(part.iter("measure"), 1):
             has_notes = False
             for item in measure:
+                if item.tag == "note":
+                    _duration_of_type(item, divisions, done)
                 element = item.find("divisions" if item.tag == "attributes" else "duration")
                 if element is None or (item.tag == "attributes" and not element.text):
                     continue
@@ -246,6 +253,33 @@ def durations(score: Element, done: Counter[str]) -> None:
             for element, value, per in times:
                 element.text = str(parts if element.tag == "divisions" else int(value / per * parts))
             done[f"divisions in part {part.get('id', '')} written as {parts}"] += 1
+
+
+def _duration_of_type(note: Element, divisions: Fraction, done: Counter[str]) -> None:
+    """Of a note that has no duration, none that can be read, or 0."""
+    element = note.find("duration")
+    value = Fraction(0) if element is None else _length(element.text or "")
+    if value or note.find("grace") is not None or (value == 0 and note.find("chord") is not None):
+        return
+    written = "" if element is None else element.text or ""
+    name = note.findtext("type", "").strip()
+    if not divisions:
+        return
+    if name not in _TYPES:
+        if value == 0:
+            done[f"note of duration {written!r} written as an eighth note"] += 1
+        return
+    dots = len(note.findall("dot"))
+    quarters = _TYPES[name] * (2 - Fraction(1, 2**dots))
+    actual, normal = (note.findtext(f"time-modification/{tag}-notes", "1") for tag in ("actual", "normal"))
+    if actual.isdigit() and normal.isdigit() and int(actual):
+        quarters *= Fraction(int(normal), int(actual))
+    if element is None:
+        element = Element("duration")
+        place = next((at for at, each in enumerate(note) if each.tag in ("pitch", "rest", "unpitched")), -1)
+        note.insert(place + 1, element)
+    element.text = str(quarters * divisions)
+    done[f"duration {written!r} of a note left out: it is that of its type, {name}"] += 1
 
 
 @lru_cache(10_000)

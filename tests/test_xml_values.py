@@ -395,3 +395,31 @@ def test_percent_signs_begin_no_comment():
     assert abc.startswith("X:1\nT:50\\% off \\%\nC:A\\%B\nZ:\\% C\n") and abc.endswith(" C8 | %1\nw: 100\\%|\n\n")
     again = abc_to_musicxml(abc).decode()
     assert ">50% off %<" in again and ">100%<" in again
+
+
+@pytest.mark.parametrize(
+    ("duration", "extra", "abc"),
+    [
+        ("", "<type>half</type>", "C4 E2 |"),
+        ("<duration/>", "<type>quarter</type><dot/>", "C3 E2 |"),
+        ("<duration>0</duration>", "<type>half</type>", "C4 E2 |"),
+        ("<duration>x</duration>", "<type>16th</type>", "C/ E2 |"),
+        ("<duration>2,0</duration>", "<type>quarter</type>", "C2 E2 |"),
+    ],
+)
+def test_a_note_without_a_duration_has_that_of_its_type(duration, extra, abc):
+    odd = note("C4", 2, extra).replace("<duration>2</duration>", duration)
+    text, (warning, *_) = converted(odd + note("E4"))
+    assert text.split("%1")[0].splitlines()[-1].strip() == abc
+    assert warning.startswith("1 × duration ") and "type" in warning
+
+
+def test_a_note_without_a_duration_and_without_a_type():
+    odd = note("C4").replace("<duration>2</duration>", "")
+    text, warnings = converted(odd + note("E4"))
+    assert " C E2 |" in text and warnings == ["1 × note of duration '' written as an eighth note"]
+    with pytest.raises(Refused, match="duration 'x' is no length"):
+        converted(odd.replace("<stem>", "<duration>x</duration><stem>"))
+    grace = note("D4").replace("<note>", "<note><grace/>").replace("<duration>2</duration>", "")
+    chord = note("G4").replace("<note>", "<note><chord/>").replace("<duration>2</duration>", "")
+    assert converted(grace + note("E4") + chord)[1] == []
