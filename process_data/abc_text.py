@@ -116,11 +116,11 @@ def split_header(tune: str) -> tuple[list[str], list[str]]:
 
 
 def _without_blocks(lines: list[str]) -> list[str]:
-    """Without %%begintext ... %%endtext and the like: text and PostScript to be printed."""
+    """Without %%begintext ... %%endtext, I:begintext ... and the like: text and PostScript to be printed."""
     ends: dict[int, int] = {}  # of each line that begins a block
     nearest: dict[str, int] = {}  # of each kind of block, going up
     for number in range(len(lines) - 1, -1, -1):
-        if found := re.match(r"%%(begin|end)(\w*)", lines[number]):
+        if found := re.match(r"\s*(?:%%|I:)\s*(begin|end)(\w*)", lines[number]):
             if found[1] == "end":
                 nearest[found[2]] = number
             elif found[2] in nearest:

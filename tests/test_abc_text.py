@@ -437,3 +437,10 @@ def test_digits_of_a_rest():
         interleave("X:1\nK:C\nA|Z000003|B|\n")
     with pytest.raises(Refused, match=r"^Z1234567890123456789 is a rest"):  # the message is cut
         interleave("X:1\nK:C\nA|Z" + "1234567890" * 3 + "|B|\n")
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"), [("I:beginps", "I:endps"), ("%% begintext", " %%  endtext"), ("I: begintext", "%%endtext")]
+)
+def test_blocks_of_text_however_they_are_marked(begin, end):
+    assert tidy(split_tunes(f"{TUNE}CDEF|\n{begin}\nA | B\n\nC|\n{end}\nGABc|]\n")[0]) == (f"{TUNE}CDEF|\nGABc|]", [])
