@@ -6,7 +6,7 @@ private plane, so that every reader of ABC can take what it sees for what it is;
 
 import re
 
-FIELD = re.compile(r"([A-Za-z+]):(?![|:])")  # but G:| is a note and a barline
+FIELD = re.compile(r"([A-Za-z+]):(?!(?<=[A-Ga-gxzXZ]:)[|:])")  # but G:| is a note and a barline
 DECORATION = r"![^!\s|[:]+!"
 # One element of a line of music. What is quoted or bracketed is one element: a | inside is no barline. Each pattern
 # excludes its own opening sign, so that a sign left open swallows nothing. An atom is the begin of a slur or tuplet, a
@@ -27,6 +27,12 @@ ELEMENT = re.compile(
     re.VERBOSE,
 )
 
+# Decorations of ABC that are no notes.
+_NAMES = (
+    "trill|roll|turnx?|invertedturnx?|(?:lower|upper)?mordent|pralltriller|arpeggio|accent|emphasis|(?:inverted)?fermata"
+    "|tenuto|wedge|open|thumb|snap|plus|slide|p{1,4}|m[pf]|sfz|upbow|downbow|segno|coda|fine|dacapo|dacoda|breath"
+    "|(?:short|medium|long)phrase|staccato|marcato"
+)
 _PLANE = 0xF0000
 _HIDDEN = {ord(sign): _PLANE + ord(sign) for sign in '%[]{}|:\\&!$"<>()ZX'}
 _HIDDEN_IN_CHORDS = {sign: hidden for sign, hidden in _HIDDEN.items() if chr(sign) not in "()"}
@@ -42,6 +48,7 @@ _MARK = re.compile(
     |(?P<inline>\[[A-Za-z]:[^][]*\])
     |(?P<kept>%.*|{DECORATION})
     |(?P<open>")
+    |!(?P<name>{_NAMES})(?![A-Za-z0-9])  # a decoration that does not end
     |(?P<break>!)               # as in old tunes
     |\+(?P<chord>(?!f+\+)(?:(?:__?|\^\^?|=)?[A-Ga-g][,']*\d*/*\d*){{2,}})\+  # +CEG+, as in old tunes
     |(?P<repeats>:(?:(?<=\|:)|(?<!::)(?=:+\|)):+)  # |:: and ::| repeat more than once
@@ -121,6 +128,9 @@ def _tidy_music(line: str) -> tuple[str, list[str]]:
             mended.append(f"macro left out: {text}")
         elif kind == "inline":
             done.append(f"[{text[1:3]}{_hidden_value(text[1], text[3:-1])}]")
+        elif kind == "name":
+            mended.append(f"exclamation mark without a partner put behind !{mark['name']}")
+            done.append(f"{text}!")
         elif kind == "ending":
             done.append(f"[{mark['ending']}")
         elif kind == "chord":

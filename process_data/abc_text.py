@@ -70,7 +70,7 @@ def _tidy_lines(block: str) -> tuple[list[str], list[str]]:
     warnings: list[str] = []
     left_out = ""
     for line in block.split("\n"):
-        found = re.match(r"[sm]:(?![|:])", line)
+        found = re.match("[sm]:", line)
         left_out = _LEFT_OUT[found[0]] if found else left_out if line.startswith("+:") else ""
         if left_out:
             warnings.append(f"{left_out} left out: {line}")
@@ -83,7 +83,8 @@ def _tidy_lines(block: str) -> tuple[list[str], list[str]]:
 
 def _named(what: str, block: str) -> str:
     first, *more = block.split("\n")
-    return f"{what}: {first.strip()[:60]!r}" + (f" and {len(more)} more lines" if more else "")
+    lines = "line" if len(more) == 1 else "lines"
+    return f"{what}: {first.strip()[:60]!r}" + (f" and {len(more)} more {lines}" if more else "")
 
 
 def split_header(tune: str) -> tuple[list[str], list[str]]:
@@ -115,11 +116,11 @@ def split_header(tune: str) -> tuple[list[str], list[str]]:
 
 
 def _without_blocks(lines: list[str]) -> list[str]:
-    """Without %%begintext ... %%endtext and the like: text and PostScript to be printed."""
+    """Without %%begintext ... %%endtext, I:begintext ... and the like: text and PostScript to be printed."""
     ends: dict[int, int] = {}  # of each line that begins a block
     nearest: dict[str, int] = {}  # of each kind of block, going up
     for number in range(len(lines) - 1, -1, -1):
-        if found := re.match(r"%%(begin|end)(\w*)", lines[number]):
+        if found := re.match(r"\s*(?:%%|I:)\s*(begin|end)(\w*)", lines[number]):
             if found[1] == "end":
                 nearest[found[2]] = number
             elif found[2] in nearest:

@@ -26,7 +26,8 @@ from simplified import simplified
 _BEHIND_CLEF = ("staff-details", "transpose", "for-part", "directive", "measure-style")
 _INCLUDE = re.compile(r"^[^\S\n]*(%%|I:)abc-include.*$", re.MULTILINE)
 _NO_TUPLET = re.compile(r"\(0+:\d*(:\d*)?|\(\d+:0+(?!\d)(:\d*)?")  # xml2abc writes (0:0:5 where it loses count
-_NO_MUSIC = re.compile(r"^[mrs]:(?![|:]).*\n?", re.MULTILINE)  # abc2xml would read such fields as notes
+_LIKE_FIELD = re.compile(r"^(?=[A-Ga-gxzXZ]:[|:])", re.MULTILINE)  # G:| is a note, which abc2xml would take for a field
+_NO_MUSIC = re.compile(r"^[mrs]:.*\n?", re.MULTILINE)  # abc2xml would read such fields as notes
 # What XML cannot hold, and what Python, but not ABC, takes for the end of a line.
 _NO_TEXT = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[\x85\u2028\u2029]")
 
@@ -54,7 +55,7 @@ def _convert(text: str) -> tuple[bytes, list[str]]:
     warnings += tidied
     header = header if tunes else ""
     no_music = _NO_MUSIC.findall(header) + _NO_MUSIC.findall(text)
-    text, plainer = simplified(_NO_MUSIC.sub("", text))
+    text, plainer = simplified(_LIKE_FIELD.sub("y", _NO_MUSIC.sub("", text)))
     text = _NO_MUSIC.sub("", header) + text
     text, no_tuplets = _NO_TUPLET.subn("", text)  # abc2xml would divide by it
     abc2xml.mxm = _MusicXml()  # it keeps everything of the tune before

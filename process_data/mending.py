@@ -11,6 +11,7 @@ from collections import Counter
 from xml.etree import ElementTree
 
 import xml_values
+from abc_line import DECORATION
 
 _SPANS = ("wedge", "octave-shift", "pedal")
 _SPAN_TYPES = ("up", "down", "crescendo", "diminuendo", "start", "stop")
@@ -62,7 +63,7 @@ def mend(score: ElementTree.Element) -> list[str]:
     """Puts right, in place, all that xml2abc is known to stop at or to misread; returns what was done, one line each.
 
     Raises:
-        Refused: the lengths or the octaves of its notes cannot be known.
+        Refused: the lengths of its notes cannot be known.
     """
     done: Counter[str] = Counter()
     for rule in _RULES:
@@ -93,6 +94,16 @@ def _accidentals(score: ElementTree.Element, done: Counter[str]) -> None:
         if sign is not None and sign.text not in _ACCIDENTALS:
             done[f"accidental {sign.text!r} left out, the pitch rounded to semitones"] += 1
             note.remove(sign)
+
+
+def _fingerings(score: ElementTree.Element, done: Counter[str]) -> None:
+    """xml2abc writes them as decorations, whatever they hold; one with a barline or a space would become music."""
+    for technical in score.iter("technical"):
+        for fingering in technical.findall("fingering"):
+            fingering.text = (fingering.text or "").strip()
+            if not re.fullmatch(DECORATION, f"!{fingering.text}!"):
+                technical.remove(fingering)
+                done[f"fingering {fingering.text!r} left out"] += 1
 
 
 def _metronomes(score: ElementTree.Element, done: Counter[str]) -> None:
@@ -281,12 +292,13 @@ _RULES = (
     _namespace,
     xml_values.numbers,
     xml_values.voices_and_verses,
-    xml_values.octaves,
+    xml_values.pitches,
     xml_values.alters,
     xml_values.meters,
     xml_values.durations,
     _spans,
     _accidentals,
+    _fingerings,
     _metronomes,
     _incomplete,
     _keys,

@@ -1,4 +1,4 @@
-"""Tidied ABC in forms that abc2xml reads right: grace notes with rests or fields in them, tuplets within tuplets."""
+"""Tidied ABC in forms that abc2xml reads right: grace notes with rests in them, chords with text, nested tuplets."""
 
 import math
 import re
@@ -10,6 +10,8 @@ from abc_line import DECORATION, FIELD
 from bar_lengths import IN_TIME_OF, read_meter
 
 _GRACE = re.compile(r"\{(/?)([^{}]*)\}")
+_CHORD = re.compile(r"\[(?![|\d]|[A-Za-z]:)([^][]*)\]")
+_TEXT = re.compile(r'"[^"]*"')
 _IN_GRACE = re.compile(
     rf'(?P<kept>{DECORATION})|(?P<outside>"[^"]*"|\[[A-Za-z]:[^][]*\])|(?P<rest>[xzXZ]\d*/*\d*)|\(\d[\d:]*|[<>]'
 )
@@ -27,6 +29,8 @@ def simplified(text: str) -> tuple[str, list[str]]:
         if line.startswith("M:"):
             is_compound = read_meter(line[2:])[1]
         elif not (line.startswith("%") or FIELD.match(line)):
+            if '"' in line:
+                line = _CHORD.sub(_text_before, line)
             if "{" in line:
                 line = _GRACE.sub(lambda grace: _grace_notes(grace, done), line)
             if "(" in line:
@@ -43,6 +47,12 @@ def _grace_notes(grace: re.Match, done: Counter[str]) -> str:
         return f"}}{mark[0]}{{{grace[1]}" if mark["outside"] else mark["kept"] or ""
 
     return re.sub(r"\{/?\s*\}", "", f"{{{grace[1]}{_IN_GRACE.sub(replaced, grace[2])}}}")
+
+
+def _text_before(chord: re.Match) -> str:
+    """["C"EG] as "C"[EG]."""
+    notes = _TEXT.sub("", chord[1])
+    return "".join(_TEXT.findall(chord[1])) + (f"[{notes}]" if notes else "")
 
 
 def _flat_tuplets(line: str, is_compound: bool) -> str:

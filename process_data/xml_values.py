@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from fractions import Fraction
 from functools import lru_cache
+from itertools import zip_longest
 from xml.etree.ElementTree import Element
 
 from batch import Refused
@@ -46,8 +47,12 @@ _DECIMAL = {
 _READ: dict[str, list[str]] = {}  # element -> which of its attributes
 for _tag, _attribute in (*_WHOLE, *_DECIMAL):
     _READ.setdefault(_tag, []).append(_attribute)
+_TYPES = {"breve": Fraction(8), "whole": Fraction(4), "half": Fraction(2), "quarter": Fraction(1)} | {
+    name: Fraction(1, 2**power) for power, name in enumerate(("eighth", "16th", "32nd", "64th", "128th", "256th"), 1)
+}  # in quarter notes
 _MAX_ALTER = 12  # semitones
-_SEMITONES = (0, 2, 4, 5, 7, 9, 11)  # of C D E F G A B
+_STEPS = ("C", "D", "E", "F", "G", "A", "B")
+_SEMITONES = (0, 2, 4, 5, 7, 9, 11)  # of each
 
 
 def numbers(score: Element, done: Counter[str]) -> None:
@@ -158,24 +163,22 @@ def alters(score: Element, done: Counter[str]) -> None:
             alter.text = str(semitones)
             done[f"alter {text!r} left out, the pitch rounded to semitones"] += 1
         if abs(semitones) > 2:
-            _respell(pitch, alter, semitones)
+            _respell(pitch, semitones)
             done[f"alter {text!r} written as that of another note of the same pitch"] += 1
 
 
-def _respell(pitch: Element, alter: Element, semitones: int) -> None:
-    step, octave = pitch.find("step"), pitch.find("octave")
-    if step is None or octave is None or step.text not in list("CDEFGAB"):
-        pitch.remove(alter)
-        return
+def _respell(pitch: Element, semitones: int) -> None:
+    step, octave, alter = (pitch.find(tag) for tag in ("step", "octave", "alter"))
+    assert step is not None and octave is not None and alter is not None
 
     def key(place: int) -> int:
         return 12 * (place // 7) + _SEMITONES[place % 7]
 
-    place = 7 * int(octave.text or 0) + "CDEFGAB".index(step.text)
+    place = 7 * int(octave.text or 0) + _STEPS.index(step.text or "")
     sounding = key(place) + semitones
     while abs(sounding - key(place)) > 1:
         place += 1 if semitones > 0 else -1
-    step.text, octave.text, alter.text = "CDEFGAB"[place % 7], str(place // 7), str(sounding - key(place))
+    step.text, octave.text, alter.text = _STEPS[place % 7], str(place // 7), str(sounding - key(place))
 
 
 def meters(score: Element, done: Counter[str]) -> None:
@@ -211,6 +214,8 @@ def meters(score: Element, done: Counter[str]) -> None:
 def durations(score: Element, done: Counter[str]) -> None:
     """Decimal durations, and divisions that change within a measure: all of the part in smaller ones.
 
+    A note whose duration cannot be read has that of its type.
+
     Raises:
         Refused: one of them is no number, or the part has no divisions.
     """
@@ -222,6 +227,8 @@ def durations(score: Element, done: Counter[str]) -> None:
         for number, measure in enumerate(part.iter("measure"), 1):
             has_notes = False
             for item in measure:
+                if item.tag == "note":
+                    _duration_of_type(item, divisions, done)
                 element = item.find("divisions" if item.tag == "attributes" else "duration")
                 if element is None or (item.tag == "attributes" and not element.text):
                     continue
@@ -248,6 +255,33 @@ def durations(score: Element, done: Counter[str]) -> None:
             done[f"divisions in part {part.get('id', '')} written as {parts}"] += 1
 
 
+def _duration_of_type(note: Element, divisions: Fraction, done: Counter[str]) -> None:
+    """Of a note that has no duration, none that can be read, or 0."""
+    element = note.find("duration")
+    value = Fraction(0) if element is None else _length(element.text or "")
+    if value or note.find("grace") is not None or (value == 0 and note.find("chord") is not None):
+        return
+    written = "" if element is None else element.text or ""
+    name = note.findtext("type", "").strip()
+    if not divisions:
+        return
+    if name not in _TYPES:
+        if value == 0:
+            done[f"note of duration {written!r} written as an eighth note"] += 1
+        return
+    dots = len(note.findall("dot"))
+    quarters = _TYPES[name] * (2 - Fraction(1, 2**dots))
+    actual, normal = (note.findtext(f"time-modification/{tag}-notes", "1") for tag in ("actual", "normal"))
+    if actual.isdigit() and normal.isdigit() and int(actual):
+        quarters *= Fraction(int(normal), int(actual))
+    if element is None:
+        element = Element("duration")
+        place = next((at for at, each in enumerate(note) if each.tag in ("pitch", "rest", "unpitched")), -1)
+        note.insert(place + 1, element)
+    element.text = str(quarters * divisions)
+    done[f"duration {written!r} of a note left out: it is that of its type, {name}"] += 1
+
+
 @lru_cache(10_000)
 def _length(text: str) -> Fraction | None:
     try:
@@ -256,8 +290,46 @@ def _length(text: str) -> Fraction | None:
         return None
 
 
-def octaves(score: Element, done: Counter[str]) -> None:
-    """Raises Refused if an octave is no number."""
-    for element in (*score.iter("octave"), *score.iter("display-octave")):
-        if not _is_number(element.text or "", True, -9, 19):
-            raise Refused(f"octave {element.text!r} of a note is no number")
+def pitches(score: Element, done: Counter[str]) -> None:
+    """A note whose step or octave cannot be known is a rest, or missing in its chord."""
+    for measure in score.iter("measure"):
+        notes = measure.findall("note")
+        for note, following in zip_longest(notes, notes[1:]):
+            pitch, rest, unpitched = note.find("pitch"), note.find("rest"), note.find("unpitched")
+            if pitch is None:
+                for place in (rest, unpitched):
+                    if place is not None and len(place) and not _read_pitch(place, "display-", done):
+                        done[f"place on the staff {_text_of(place)!r} left out"] += 1
+                        for element in list(place):
+                            place.remove(element)
+                continue
+            if _read_pitch(pitch, "", done):
+                continue
+            done[f"note of pitch {_text_of(pitch)!r} left out"] += 1
+            chord = None if following is None else following.find("chord")
+            if note.find("chord") is not None:
+                measure.remove(note)
+            elif following is not None and chord is not None:
+                measure.remove(note)
+                following.remove(chord)
+            else:
+                note[list(note).index(pitch)] = Element("rest")
+
+
+def _read_pitch(pitch: Element, kind: str, done: Counter[str]) -> bool:
+    """Whether there is a step and an octave, made plain ones: "c" is C, "4.0" is 4."""
+    step, octave = pitch.find(f"{kind}step"), pitch.find(f"{kind}octave")
+    if step is None or octave is None:
+        return False
+    letter, number = (step.text or "").strip().upper(), whole(octave.text or "")
+    if letter not in _STEPS or number is None or not -9 <= number <= 19:
+        return False
+    if letter != (step.text or "").strip():
+        done[f"step {step.text!r} read as {letter}"] += 1
+    step.text = letter
+    octave.text = str(number)
+    return True
+
+
+def _text_of(element: Element) -> str:
+    return " ".join(" ".join(element.itertext()).split())

@@ -74,6 +74,8 @@ def test_a_line_that_begins_with_a_note_and_a_colon_is_no_field():
     bars = ["G2", "A2", "B2", "c2", "d2", "G"]
     text = "L:1/4\nM:2/4\nK:C\nV:1 treble\n" + "".join(f"[V:1]{bar}|\n" for bar in bars[:-1]) + "[V:1]G:|\n"
     assert music_notes.count(music_notes.read(abc_to_musicxml(text))) == len(bars)
+    standard = "X:1\nL:1/4\nM:2/4\nK:C\nG2|A2|\nB::\nc:|AB|\nd:|\n"
+    assert music_notes.count(music_notes.read(abc_to_musicxml(standard))) == 7
 
 
 def test_inline_voices_of_standard_abc_are_not_interleaved():

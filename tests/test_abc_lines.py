@@ -265,8 +265,8 @@ def test_lines_of_symbols_are_named(tmp_path, field):
     [
         ("CDEF|GABc|]\n\nBars 1 | 2 are faded in the source\n", "CDEFGABC", ["text behind an empty line left out: 'Bars 1 | 2 are faded in the source'"]),
         ("\nCDEF GABc\n", "CDEFGABC", ["music goes on behind an empty line: 'CDEF GABc'"]),
-        ("CDEF|\n\nGABc\ndcba|\n", "CDEFGABCDCBA", ["music goes on behind an empty line: 'GABc' and 1 more lines"]),
-        ("CDEF|\n\nA | B\nwords\n\nGABc|\n", "CDEFGABC", ["text behind an empty line left out: 'A | B' and 1 more lines", "music goes on behind an empty line: 'GABc|'"]),
+        ("CDEF|\n\nGABc\ndcba|\n", "CDEFGABCDCBA", ["music goes on behind an empty line: 'GABc' and 1 more line"]),
+        ("CDEF|\n\nA | B\nwords\n\nGABc|\n", "CDEFGABC", ["text behind an empty line left out: 'A | B' and 1 more line", "music goes on behind an empty line: 'GABc|'"]),
         ("CDEF|\n%%begintext\nVerse\n\nmore verse\n%%endtext\nGABc|]\n", "CDEFGABC", []),
         ("CDEF|\n%%beginps\nABC\n\nDEF|\n%%endps\nGABc|]\n", "CDEFGABC", []),
     ],
@@ -294,3 +294,18 @@ def test_what_reads_as_music():
     for words in ("Bar", "Bass", "A b r", "CDEF slowly", "T", "A;", "3rd", "A,b,c,h"):
         assert not reads_as_music(words), words
     assert reads_as_music("sA hB", "sh") and not reads_as_music("sA hB", "s")
+
+
+@pytest.mark.parametrize("line", ["w:| la la", "s:| !f! | c", "r:| see | C", "N:| see | C", "W:: C | D"])
+def test_a_field_may_begin_with_a_barline(line):
+    assert bars(f"CDEF|GABc|\n{line}\n")[0] == ["CDEF|", "GABc|"]
+    assert pitches(f"{HEADER}CDEF|GABc|\n{line}\n") == list("CDEFGABC")
+
+
+def test_a_decoration_that_does_not_end():
+    found = bars("!fermata C2D2|!f!CD!ppp(EF)|!trill!GABc|!segno|c4|!fine\n")
+    lines = ["!fermata! C2D2|", "!f!CD!ppp!(EF)|", "!trill!GABc|", "!segno!c4!fine!|"]
+    names = ("fermata", "ppp", "segno", "fine")
+    assert found[1] == [f"exclamation mark without a partner put behind !{name}" for name in names]
+    assert [line.replace(" !", "!") for line in found[0]] == lines
+    assert bars("CDEF!\nGA!B!c!f|C4!\n")[0] == ["CDEF GA!B!cf|", "C4|"]  # the end of a line in old tunes

@@ -91,7 +91,9 @@ def test_text_behind_an_empty_line(behind):
     text, warnings = tidy(f"{TUNE}CDEF|GABc|]\n\n{behind}\n")
     assert text == f"{TUNE}CDEF|GABc|]"
     first, *more = behind.split("\n")
-    said = f"text behind an empty line left out: {first!r}" + (f" and {len(more)} more lines" if more else "")
+    said = f"text behind an empty line left out: {first!r}" + (
+        f" and {len(more)} more line{'s' * (len(more) > 1)}" if more else ""
+    )
     assert warnings == [said]
 
 
@@ -100,7 +102,7 @@ def test_blocks_of_text_and_of_music_alternate():
         "X:1\nK:C\nA|\nM:3/4\nB|\nc|",  # fields without music behind them are of the text
         [
             "text behind an empty line left out: 'free text'",
-            "music goes on behind an empty line: 'B|' and 1 more lines",
+            "music goes on behind an empty line: 'B|' and 1 more line",
         ],
     )
     assert tidy("X:1\nK:C\nA|\n\nH:in | 1850\n") == ("X:1\nK:C\nA|", [])
@@ -117,7 +119,7 @@ def test_text_between_tunes_is_no_music_and_music_needs_no_barline():
     assert bars == ["[V:1]CDEF GABc|"] and warnings == ["music goes on behind an empty line: 'CDEF GABc'"]
     _, bars, warnings = read("X:1\nK:C\nCDEF|\n\nGABc\ndcba|\n")
     assert bars == ["[V:1]CDEF|", "[V:1]GABc dcba|"]
-    assert warnings == ["music goes on behind an empty line: 'GABc' and 1 more lines"]
+    assert warnings == ["music goes on behind an empty line: 'GABc' and 1 more line"]
     with pytest.raises(Refused, match="no music behind its header; text behind an empty line left out: 'Bars 1'"):
         interleave("X:1\nK:C\n\nBars 1\n")
 
@@ -309,7 +311,7 @@ def test_what_stands_behind_the_last_barline():
 def test_elements_that_hold_barlines_or_braces():
     assert music('A4 "^x::y"B4|c8|') == music('A4 "x::y"B4|c8|') == ["A4 B4|", "c8|"]
     assert music('A4 "x:y"B4|c8|') == ['A4 "x:y"B4|', "c8|"]
-    assert music("A4 +fg+B4|") == ["A4 +fg+B4|"] and music("A4 +f|g+B4|") == ["A4 f|", "gB4|"]
+    assert music("A4 +trill+B4|") == ["A4 +trill+B4|"] and music("A4 +f|g+B4|") == ["A4 f|", "gB4|"]
     assert music("A4 (3:2:3BcdB4|") == ["A4 (3:2:3BcdB4|"] and music("(3::A4(3:2BcdB4|") == ["(3::A4(3:2BcdB4|"]
     _, bars, warnings = read("X:1\nK:C\nA4 $B4|] c]|\n")
     assert bars == ["[V:1]A4 B4|]", "[V:1]c|"] and len(warnings) == 1
@@ -435,3 +437,10 @@ def test_digits_of_a_rest():
         interleave("X:1\nK:C\nA|Z000003|B|\n")
     with pytest.raises(Refused, match=r"^Z1234567890123456789 is a rest"):  # the message is cut
         interleave("X:1\nK:C\nA|Z" + "1234567890" * 3 + "|B|\n")
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"), [("I:beginps", "I:endps"), ("%% begintext", " %%  endtext"), ("I: begintext", "%%endtext")]
+)
+def test_blocks_of_text_however_they_are_marked(begin, end):
+    assert tidy(split_tunes(f"{TUNE}CDEF|\n{begin}\nA | B\n\nC|\n{end}\nGABc|]\n")[0]) == (f"{TUNE}CDEF|\nGABc|]", [])

@@ -29,7 +29,7 @@ def direction(content: str, extra: str = "") -> str:
 
 
 def note(extra: str = "") -> str:
-    return f"<note><pitch />{extra}</note>"
+    return f"<note><pitch><step>C</step><octave>4</octave></pitch>{extra}</note>"
 
 
 @pytest.mark.parametrize(

@@ -206,3 +206,16 @@ def test_what_the_way_back_leaves_out_is_named(tmp_path):
     ]
     assert convert(text, tmp_path)[1][:3] == expected
     assert batch_interleaved_abc.convert(tmp_path / "x.abc", Namespace(reverse=True)).warnings == expected
+
+
+@pytest.mark.parametrize(
+    ("music", "notes"),
+    [
+        ('["x"CE]4|[C"_y[z"E"^a"]4|', "C4 E4 C4 E4"),
+        ('C>["x"EG](3["x"CE]DE|', "C3/2 E1/2 G1/2 C2/3 E2/3 D2/3 E2/3"),
+        ('{["x"CE]}([!1!C"y"E]D)["C"]E|', "C0 E0 C1 E1 D1 E1"),
+        ('C|[1"x"D:|[2 "y"E|]', "C1 D1 E1"),
+    ],
+)
+def test_text_within_a_chord(music, notes, tmp_path):
+    assert both(music, tmp_path) == (notes, [])

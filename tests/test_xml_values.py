@@ -216,8 +216,41 @@ def test_without_divisions_the_score_is_refused():
     for text in ("0", "-1", "two", "nan"):
         with pytest.raises(Refused, match=r"part P1, measure 1: divisions '.*' is no length"):
             converted(divisions=("<divisions>2<", f"<divisions>{text}<"))
-    with pytest.raises(Refused, match="octave 'x' of a note is no number"):
-        converted(octave=("<octave>4<", "<octave>x<"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "abc", "warnings"),
+    [
+        ("<octave>4<", "<octave>4.0<", " C2 E2 G4 |", []),
+        ("<step>E</step><octave>4<", "<step>e</step><octave> 4 <", " C2 E2 G4 |", ["1 × step 'e' read as E"]),
+        ("<step>E<", "<step>H<", " C2 z2 G4 |", ["1 × note of pitch 'H 4' left out"]),
+        ("<step>E<", "<step>Z<", " C2 z2 G4 |", ["1 × note of pitch 'Z 4' left out"]),
+        ("<step>E<", "<step><", " C2 z2 G4 |", ["1 × note of pitch '4' left out"]),
+        ("<step>E</step><octave>4<", "<step>E</step><octave>x<", " C2 z2 G4 |", ["1 × note of pitch 'E x' left out"]),
+        ("<step>E</step><octave>4</octave>", "<step>E</step>", " C2 z2 G4 |", ["1 × note of pitch 'E' left out"]),
+    ],
+)
+def test_a_pitch_that_cannot_be_known_is_a_rest(old, new, abc, warnings):
+    text, found = converted(pitch=(old, new))
+    assert (text.split("%1")[0].splitlines()[-1].rstrip(), found) == (abc, warnings)
+
+
+@pytest.mark.parametrize(
+    ("steps", "abc"), [("CHG", " [CG]8 |"), ("HEG", " [EG]8 |"), ("HHG", " G8 |"), ("CHH", " C8 |")]
+)
+def test_a_pitch_that_cannot_be_known_is_missing_in_its_chord(steps, abc):
+    first, *others = (note(f"{step}4", 8) for step in steps)
+    text, warnings = converted(first + "".join(other.replace("<note>", "<note><chord/>") for other in others))
+    assert text.split("%1")[0].splitlines()[-1].rstrip() == abc
+    assert warnings == [f"{steps.count('H')} × note of pitch 'H 4' left out"]
+
+
+@pytest.mark.parametrize("text", ["x|y", "1 2", "[1]", "1!", "", "1:2"])
+def test_a_fingering_that_no_decoration_can_hold_is_left_out(text):
+    fingering = "<notations><technical><fingering>{}</fingering></technical></notations></note>"
+    found = converted(fingering=("</note>", fingering.format(text)))
+    assert found == (PLAIN, [f"3 × fingering {text!r} left out"])
+    assert "!p!C2" in converted(fingering=("</note>", fingering.format(" p ")))[0]
 
 
 def test_a_default_namespace():
@@ -362,3 +395,31 @@ def test_percent_signs_begin_no_comment():
     assert abc.startswith("X:1\nT:50\\% off \\%\nC:A\\%B\nZ:\\% C\n") and abc.endswith(" C8 | %1\nw: 100\\%|\n\n")
     again = abc_to_musicxml(abc).decode()
     assert ">50% off %<" in again and ">100%<" in again
+
+
+@pytest.mark.parametrize(
+    ("duration", "extra", "abc"),
+    [
+        ("", "<type>half</type>", "C4 E2 |"),
+        ("<duration/>", "<type>quarter</type><dot/>", "C3 E2 |"),
+        ("<duration>0</duration>", "<type>half</type>", "C4 E2 |"),
+        ("<duration>x</duration>", "<type>16th</type>", "C/ E2 |"),
+        ("<duration>2,0</duration>", "<type>quarter</type>", "C2 E2 |"),
+    ],
+)
+def test_a_note_without_a_duration_has_that_of_its_type(duration, extra, abc):
+    odd = note("C4", 2, extra).replace("<duration>2</duration>", duration)
+    text, (warning, *_) = converted(odd + note("E4"))
+    assert text.split("%1")[0].splitlines()[-1].strip() == abc
+    assert warning.startswith("1 × duration ") and "type" in warning
+
+
+def test_a_note_without_a_duration_and_without_a_type():
+    odd = note("C4").replace("<duration>2</duration>", "")
+    text, warnings = converted(odd + note("E4"))
+    assert " C E2 |" in text and warnings == ["1 × note of duration '' written as an eighth note"]
+    with pytest.raises(Refused, match="duration 'x' is no length"):
+        converted(odd.replace("<stem>", "<duration>x</duration><stem>"))
+    grace = note("D4").replace("<note>", "<note><grace/>").replace("<duration>2</duration>", "")
+    chord = note("G4").replace("<note>", "<note><chord/>").replace("<duration>2</duration>", "")
+    assert converted(grace + note("E4") + chord)[1] == []
