@@ -41,7 +41,8 @@ class Paths:
         encoded = [os.fsencode(path) for path in paths]
         self.ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
         self.block = b"".join(encoded)
-        common = len(os.path.commonpath(encoded)) if encoded else 0
+        # of one file, its name counts
+        common = len(os.path.commonpath([*encoded, os.path.dirname(encoded[0])])) if encoded else 0
         self.digest = digest(*(path[common:] for path in encoded))  # the same wherever their folder is
 
     def __len__(self) -> int:

@@ -76,9 +76,9 @@ class Processes:
             dist.destroy_process_group()
 
     def say(self, text: str) -> None:
-        """Prints on rank 0, above its progress bar."""
+        """Prints on rank 0, above its progress bar. What would steer a terminal is escaped, but for line breaks."""
         if self.rank == 0:
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
             sys.stdout.flush()
 
     def report(self, error: BaseException) -> int:

@@ -37,6 +37,11 @@ class Settings:
         """The complete state of the run, beside its weights."""
         return self.weights_path.with_name("latest_" + self.weights_path.name)
 
+    def pace(self) -> dict:
+        """What all processes must agree in, beside the pieces, to do the same steps and to save together."""
+        steps = {"epochs": self.num_epoch, "learning rate": self.learning_rate}
+        return steps | {"SAVE_EVERY_STEPS": config.SAVE_EVERY_STEPS}
+
     @property
     def checkpoint(self) -> Path | None:
         """What the run goes on from, where LOAD_CKPT allows it: `latest_...`, or else the weights file."""

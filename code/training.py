@@ -131,6 +131,8 @@ class Training:
         self.evaluation = settings.evaluation | {"pieces": eval_loader.dataset.digest()}  # type: ignore[attr-defined]
         digests = f"{self.order['pieces']} for training, {self.evaluation['pieces']} for evaluation"
         self.processes.require_same("the pieces they find", f"{_pieces(train_loader, eval_loader)} ({digests})")
+        told = self.order | self.evaluation | settings.pace() | {"evaluated": evaluated, "from": self.started_from}
+        self.processes.require_same("their settings or in the saved state", str(told))
         if not self.continues:
             return False
         if progress.step == before.get("steps"):
@@ -328,9 +330,7 @@ class Training:
     def evaluation_batches(self, loader: DataLoader) -> Iterator[Any]:
         """The batches of an evaluation, on the device, with a progress bar. Raises Stopped, on all ranks together."""
         batches: Batches = loader.batch_sampler  # type: ignore[assignment]
-        told: OnItsWay | None = (
-            None  # how many processes were told to stop; it is read a batch later, as a `_Report` is
-        )
+        told: OnItsWay | None = None  # how many processes were told to stop; read a batch later, as a `_Report` is
         bar = tqdm(loader, desc="evaluation", unit="step", leave=False, disable=self.processes.rank != 0)
         for number, batch in enumerate(bar):
             self._note_problems(batch)

@@ -94,9 +94,13 @@ def test_digests_of_pieces(tmp_path):
             "order": ("/a/y/2.abc", "/a/x/1.abc"),
             "name": ("/a/x/1.abc", "/a/y/3.abc"),
             "more": ("/a/x/1.abc", "/a/y/2.abc", "/a/y/3.abc"),
+            "one": ("/a/x/1.abc",),
+            "one there": ("/elsewhere/1.abc",),
+            "another one": ("/a/x/2.abc",),
         }.items()
     }
-    assert digests["here"] == digests["there"] and len(set(digests.values())) == 4
+    assert digests["here"] == digests["there"] and digests["one"] == digests["one there"]
+    assert len(set(digests.values())) == 6
     assert Paths([]).digest
 
     def of(text, lines):

@@ -312,6 +312,11 @@ def test_one_process_alone_prints_no_rank(capsys, monkeypatch):
         processes.run(lambda job: 1 // 0)
 
 
+def test_what_would_steer_a_terminal_is_escaped(capsys):
+    Processes(0, 0, 1).say("saved latest_\x1b[31m.pth\nweights: \x9b\udcff.pth")
+    assert capsys.readouterr().out == "saved latest_\\x1b[31m.pth\nweights: \\x9b\\udcff.pth\n"
+
+
 # --- waiting for each other -----------------------------------------------------------------------------------------
 def test_nobody_goes_on_before_all_are_there(job):
     done, ranks = [], [job(rank, 3) for rank in range(3)]

@@ -427,6 +427,27 @@ def test_processes_that_differ_are_not_started(tmp_path, monkeypatch):
     assert not (tmp_path / "logs.txt").exists()
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("'batch size': 1", "'batch size': 2"),
+        ("'epochs': 1", "'epochs': 2"),
+        ("'SAVE_EVERY_STEPS': 0", "'SAVE_EVERY_STEPS': 9"),
+        ("'learning rate': 0.1", "'learning rate': 0.2"),
+        ("epoch 3, step 1", "epoch 3, step 2"),
+    ],
+)
+def test_processes_of_other_settings_or_another_state_are_not_started(tmp_path, monkeypatch, ours, theirs):
+    """They would do another number of steps and wait for each other for ever, or drift apart."""
+    monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
+    monkeypatch.setattr(config, "SAVE_EVERY_STEPS", 0)
+    save_by_hand(tmp_path)
+    other = OneOfTwo(answer=lambda value: value.replace(ours, theirs) if isinstance(value, str) else value)
+    run = a_run(tmp_path, job=other, batch_size=1)
+    with pytest.raises(InputError, match=f"differ in their settings or in the saved state: .*{ours}.*{theirs}"):
+        finish(run, given(), [])
+
+
 @pytest.mark.parametrize(("deterministic", "seed"), [(True, 0), (False, 77)])
 def test_all_processes_have_the_seed_of_rank_0(tmp_path, monkeypatch, deterministic, seed):
     job = Processes(1, 1, 1)
