@@ -233,8 +233,11 @@ def test_an_error_of_all_is_printed_once(agent):
     """Without a launcher that would kill a process that waits."""
     ranks = run_ranks(2, SCRIPT, "fail", "both", **agent)
     assert [done.returncode for done in ranks] == [1, 1], ranks
-    assert sum(done.stderr.count("torch.OutOfMemoryError: both by hand\n") for done in ranks) == 1
-    assert sum(len(re.findall("^error", done.stderr, re.MULTILINE)) for done in ranks) == 1, ranks
+    printed = "".join(done.stderr for done in ranks)
+    assert printed.count("Traceback") == 1, ranks
+    # one that fails a while later takes it for a consequence, in one line
+    others = printed.count("another process has failed, and so has this one: OutOfMemoryError: both by hand\n")
+    assert len(re.findall("^error", printed, re.MULTILINE)) == 1 + others <= 2, ranks
 
 
 def test_one_process_that_is_told_to_stop_in_an_evaluation_stops_both(tmp_path):
