@@ -55,9 +55,7 @@ from texts import join_lines, load_tokenizer, tokenize
 from utils import CLaMP2Model, ClipLoss, empty_clamp2, encoder_config, split_data
 
 REMOVE_INSTRUMENTS = 0.9  # probability with which a piece loses its instruments in training
-EVALUATION_GROUP = (
-    1024  # pairs that are compared in evaluation: the published run's global batch, 128 on each of 8 GPUs
-)
+EVALUATION_GROUP = 1024  # pairs that are compared in evaluation: the published global batch, 128 on each of 8 GPUs
 
 
 class CLaMP2Dataset(PieceDataset):
