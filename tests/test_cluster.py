@@ -95,7 +95,9 @@ def test_training_on_two_machines_ends_saved_at_a_signal_and_continues(cluster, 
                 os.killpg(job.pid, signal.SIGKILL)
         told = (tmp_path / "printed").read_text()
     assert "2 x CPU" in told and "2 x 2 = 4" in told, told
-    [(epoch, step)] = re.findall(r"stopped in epoch (\d+) after step (\d+), as asked; the same command continues", told)
+    found = re.findall(r"stopped in epoch (\d+) after step (\d+), as asked; the same command continues", told)
+    assert len(found) == 1, told
+    [(epoch, step)] = found
     state = torch.load(latest, weights_only=True)
     assert (state["epoch"], state["step"], state["order"]["processes"]) == (int(epoch), int(step), 2)
 
