@@ -18,7 +18,8 @@ On a SLURM cluster, this with `sbatch` (SIGTERM makes it save and end two minute
         --rdzv-endpoint="$host:29500" code/train_m3.py
 
 torchrun, told to stop by SIGTERM or Ctrl-C, kills its processes 30 s later, or TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds:
-saving must take less (the run prints how long it takes). PyTorch 2.11 knows 30 s only: set SAVE_EVERY_STEPS there.
+saving must take less (the run prints how long it takes, from a second on). PyTorch 2.11 knows 30 s only: set
+SAVE_EVERY_STEPS there.
 
 The weights with the lowest evaluation loss go to M3_WEIGHTS_PATH, the losses to M3_LOGS_PATH, and the complete state to
 latest_* beside the weights: the same command continues a run that was stopped.

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig
 
 import training
+import utils
 from files import InputError
+from helpers import KIT, m3_configs
 from loading import PieceDataset, make_loader
 from packing import Tensors
 from processes import Processes
@@ -67,6 +70,14 @@ class OneOfTwo(Processes):
     def sum(self, tensor):
         has_theirs = len(self.theirs) == tensor.numel()
         return tensor.add_(torch.tensor(self.theirs, dtype=tensor.dtype)) if has_theirs else tensor
+
+
+def tiny_model(kind: str) -> torch.nn.Module:
+    """An M3 ("m3") or a CLaMP 2 of random weights, the same ones each time."""
+    torch.manual_seed(0)
+    if kind == "m3":
+        return utils.M3Model(*m3_configs())
+    return utils.CLaMP2Model.from_configs(AutoConfig.from_pretrained(KIT / "tiny-xlmr"), m3_configs()[0], 48)
 
 
 def linear(*rows: list[float]) -> torch.nn.Linear:

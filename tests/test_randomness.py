@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 import config
 import packing
 import train_clamp2
 import train_m3
 import training
-import utils
 from files import InputError
-from helpers import KIT, KIT_SIZES, m3_configs
+from helpers import KIT, KIT_SIZES
 from loading import Batches, PieceDataset, make_loader
 from processes import Processes
+from small_runs import tiny_model
 
 FILES = [str(path) for kind in ("interleaved", "mtf") for path in sorted((KIT / kind).iterdir())]
 ALONE = Processes(0, 0, 1)
@@ -34,13 +34,6 @@ def set_global_states(seed):
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def tiny_model(kind):
-    torch.manual_seed(0)
-    if kind == "m3":
-        return utils.M3Model(*m3_configs())
-    return utils.CLaMP2Model.from_configs(AutoConfig.from_pretrained(KIT / "tiny-xlmr"), m3_configs()[0], 48)
 
 
 def pairs(count):

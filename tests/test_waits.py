@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig
 
 import config
 import embedding
@@ -23,9 +22,7 @@ import processes
 import train_clamp2
 import train_m3
 import training
-import utils
-from helpers import m3_configs
-from small_runs import a_run
+from small_runs import a_run, tiny_model
 
 KIT = Path(__file__).parent / "kit"
 FILES = [str(KIT / "interleaved" / name) for name in ("tiny.abc", "solo_jig.abc", "quartet.abc")]
@@ -85,13 +82,6 @@ def no_wait(device):
         assert waits.found == []
 
 
-def model_of(kind):
-    torch.manual_seed(0)
-    if kind == "m3":
-        return utils.M3Model(*m3_configs())
-    return utils.CLaMP2Model.from_configs(AutoConfig.from_pretrained(KIT / "tiny-xlmr"), m3_configs()[0], 48)
-
-
 def batch_of(kind):
     dataset = train_m3.M3Dataset(FILES, True, 0)
     samples = [dataset[1, index] for index in range(3)]
@@ -108,7 +98,7 @@ def trainer(kind, folder):
         "m3": (train_m3.Restoration, train_m3.step),
         "clamp2": (train_clamp2.PairFeatures, train_clamp2.step),
     }[kind]
-    return a_run(folder, model_of(kind), wrap=wrap), step
+    return a_run(folder, tiny_model(kind), wrap=wrap), step
 
 
 def on(device, batch):
@@ -176,7 +166,7 @@ def test_the_batches_of_an_evaluation(tmp_path, monkeypatch):
 def test_a_pass_of_extraction(pooled, what):
     """A pass is begun while the host reads the features of the one before; only then it waits, for that one."""
     device = processes.Processes().device
-    model = model_of("clamp2").eval().to(device)
+    model = tiny_model("clamp2").eval().to(device)
     items = [np.full((5 + i, 64), 70, np.uint8) if what == "music" else np.arange(4, 14 + i) for i in range(3)]
     segments = [(embedding._Item(len(item), 512), item) for item in items]
     embedding._Pass(model, segments, pooled, torch.float32).finish()
@@ -213,7 +203,7 @@ def test_what_would_wait_is_counted():
 
 
 def test_the_padded_calls_are_the_packed_ones():
-    model = model_of("clamp2").eval()
+    model = tiny_model("clamp2").eval()
     patches, masks = torch.randint(4, 128, (2, 6, 64)), torch.arange(6) < torch.tensor([6, 4])[:, None]
     with torch.no_grad():
         padded = model.get_music_features(patches, masks, get_normalized=True)
