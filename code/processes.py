@@ -25,6 +25,7 @@ from files import InputError, print_any_name, printable
 T = TypeVar("T")
 
 GRACE = 1.0  # seconds until a process that failed exits and the launcher ends the others: time to print their reasons
+NO_MORE = "What the launcher prints below means no more"  # 35 lines, and exit status 1, for any status but 0
 LONGEST_SILENCE = 2 * 3600.0  # seconds without a finished file, or an arriving process, after which a wait is given up
 
 
@@ -81,6 +82,13 @@ class Processes:
             tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
             sys.stdout.flush()
 
+    def finish(self, status: int) -> None:
+        """Prints on rank 0 what a status but 0 means. All wait for it: a launcher ends all when the first one exits."""
+        meanings = {1: "the files named above failed, all others are done", 130: "stopped and saved, see above"}
+        if self.rank == 0:
+            print(f"{meanings[status]}. {NO_MORE}", file=sys.stderr, flush=True)
+        self.wait_for_all()
+
     def report(self, error: BaseException) -> int:
         """Prints why this process ends, once for all processes that end for the same reason. Returns the exit status.
 
@@ -105,9 +113,12 @@ class Processes:
         if reason and self._count(ascii(reason), 1, if_lost=1) == 1:
             place = f" (rank {self.rank} on {socket.gethostname()})" if self.world_size > 1 else ""
             print(f"error{place}: {reason}", file=sys.stderr, flush=True)
+        is_first = self._count("failures", 1, if_lost=2) == 1
         if self.world_size > 1:
-            self._count("failures", 1, if_lost=1)
             time.sleep(GRACE)
+        if is_first and _launcher_has_store():
+            interrupted = "interrupted; the same command continues there. " * isinstance(error, KeyboardInterrupt)
+            print(f"{interrupted}{NO_MORE}", file=sys.stderr, flush=True)
         return status
 
     def _count(self, key: str, more: int, if_lost: int) -> int:
@@ -225,6 +236,8 @@ def run(main: Callable[[Processes], int], join: Callable[[torch.device], object]
             keep_freed_memory()
         processes.start(join)
         status = main(processes)
+        if status and _launcher_has_store():
+            processes.finish(status)
         processes.stop()
     except (InputError, KeyboardInterrupt) as error:
         status = processes.report(error)
