@@ -1,6 +1,6 @@
 """CLaMP 2 in three calls, for notebooks and for other programs (with `code/` on the path, `sys.path.append("code")`):
 
-    from utils import embed_music, embed_texts, load_clamp2
+    from clamp2 import embed_music, embed_texts, load_clamp2
 
     model = load_clamp2(download=True)  # the weights of config.py; the published ones, if none are there
     music = embed_music(model, ["reel.abc", "waltz.mid", "quartet.mxl"])  # [3, H] float32; or the text of ABC or MTF

@@ -87,19 +87,9 @@ __all__ = [
 ]
 
 HEAD_SIZE = 64  # of every attention head
-_LIBRARY = ("load_clamp2", "embed_texts", "embed_music")
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
-
-
-def __getattr__(name: str) -> object:
-    """`from utils import load_clamp2, embed_texts, embed_music`: they are in clamp2.py, which imports this file."""
-    if name not in _LIBRARY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import clamp2
-
-    return getattr(clamp2, name)
 
 
 def split_data(data: Sequence[T], eval_ratio: float = EVAL_SPLIT) -> tuple[list[T], list[T]]:

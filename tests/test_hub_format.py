@@ -188,7 +188,7 @@ import sys; sys.path.insert(0, {str(CODE)!r})
 import numpy as np
 from pathlib import Path
 from files import InputError
-from utils import embed_music, embed_texts, load_clamp2
+from clamp2 import embed_music, embed_texts, load_clamp2
 paths = {[str(path) for path in paths]!r}
 texts = [Path(path).read_text() for path in paths]
 model = load_clamp2()
