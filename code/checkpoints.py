@@ -2,8 +2,10 @@
 
 import pickle
 import re
+import sys
 import zipfile
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -12,7 +14,9 @@ from torch import Tensor, nn
 
 import config
 import sizes
-from files import InputError, atomic_write
+from files import InputError, atomic_write, printable
+
+M = TypeVar("M", bound=nn.Module)
 
 AUDIO_LEFT_OUT = "these weights are of CLaMP 3: its audio tower is left out"
 _WRAPPERS = re.compile(r"^(?:module\.)+|(?<![^.])_orig_mod\.|(?<=_orig_mod\.)module\.")
@@ -60,6 +64,17 @@ def load_checkpoint(path: Path) -> dict:
         plain = {name: value for name, value in plain.items() if not name.startswith("audio_")}
     checkpoint["model"] = plain
     return checkpoint
+
+
+def load(model: M, path: Path, prefix: str = "", check_values: bool = True) -> M:
+    """Loads the part of a checkpoint whose names begin with `prefix` into a model, strictly. Returns the model."""
+    checkpoint = load_checkpoint(path)
+    load_weights(model, checkpoint["model"], path, prefix, check_values)
+    if checkpoint["is_clamp3"]:
+        model.is_clamp3 = True  # type: ignore[assignment]
+    if checkpoint["has_audio"]:
+        print(printable(f"{path}: {AUDIO_LEFT_OUT}"), file=sys.stderr)
+    return model
 
 
 def load_weights(

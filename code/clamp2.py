@@ -23,16 +23,16 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+import checkpoints
 import config
 import extraction
 import pieces
 import published
-from checkpoints import require_finite
 from embedding import embed
 from features import INPUT_SUFFIXES
 from files import InputError, name_all
 from pieces import Piece
-from processes import precision
+from processes import Processes, precision
 from texts import join_lines, load_tokenizer, text_lines, tokenize
 from utils import CLaMP2Model, empty_clamp2
 
@@ -53,8 +53,7 @@ def load_clamp2(weights: str | Path | None = None, download: bool = False) -> CL
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     path = Path(weights) if weights else config.resolve(config.CLAMP2_WEIGHTS_PATH)
     published.provide(path, download, "load_clamp2(download=True)")
-    model = extraction.load(empty_clamp2(), path, check_values=False)
-    assert isinstance(model, CLaMP2Model)
+    model = checkpoints.load(empty_clamp2(), path, check_values=False).eval().to(Processes().device)
     _unchecked[model] = {"text_": path, "music_": path}
     return model
 
@@ -143,7 +142,7 @@ def _check_weights(model: CLaMP2Model, tower: str) -> None:
     towers = _unchecked.get(model, {})
     if tower in towers:
         weights = {name: value for name, value in model.state_dict().items() if name.startswith(tower)}
-        require_finite(weights, towers[tower])
+        checkpoints.require_finite(weights, towers[tower])
         del towers[tower]
 
 

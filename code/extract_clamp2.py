@@ -36,6 +36,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
+import checkpoints
 import config
 import extraction
 from texts import join_lines, load_tokenizer, read_text, tokenize
@@ -58,7 +59,7 @@ def main(job: extraction.Processes) -> int:
         args.output_dir,
         CLAMP2_SUFFIXES,
         weights,
-        load_model=lambda: extraction.load(empty_clamp2(), weights),
+        load_model=lambda: checkpoints.load(empty_clamp2(), weights).eval().to(job.device),
         read=partial(read, tokenizer=load_tokenizer()),
         pooled=args.normalize,
         keep_unit_length=config.KEEP_UNIT_LENGTH,

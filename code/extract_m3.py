@@ -31,6 +31,7 @@ from command_line import M3_SUFFIXES
 if __name__ == "__main__":
     command_line.extractor(__doc__, M3_SUFFIXES).parse_args()  # before the imports below, which take seconds
 
+import checkpoints
 import config
 import extraction
 from utils import M3PatchEncoder, empty, encoder_config
@@ -38,6 +39,10 @@ from utils import M3PatchEncoder, empty, encoder_config
 
 def main(job: extraction.Processes) -> int:
     args = command_line.extractor(__doc__, M3_SUFFIXES).parse_args()
+
+    def load_model() -> M3PatchEncoder:
+        return checkpoints.load(empty(M3PatchEncoder, encoder_config()), weights, "encoder.").eval().to(job.device)
+
     weights = extraction.find_weights(job, config.M3_WEIGHTS_PATH, args.download)
     return extraction.extract(
         job,
@@ -45,7 +50,7 @@ def main(job: extraction.Processes) -> int:
         args.output_dir,
         M3_SUFFIXES,
         weights,
-        load_model=lambda: extraction.load(empty(M3PatchEncoder, encoder_config()), weights, prefix="encoder."),
+        load_model,
         read=extraction.read_patches,
         pooled=False,
         keep_unit_length=False,  # as in M3's training

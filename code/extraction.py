@@ -30,7 +30,6 @@ import config
 import processes
 import provenance
 import published
-from checkpoints import AUDIO_LEFT_OUT, load_checkpoint, load_weights
 from embedding import embed
 from files import InputError, atomic_write, list_files, printable, remove_leftovers
 from loading import Paths, close_loader, ignore_interrupts, worker_count
@@ -87,20 +86,6 @@ def find_weights(job: Processes, constant: str, download: bool) -> Path:
     path = config.resolve(constant)
     job.together(lambda: published.provide(path, download) if job.local_rank == 0 else None)
     return path
-
-
-def load(model: nn.Module, path: Path, prefix: str = "", check_values: bool = True) -> nn.Module:
-    """The model with the weights of a checkpoint whose names begin with `prefix`, on the device of this process.
-
-    check_values: read all weights, and refuse a NaN or an infinity; else they are read when they are used.
-    """
-    checkpoint = load_checkpoint(path)
-    load_weights(model, checkpoint["model"], path, prefix, check_values)
-    if checkpoint["is_clamp3"]:
-        model.is_clamp3 = True  # type: ignore[assignment]
-    if checkpoint["has_audio"]:
-        print(printable(f"{path}: {AUDIO_LEFT_OUT}"), file=sys.stderr)
-    return model.eval().to(Processes().device)
 
 
 def extract(

@@ -36,8 +36,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 from unidecode import unidecode
 
+import checkpoints
 import config
-from checkpoints import load_checkpoint, load_weights
 from config import (
     CLAMP2_HIDDEN_SIZE,
     CLAMP2_LOAD_M3,
@@ -365,7 +365,7 @@ class CLaMP2Model(nn.Module, HubModel):
                 " exist; train M3 first to begin with what it has learnt"
             )
             return
-        load_weights(self.music_model, load_checkpoint(path)["model"], path, "encoder.")
+        checkpoints.load(self.music_model, path, "encoder.")
         Processes().say(f"the music encoder starts from {printable(path)}")
 
     @property
