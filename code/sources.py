@@ -67,14 +67,14 @@ class Sources:
         self.run, self.changed = 1, False
         lines = [line for path in (self.whole, *self.parts) for line in _lines(path)]
         lines.sort(key=lambda line: line[0])  # of several parts, what a later run wrote counts
-        for _, source, made in lines:
-            self._own(source, made)
+        for _, name, made in lines:
+            self._own(name, made)
         self.run += max((run for run, _, _ in lines), default=0)
         if not any(os.path.exists(self.target / output) for output in self.owner):  # a folder that was emptied
             self.made, self.owner = {}, {}
-        for source, made in list(self.made.items()):
+        for name, made in list(self.made.items()):
             if made.size == UNKNOWN and len(made.outputs) > 1:
-                self._own(source, replace(made, outputs=(*made.outputs, *self._killed_in(made.outputs))))
+                self._own(name, replace(made, outputs=(*made.outputs, *self._killed_in(made.outputs))))
 
     def _killed_in(self, outputs: tuple[str, ...]) -> Iterator[str]:
         """Finds numbered outputs that a kill left without a line, such as NAME.3.abc beside NAME.1.abc."""
@@ -161,7 +161,7 @@ class Sources:
                 return ()
         except OSError:  # no such file, or its name is too long
             return ()
-        self._add({name: Made(self.folder, size, mtime, "", *self._relative([output]), outputs)})
+        self._add({name: Made(self.folder, size, mtime, "", self._relative([output])[0], outputs)})
         return outputs
 
     def making(self, todo: Iterable[tuple[str, Path, list[Path]]]) -> None:
