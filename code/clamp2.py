@@ -126,7 +126,7 @@ def _parse(text: str | Path, number: int) -> Piece:
 
 
 def embed_pieces(model: CLaMP2Model, found: Iterable[Piece]) -> Iterator[np.ndarray]:
-    """Embeds pieces, float32 [H] each, in their order. Raises InputError for weights that are not finite."""
+    """The feature of each piece, float32 [H], in their order. Raises InputError if its tower's weights are no use."""
     dtype = precision(next(model.parameters()).device, config.EXTRACT_PRECISION)
 
     def arrays() -> Iterator[np.ndarray]:
