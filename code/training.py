@@ -25,7 +25,6 @@ from checkpoints import load_checkpoint, load_weights, save_checkpoint
 from cpu import release_freed_memory
 from files import InputError
 from loading import Batches, close_loader
-from packing import compile_layers
 from processes import OnItsWay, Processes, precision
 from run_log import RunLog, choose_logger, commit
 from run_state import Settings, differences, keep, load_start, restore_optimizer
@@ -103,8 +102,6 @@ class Training:
             self.parallel = DistributedDataParallel(
                 self.module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
             )
-        if self.device.type == "cuda" and self.dtype == torch.bfloat16:  # the attention of others is not one kernel
-            compile_layers(model)
         if settings.deterministic:
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 

@@ -38,7 +38,7 @@ class Ours:
 
     def __init__(self, name: str, model: nn.Module, device: torch.device, dtype: torch.dtype):
         self.model = model
-        if name.endswith("_step") and device.type == "cuda" and dtype == torch.bfloat16:
+        if name == "clamp2_step" and device.type == "cuda" and dtype == torch.bfloat16:
             compile_layers(model)
         self.trainer, self.collate, module = train_m3, train_m3.collate, train_m3.Restoration(model)
         if name == "clamp2_step":
