@@ -275,9 +275,9 @@ def use_packed_attention(model: PreTrainedModel) -> None:
 def compile_layers(model: torch.nn.Module) -> None:
     """Compiles the layers of models with packed attention, for sequences of any length.
 
-    Fewer kernels, which read and write less: a fifth of the GPU's time in CLaMP 2's training; M3's gains nothing, as its
-    batches keep the host busier than the GPU. What cannot be compiled, as without
-    a C compiler, runs as it is, with PyTorch's warning.
+    Fewer kernels then read and write less: a fifth of the GPU's time in CLaMP 2's training. M3's gains nothing, as its
+    small batches keep the host busier than the GPU. What cannot be compiled, as without a C compiler, runs as it is,
+    with PyTorch's warning.
     """
     torch._dynamo.config.suppress_errors = True
     for module in model.modules():
