@@ -13,9 +13,8 @@ import itertools
 import json
 import os
 import sys
-from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +47,12 @@ class Entry:
     titles: list[str]
     errors: list[str]  # why there is no feature of a piece, or ""
     warnings: list[str]  # what was repaired, padded or left out, or ""
+
+    @classmethod
+    def of(cls, found: list[Piece]) -> "Entry":
+        """Makes the entry of pieces that are not embedded yet."""
+        known = [[getattr(piece, name) for piece in found] for name in ("title", "error", "warning")]
+        return cls(np.zeros((len(found), config.CLAMP2_HIDDEN_SIZE), np.float32), *known)
 
 
 class FeatureCache:
@@ -172,10 +177,10 @@ def features_of(sources: Iterable[Path | str]) -> Iterator[tuple[Path | str, Ent
         try:
             content = _content(source)
         except InputError as error:
-            yield source, _failed(str(error))
+            yield source, Entry.of([Piece("", error=str(error))])
             continue
         except OSError as error:
-            yield source, _failed(error.strerror or str(error))
+            yield source, Entry.of([Piece("", error=error.strerror or str(error))])
             continue
         entry = cache.get(pieces.key(content, _kind(source)))
         if entry is None:
@@ -198,58 +203,36 @@ def _kind(source: Path | str) -> str:
     return ".txt" if isinstance(source, str) else pieces.kind(source)
 
 
-def _failed(error: str) -> Entry:
-    return Entry(np.zeros((1, config.CLAMP2_HIDDEN_SIZE), np.float32), [""], [error], [""])
-
-
-@dataclass
-class _Open:
-    """A source whose pieces are with the model."""
-
-    source: Path | str
-    key: str
-    pieces: list[Piece]
-    vectors: list[np.ndarray] = field(default_factory=list)
-
-    @property
-    def complete(self) -> bool:
-        return len(self.vectors) == sum(map(bool, self.pieces))
-
-    def entry(self) -> Entry:
-        matrix = np.zeros((len(self.pieces), config.CLAMP2_HIDDEN_SIZE), np.float32)
-        matrix[[bool(piece) for piece in self.pieces]] = self.vectors or 0
-        known = [[getattr(piece, name) for piece in self.pieces] for name in ("title", "error", "warning")]
-        return Entry(matrix, *known)
-
-
 def _make(sources: list[Path | str], cache: FeatureCache) -> Iterator[tuple[Path | str, Entry]]:
-    """Reads the sources, which starts first and goes on beside the model; remembers the features."""
-    waiting: deque[_Open] = deque()
+    """Reads the sources, which goes on beside the model, embeds their pieces and remembers the features."""
+    unusable: list[tuple[Path | str, Entry]] = []
 
-    def read() -> Iterator[Piece]:
+    def read() -> Iterator[tuple[tuple, Piece]]:
         for source, key, found in _read(sources):
-            waiting.append(_Open(source, key, found))
-            yield from filter(None, found)
+            entry = Entry.of(found)
+            usable = [row for row, piece in enumerate(found) if not piece.error]
+            for row in usable:
+                yield (source, key, entry, row, row == usable[-1]), found[row]
+            if not usable:
+                unusable.append((source, entry))
+                if key:
+                    cache.put(key, entry)
 
-    def finished() -> Iterator[tuple[Path | str, Entry]]:
-        while waiting and waiting[0].complete:
-            done = waiting.popleft()
-            if done.key:
-                cache.put(done.key, done.entry())
-            yield done.source, done.entry()
-
-    found = read()
-    first = next(found, None)
+    to_embed = read()
+    first = next(to_embed, None)
     if first:
         gc.disable()
         import clamp2  # and torch and transformers, which takes seconds
 
         gc.freeze()  # all that was imported stays: to look through it for garbage, again and again, takes seconds more
         gc.enable()
-        for vector in clamp2.embed_pieces(cache.model, itertools.chain([first], found)):
-            next(item for item in waiting if not item.complete).vectors.append(vector)
-            yield from finished()
-    yield from finished()
+        for embedded in clamp2.embed_pieces(cache.model, itertools.chain([first], to_embed)):
+            (source, key, entry, row, is_last), vector = embedded
+            entry.vectors[row] = vector
+            if is_last:
+                cache.put(key, entry)
+                yield source, entry
+    yield from unusable
 
 
 def _read(sources: list[Path | str]) -> Iterator[tuple[Path | str, str, list[Piece]]]:

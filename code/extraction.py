@@ -145,15 +145,14 @@ def extract(
             record.add(file.as_posix(), base / file, [path])
         return problem
 
-    def contents() -> Iterator[np.ndarray]:
+    def contents() -> Iterator[tuple[Path, np.ndarray]]:
         for file, content in zip(todo, reader, strict=True):
             if isinstance(content, str):
                 fail(file, content)
                 job.show_progress()
                 bar.update()
             else:
-                readable.append(file)
-                yield content
+                yield file, content
 
     def settle(file: Path, writing: "Future[str | None]") -> None:
         if problem := writing.result():
@@ -161,7 +160,6 @@ def extract(
         job.show_progress()
         bar.update()
 
-    readable: deque[Path] = deque()
     model = job.together(lambda: load_model() if todo else None)
     dtype = precision(job.device, config.EXTRACT_PRECISION)
     device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
@@ -176,8 +174,7 @@ def extract(
     ):
         under_way: deque[tuple[Path, Future]] = deque()
         if model:
-            for feature in embed(model, contents(), pooled, config.EXTRACT_BATCH_TOKENS, dtype):
-                file = readable.popleft()
+            for file, feature in embed(model, contents(), pooled, config.EXTRACT_BATCH_TOKENS, dtype):
                 under_way.append((file, writers.submit(save, file, feature)))
                 while len(under_way) > 4 * WRITERS or (under_way and under_way[0][1].done()):
                     settle(*under_way.popleft())

@@ -254,9 +254,9 @@ def embedded(setup, monkeypatch):
 
     def embed_pieces(model, found):
         waiting = []
-        for piece in found:
+        for key, piece in found:
             texts.append(piece.text)
-            waiting.append(vector_of(piece.text))
+            waiting.append((key, vector_of(piece.text)))
             if len(waiting) > 3:
                 yield waiting.pop(0)
         yield from waiting
