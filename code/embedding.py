@@ -1,6 +1,6 @@
 """Features of music and text of any length, computed in packed batches of segments; extraction and search build on it.
 
-The cache of search remembers what this returns: if features change, raise `cache.READING`.
+Search remembers features: if other ones are made here, raise FEATURE_VERSION in cache.py.
 """
 
 from collections.abc import Iterable, Iterator
