@@ -93,7 +93,7 @@ class FeatureCache:
             print(files.printable(f"features are not remembered: {path}: {error.strerror or error}"), file=sys.stderr)
 
     def _model_digest(self) -> str:
-        """A digest of all that a feature depends on, beside the file that it is of."""
+        """Returns a digest of all that a feature depends on, but for the file that it is of."""
         facts = [
             FEATURE_VERSION,
             self.sha256,
@@ -106,14 +106,14 @@ class FeatureCache:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
     def _identity(self) -> list:
-        """What changes when the weights do, without reading them."""
+        """Returns facts of the weights file that change with its content. Raises InputError if it is not there."""
         published.provide(self.weights)
         status = self.weights.stat()
         times = [status.st_mtime_ns, status.st_ctime_ns]
         return [str(self.weights.resolve()), status.st_size, *times, status.st_ino]
 
     def _weights_digest(self) -> str:
-        """SHA-256 of the weights. Of two gigabytes that takes seconds: remembered as long as the file is the same."""
+        """Returns the SHA-256 of the weights. It takes seconds, so it is remembered as long as the file is the same."""
         remembered = self.root / "weights" / hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()[:32]
         with contextlib.suppress(OSError, UnicodeDecodeError):
             digest = remembered.read_text(encoding="ascii")
@@ -125,7 +125,7 @@ class FeatureCache:
 
     @functools.cached_property
     def model(self) -> "CLaMP2Model":
-        """The model that the features are of. Raises InputError if, during a training, it no longer is."""
+        """The model, loaded at its first use. Raises InputError if a training has replaced its weights meanwhile."""
         import clamp2
 
         model = clamp2.load_clamp2()
@@ -140,7 +140,7 @@ def _cache() -> FeatureCache:
 
 
 def made_with() -> dict:
-    """What the features were made with, as `extract_clamp2.py --normalize` notes it."""
+    """Returns the facts of the features, as `extract_clamp2.py --normalize` notes them; see `provenance`."""
     return provenance.facts(_cache().weights, _cache().sha256, True, config.KEEP_UNIT_LENGTH)
 
 
@@ -150,7 +150,7 @@ def _digest(path: Path) -> str:
 
 
 def _text_model_digest(name: str) -> list:
-    """Of a text model in a folder, its tokenizer and sizes (its weights are part of CLaMP 2's); else its name."""
+    """Returns the digests of a text model's tokenizer and sizes (its weights are CLaMP 2's), or its name on the hub."""
     if not os.path.isdir(name):
         return [name]
     inputs = [path for path in Path(name).iterdir() if path.suffix in (".json", ".txt", ".model")]
@@ -176,7 +176,7 @@ def features_of(sources: Iterable[Source]) -> Iterator[tuple[Source, Entry]]:
 
 
 def _content(source: Source) -> tuple[bytes, str]:
-    """The content of a source and how it is read. Raises InputError, OSError."""
+    """Returns the content of a source and its kind. Raises InputError, OSError."""
     if isinstance(source, str):
         return source.encode("utf-8", "surrogateescape"), ".txt"
     files.require_piece(source)

@@ -1,4 +1,4 @@
-"""The common part of the two extractors: sharing out files, reading ahead, writing whole or not at all, resuming.
+"""The common part of both extractors: sharing out files, reading ahead, writing whole or not at all, resuming.
 
 A feature file is float32, [1, T, H], or [1, CLAMP2_HIDDEN_SIZE] with --normalize. OUT mirrors the folders of IN and
 holds features only, since programs load every name in it. Beside it stand OUT.extraction.json (what the features were

@@ -31,7 +31,7 @@ class Features:
     skipped: list[str] = field(default_factory=list)  # "path: reason" of every file that was left out
     titles: list[str] = field(default_factory=list)  # of the pieces, where music was read
     warnings: list[str] = field(default_factory=list)  # "path: what was repaired, padded or left out" of a piece
-    made_with: dict[str, dict] = field(default_factory=dict)  # by folder; see `provenance`
+    made_with: dict[str, dict] = field(default_factory=dict)  # facts by folder; see `provenance`
 
 
 def read(path: Path) -> np.ndarray:
@@ -70,7 +70,7 @@ def made_with(roots: Iterable[Path]) -> dict[str, dict]:
 
 
 def relative_name(path: Path, root: Path) -> str:
-    """The name of a feature file within the folder (or the single file) `root`."""
+    """Returns the name of a feature file within the folder (or the single file) `root`."""
     return path.name if path == root else path.relative_to(root).as_posix()
 
 

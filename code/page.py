@@ -16,7 +16,7 @@ TEXT_LENGTH = 600  # characters of a text that are shown
 
 @dataclass
 class Shown:
-    """The picture or the text of a hit, why there is no picture, or nothing."""
+    """One of these for a hit, or none: its picture, its text, why there is no picture."""
 
     svg: str = ""
     text: str = ""

@@ -18,7 +18,7 @@ PAGE_WIDTH = 2100  # of an engraving, in tenths of a millimetre; the page that s
 
 
 def draw_all(sources: list[Path]) -> Iterator[tuple[Path, str, str]]:
-    """(source, SVG, why there is none) of music files, `#N` of a tune included, in any order."""
+    """Yields (source, SVG, why there is none) of music files, `#N` of a tune included, in any order."""
     for path, content, error in pieces.in_workers(convert, sources, TIMEOUT):
         yield path, content.decode(), error
 
@@ -52,7 +52,7 @@ def convert(source: Path, args: argparse.Namespace) -> batch.Converted:
 
 
 def first_bars(tune: str) -> str:
-    """The header and the first bars of an interleaved tune, which has a line for each bar: only these are converted."""
+    """Cuts an interleaved tune, which has a line for each bar, so that only its first bars are converted."""
     lines = tune.splitlines(keepends=True)
     bars = [place for place, line in enumerate(lines) if line.startswith("[V:")]
     return "".join(lines[: bars[BARS]] if len(bars) > BARS else lines)

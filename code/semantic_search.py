@@ -44,7 +44,7 @@ from files import InputError
 
 @dataclass
 class Query:
-    """What is searched for, with its feature."""
+    """A sentence, a text or a piece of music to search for, and its feature."""
 
     matrix: np.ndarray  # [1, H]
     heading: str  # in words
@@ -128,7 +128,7 @@ def embed_folder(folder: Path, found: list[Path]) -> Features:
 
 
 def source_of(folder: Path, name: str) -> Path:
-    """The file of a piece, `#N` included."""
+    """Returns the file of a piece, `#N` included."""
     return (folder.parent if folder.is_file() else folder) / name
 
 
