@@ -200,7 +200,7 @@ def _make(sources: list[Source], cache: FeatureCache) -> Iterator[tuple[Source, 
 
     to_embed = read()
     first = next(to_embed, None)
-    if first:
+    if first is not None:
         gc.disable()  # while thousands of modules are imported: of 6.4 s for a small folder, collecting took 2
         import clamp2  # and torch and transformers
 

@@ -174,11 +174,11 @@ def extract(
     job.say(printable(f"{len(files)} files, {job.world_size} x {device}, {kind}, {weights_path}"))
     with (
         tqdm(total=len(todo), desc="extraction", unit="file", disable=job.rank != 0) as bar,
-        closing(read_ahead(base, todo, partial(read, bool(model and model.keep_unit_length)))) as reader,
+        closing(read_ahead(base, todo, partial(read, model is not None and bool(model.keep_unit_length)))) as reader,
         ThreadPoolExecutor(WRITERS) as writers,
     ):
         writing: deque[tuple[Path, Future[str]]] = deque()
-        if model:
+        if model is not None:
             for file, feature in embed(model, contents(), pooled, config.EXTRACT_BATCH_TOKENS, dtype):
                 writing.append((file, writers.submit(save, file, feature)))
                 while len(writing) > 4 * WRITERS or (writing and writing[0][1].done()):
