@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from config import EXTRACT_BATCH_TOKENS, MAX_TEXT_LENGTH, PATCH_LENGTH
+import config
 from packing import Packed
 from processes import OnItsWay, autocast
 
@@ -27,7 +27,7 @@ def embed(
     model: nn.Module,
     items: Iterable[tuple[Key, np.ndarray]],
     pooled: bool = False,
-    batch_tokens: int = EXTRACT_BATCH_TOKENS,
+    batch_tokens: int = config.EXTRACT_BATCH_TOKENS,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[Key, np.ndarray]]:
     """Embeds pieces and texts of any length, in their order (paper, section 4: long inputs are cut into segments).
@@ -56,7 +56,7 @@ def _passes(items: Iterable[tuple[Key, np.ndarray]], batch_tokens: int) -> Itera
     segments: list[tuple[_Item, np.ndarray]] = []
     size = 0
     for key, array in items:
-        item = _Item(key, len(array), PATCH_LENGTH if array.ndim == 2 else MAX_TEXT_LENGTH)
+        item = _Item(key, len(array), config.PATCH_LENGTH if array.ndim == 2 else config.MAX_TEXT_LENGTH)
         for start in item.starts:
             if segments and (size >= batch_tokens or segments[-1][1].ndim != array.ndim):
                 yield segments
