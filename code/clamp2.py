@@ -28,7 +28,7 @@ import config
 import extraction
 import pieces
 import published
-from embedding import embed
+from embedding import Key, embed
 from features import INPUT_SUFFIXES
 from files import InputError, name_all
 from pieces import Piece
@@ -125,14 +125,17 @@ def _parse(text: str | Path, number: int) -> Piece:
     return found[0]
 
 
-def embed_pieces(model: CLaMP2Model, found: Iterable[Piece]) -> Iterator[np.ndarray]:
-    """The feature of each piece, float32 [H], in their order. Raises InputError if its tower's weights are no use."""
+def embed_pieces(model: CLaMP2Model, found: Iterable[tuple[Key, Piece]]) -> Iterator[tuple[Key, np.ndarray]]:
+    """Embeds pieces, each with a key: (key, float32 [H]), in their order.
+
+    Raises InputError if the weights of a tower are not finite.
+    """
     dtype = precision(next(model.parameters()).device, config.EXTRACT_PRECISION)
 
-    def arrays() -> Iterator[np.ndarray]:
-        for piece in found:
+    def arrays() -> Iterator[tuple[Key, np.ndarray]]:
+        for key, piece in found:
             _check_weights(model, "music_" if piece.is_music else "text_")
-            yield encode(piece, model.keep_unit_length)
+            yield key, encode(piece, model.keep_unit_length)
 
     return embed(model, arrays(), True, config.EXTRACT_BATCH_TOKENS, dtype)
 
@@ -159,5 +162,6 @@ def _tokenizer() -> PreTrainedTokenizerBase:
 
 
 def _stack(model: CLaMP2Model, found: list[Piece]) -> np.ndarray:
-    rows = list(tqdm(embed_pieces(model, found), "features", len(found), unit="piece", delay=2))
+    embedded = tqdm(embed_pieces(model, enumerate(found)), "features", len(found), unit="piece", delay=2)
+    rows = [vector for _, vector in embedded]
     return np.stack(rows) if rows else np.empty((0, config.CLAMP2_HIDDEN_SIZE), np.float32)

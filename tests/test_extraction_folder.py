@@ -37,8 +37,8 @@ def model(monkeypatch):
     def embed(model, items, pooled, batch_tokens, dtype):
         given.append((batch_tokens, dtype))
         waiting = []
-        for item in items:
-            waiting.append(item.mean(axis=0) if pooled else item)
+        for key, item in items:
+            waiting.append((key, item.mean(axis=0) if pooled else item))
             if len(waiting) > 3:
                 yield waiting.pop(0)
         yield from waiting

@@ -468,7 +468,7 @@ def passes(tmp_path):
     found = [model]
     model = Passes()
     tune = "X:1\nL:1/8\nK:C\nA|\n"  # four patches, and two special ones; the line of the unit length is kept
-    list(clamp2.embed_pieces(model, [Piece(tune, is_music=True)] * 5))
+    list(clamp2.embed_pieces(model, enumerate([Piece(tune, is_music=True)] * 5)))
     return [*found, model]
 
 
