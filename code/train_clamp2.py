@@ -53,9 +53,10 @@ from patches import M3Patchilizer, random_segment, read_music, remove_instrument
 from processes import autocast
 from records import Jsonl, choose_text, fixed_text
 from texts import join_lines, load_tokenizer, tokenize
-from utils import CLaMP2Model, ClipLoss, empty_clamp2, encoder_config, split_data
+from utils import CLaMP2Model, ClipLoss, empty_clamp2, encoder_config
 
 REMOVE_INSTRUMENTS = 0.9  # probability with which a piece loses its instruments in training
+LEAST_PAIRS = 2  # that a loss can compare: of one pair alone it is 0, whatever the model
 EVALUATION_GROUP = 1024  # pairs that are compared in evaluation: the published global batch, 128 on each of 8 GPUs
 
 
@@ -218,8 +219,12 @@ def split_jsonl() -> tuple[tuple[Jsonl, list[int]], tuple[Jsonl, list[int]]]:
     train = open_jsonl("TRAIN_JSONL", config.TRAIN_JSONL)
     if config.EVAL_JSONL:
         evaluation = open_jsonl("EVAL_JSONL", config.EVAL_JSONL)
+        if len(evaluation) < LEAST_PAIRS:
+            raise InputError(
+                f"EVAL_JSONL: {evaluation.path} has {len(evaluation)} pair, and evaluation takes {LEAST_PAIRS}"
+            )
         return (train, list(range(len(train)))), (evaluation, list(range(len(evaluation))))
-    train_lines, eval_lines = split_data(range(len(train)))
+    train_lines, eval_lines = training.hold_out(range(len(train)), LEAST_PAIRS, "EVAL_JSONL")
     return (train, train_lines), (train, eval_lines)
 
 
@@ -247,6 +252,10 @@ def main(job: processes.Processes) -> int:
         logs_path=config.resolve(config.CLAMP2_LOGS_PATH),
         evaluation={"LOGIT_SCALE": config.LOGIT_SCALE, "MAX_TEXT_LENGTH": config.MAX_TEXT_LENGTH},
     )
+    if settings.batch_size * job.world_size < LEAST_PAIRS:
+        raise InputError(
+            f"CLAMP2_BATCH_SIZE = 1 leaves a pair nothing to be compared with; raise it in {config.source()}"
+        )
     (train_records, train_lines), (eval_records, eval_lines) = split_jsonl()
     tokenizer = load_tokenizer()
     torch.manual_seed(0)  # every rank starts from the same weights

@@ -46,7 +46,7 @@ from loading import Paths, PieceDataset, make_loader
 from packing import Packing
 from patches import M3Patchilizer, corrupt_patches, read_music, remove_unit_length
 from processes import autocast
-from utils import M3Batch, M3Model, M3Output, decoder_config, empty, encoder_config, split_data
+from utils import M3Batch, M3Model, M3Output, decoder_config, empty, encoder_config
 
 
 class M3Dataset(PieceDataset):
@@ -148,7 +148,7 @@ def main(job: processes.Processes) -> int:
     if eval_folders:
         eval_files = find_files("EVAL_FOLDERS", eval_folders)
     else:
-        train_files, eval_files = split_data(train_files)
+        train_files, eval_files = training.hold_out(train_files, 1, "EVAL_FOLDERS")
 
     torch.manual_seed(0)  # every rank starts from the same weights
     configs = encoder_config(), decoder_config()

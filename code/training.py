@@ -9,9 +9,9 @@ import math
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from loading import Batches, close_loader
 from processes import OnItsWay, Processes, precision
 from run_log import RunLog, choose_logger, commit
 from run_state import Settings, differences, keep, load_start, restore_optimizer
+from utils import split_data
+
+T = TypeVar("T")
 
 RELEASE_EVERY = 50  # steps on a CPU, after which memory that was freed is given back: it takes part of the next one
 INTERRUPTED = 130  # exit status of a run that was told to stop, saved and can continue
@@ -398,3 +401,22 @@ def require_set(name: str, value: str) -> None:
     """Raises InputError if a constant of config.py still is its placeholder, or is empty."""
     if not value or value.startswith("<"):
         raise InputError(f"{name} is not set (it is {value!r}); set it in {config.source()}")
+
+
+def hold_out(pieces: Sequence[T], least: int, instead: str) -> tuple[list[T], list[T]]:
+    """Splits the training data into (training, evaluation). Raises InputError if fewer than `least` are held out.
+
+    instead: the constant that names separate evaluation data.
+    """
+    count, share = len(pieces), config.EVAL_SPLIT
+    if count <= least:
+        problem = (
+            f"{count} piece(s) cannot be split into training and evaluation data, which takes {least + 1}; add more"
+        )
+        raise InputError(f"{problem}, or set {instead} in {config.source()}")
+    train, evaluation = split_data(pieces, share) if share else (list(pieces), [])
+    if len(evaluation) < least:
+        problem = f"EVAL_SPLIT = {share} holds out {len(evaluation)} of {count} pieces, and evaluation takes {least}"
+        enough = math.ceil(100 * least / count) / 100
+        raise InputError(f"{problem}; raise it to {enough}, or set {instead}, in {config.source()}")
+    return train, evaluation

@@ -28,7 +28,9 @@ from pieces import Piece
 from processes import Processes
 from small_runs import AdamW, Pieces, a_run, collate, finish, given, linear, records, wandb_that_listens
 
-MUSIC = sorted((KIT / "interleaved").glob("solo_*.abc")) + [KIT / "interleaved" / f"{n}.abc" for n in ("duo", "piano")]
+MUSIC = sorted((KIT / "interleaved").glob("solo_*.abc")) + [
+    KIT / "interleaved" / f"{n}.abc" for n in ("duo", "piano", "quartet")
+]
 COVERED: set[str] = set()
 
 
@@ -135,7 +137,7 @@ def test_the_halves_of_m3_have_its_sizes(facts):
 
 # --- what a trainer makes of its constants --------------------------------------------------------------------------
 def prepare(patch, folder, kind, **constants):
-    """Sets constants for a tiny training of one kind on five short pieces."""
+    """Sets constants for a tiny training of one kind on six short pieces, two of which are held out."""
     music = folder / "music"
     if not music.exists():
         music.mkdir(parents=True)
@@ -145,6 +147,7 @@ def prepare(patch, folder, kind, **constants):
         (music / "pieces.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     constants = {
         "NUM_WORKERS": 0,
+        "EVAL_SPLIT": 0.34,
         "TRAIN_FOLDERS": [str(music)],
         "TRAIN_JSONL": str(music / "pieces.jsonl"),
         "TEXT_MODEL_NAME": str(KIT / "tiny-xlmr"),
@@ -189,7 +192,7 @@ def trained(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         heard = wandb_that_listens(patch)
         constants = {f"{name}_NUM_EPOCH": 3, f"{name}_LEARNING_RATE": 0.004, f"{name}_WANDB_LOG": True}
-        prepare(patch, folder, kind, WARMUP_STEPS=5, WANDB_KEY="a key", EVAL_SPLIT=0.01, **constants)
+        prepare(patch, folder, kind, WARMUP_STEPS=5, WANDB_KEY="a key", **constants)
         patch.setattr(training.signal, "signal", lambda *_: None)
         assert TRAINERS[kind].main(Processes(0, 0, 1)) == 0
     return types.SimpleNamespace(kind=kind, folder=folder, heard=heard, log=records(folder / f"l_{kind}.txt"))
@@ -257,7 +260,9 @@ def test_folders(start, tmp_path):
         (folder / path.name).symlink_to(path)
     folders = {"TRAIN_FOLDERS": [str(tmp_path / "a"), str(tmp_path / "b")], "EVAL_FOLDERS": [str(tmp_path / "c")]}
     _, train_loader, eval_loader = start("m3", **folders)
-    assert names(train_loader) == sorted(path.name for path in MUSIC[:4]) and names(eval_loader) == [MUSIC[4].name]
+    assert names(train_loader) == sorted(path.name for path in MUSIC[:4]) and names(eval_loader) == sorted(
+        path.name for path in MUSIC[4:]
+    )
     _, train_loader, eval_loader = start("m3", **folders | {"EVAL_FOLDERS": []})  # one of the four is held out
     assert len(train_loader.dataset) == 3 and len(eval_loader.dataset) == 1
     assert {str(train_loader.dataset.files[i]) for i in range(3)} | {str(eval_loader.dataset.files[0])} == {
@@ -275,8 +280,8 @@ def test_jsonl(start, tmp_path):
     assert [names(loader) for loader in (train_loader, eval_loader)] == [
         sorted(path.name for path in paths) for paths in lists.values()
     ]
-    _, train_loader, eval_loader = start("clamp2")  # one of the five is held out
-    assert len(train_loader.dataset) == 4 and len(eval_loader.dataset) == 1
+    _, train_loader, eval_loader = start("clamp2")  # two of the six are held out
+    assert len(train_loader.dataset) == 4 and len(eval_loader.dataset) == 2
 
 
 @shows("M3_DETERMINISTIC", "CLAMP2_DETERMINISTIC")
