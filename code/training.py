@@ -195,6 +195,8 @@ class Training:
         self.log.begin(self._facts(train_loader, eval_loader), (progress.epoch - 1) * steps + progress.step)
         if not self.continues and self.processes.rank == 0 and (kept := keep(path)):
             self.processes.say(f"{path.name} is kept as {kept.name}, for the best weights of this run to take its name")
+        if progress.epoch > self.settings.num_epoch:
+            self.processes.say(self._nothing_left())
         self._catch_signals()
         if is_evaluated_otherwise or self.started_from == str(path):
             self._evaluate_best(evaluate, eval_loader)
@@ -223,8 +225,16 @@ class Training:
             self.save_latest()
         summary = f"Best Eval Epoch : {progress.best_epoch}\nMin Eval Loss : {progress.min_eval_loss}\n"
         self.log.write(summary)
-        self.processes.say(f"{summary}bad pieces: {len(progress.bad_pieces)}\nweights: {path}")
+        missing = "" if path.exists() else f" (missing; the last epoch's are in {self.settings.latest_path.name})"
+        self.processes.say(f"{summary}bad pieces: {len(progress.bad_pieces)}\nweights: {path}{missing}")
         return 0
+
+    def _nothing_left(self) -> str:
+        name, epochs = self.settings.name.upper(), self.settings.num_epoch
+        return (
+            f"nothing is left to do: {self.progress.epoch - 1} epochs are done, and {name}_NUM_EPOCH = {epochs}. To"
+            f" continue, raise it; to begin anew, name another {name}_WEIGHTS_PATH; both in {config.source()}"
+        )
 
     def _train_one_epoch(self, loader: DataLoader, step: "StepFunction") -> bool:
         """Runs the steps of the epoch that are left. False: it was told to stop."""
@@ -371,21 +381,32 @@ class Training:
 
     def _facts(self, train_loader: DataLoader, eval_loader: DataLoader) -> dict:
         """What the log begins with, beside the constants of config.py."""
-        settings, world_size = self.settings, self.processes.world_size
+        settings, world_size, warmup = self.settings, self.processes.world_size, config.WARMUP_STEPS
+        steps = len(train_loader.batch_sampler)  # type: ignore[arg-type]
+        total = steps * settings.num_epoch
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        return {
+        facts = {
             "commit": commit(),
             "device": f"{world_size} x {device}",
             "precision": str(self.dtype).removeprefix("torch."),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "pieces": _pieces(train_loader, eval_loader),
             "batch": f"{settings.batch_size} x {world_size} = {settings.batch_size * world_size}",
-            "learning rate": f"{settings.learning_rate} after {config.WARMUP_STEPS} warm-up steps",
+            "steps": f"{steps} an epoch, {total} in all",
+            "learning rate": f"{settings.learning_rate} after {warmup} warm-up steps",
             "workers": f"{train_loader.num_workers} per process",
             "seed": self.progress.seed,
             "starts from": self.started_from,
-            **({"changed": "; ".join(self.changes)} if self.changes else {}),
         }
+        if self.changes:
+            facts["changed"] = "; ".join(self.changes)
+        if 0 < total <= warmup:
+            facts["warning"] = (
+                f"{total} steps end before a warm-up of {warmup}: the learning rate gets to"
+                f" {settings.learning_rate * (total - 1) / warmup:g} only; lower WARMUP_STEPS, or raise"
+                f" {settings.name.upper()}_NUM_EPOCH, in {config.source()}"
+            )
+        return facts
 
 
 def _pieces(train_loader: DataLoader, eval_loader: DataLoader) -> str:
