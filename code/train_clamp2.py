@@ -55,7 +55,6 @@ from records import Jsonl, choose_text, fixed_text
 from texts import join_lines, load_tokenizer, tokenize
 from utils import CLaMP2Model, ClipLoss, empty_clamp2, encoder_config
 
-REMOVE_INSTRUMENTS = 0.9  # probability with which a piece loses its instruments in training
 LEAST_PAIRS = 2  # that a loss can compare: of one pair alone it is 0, whatever the model
 EVALUATION_GROUP = 1024  # pairs that are compared in evaluation: the published global batch, 128 on each of 8 GPUs
 
@@ -82,7 +81,7 @@ class CLaMP2Dataset(PieceDataset):
         if not lines:
             raise InputError(f"{where}: there is no text in it, neither metadata nor a summary")
         path, music, bad = self._read_music(record["filepaths"], where, rng)
-        if self.train and rng.random() < REMOVE_INSTRUMENTS:
+        if self.train and rng.random() < config.REMOVE_INSTRUMENTS_PROBABILITY:
             music = remove_instrument_info(music)
         patches = self.patchilizer.encode_array(
             remove_unit_length(music), add_special_patches=True, truncate=True, random_truncate=self.train, rng=rng

@@ -156,7 +156,7 @@ def test_loss_of_the_epoch_in_progress(continued, tmp_path):
     assert (state["total"], state["weight"]) == (0.0, 0.0)
 
 
-def test_a_worse_epoch_does_not_replace_the_best_weights(continued, tmp_path, capsys):
+def test_a_worse_epoch_does_not_replace_the_best_weights(capsys, continued, tmp_path):
     assert "nothing is left" not in capsys.readouterr().out
     assert torch.load(tmp_path / "weights.pth", weights_only=True) == {"model": "the best weights"}
     assert (tmp_path / "logs.txt").read_text().endswith("Best Eval Epoch : 2\nMin Eval Loss : 0.5\n")

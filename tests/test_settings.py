@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import types
 from pathlib import Path
 
@@ -23,9 +24,10 @@ import training
 import utils
 from helpers import KIT, KIT_MODEL, KIT_SIZES, ROOT, m3_configs, run_script, write_config
 from loading import close_loader, make_loader, worker_count
-from patches import M3Patchilizer
+from patches import BOS, MASK, M3Patchilizer, corrupt_patches, remove_instrument_info, remove_unit_length
 from pieces import Piece
 from processes import Processes
+from records import choose_text
 from small_runs import AdamW, Pieces, a_run, collate, finish, given, linear, records, wandb_that_listens
 
 MUSIC = sorted((KIT / "interleaved").glob("solo_*.abc")) + [
@@ -330,6 +332,51 @@ def test_text_dropout(start):
         _, loader, _ = start("clamp2", TEXT_DROPOUT=value)
         texts = {loader.dataset[epoch, 0]["text"].tobytes() for epoch in range(64)}
         assert len(texts) == 1 + value
+
+
+@shows("METADATA_PROBABILITY", "LINE_PROBABILITY")
+def test_text_probabilities(monkeypatch):
+    """In 64 draws; at the probability 1/2, the chance of either outcome is 2**-64 at most."""
+    record, rng = {"tags": ["a", "b"], "summary_en": "s"}, random.Random(0)
+    for metadata, line, expected in (
+        (0.0, 0.5, {("s",)}),
+        (1.0, 1.0, {("a", "b")}),
+        (1.0, 0.5, {("a",), ("b",), ("a", "b")}),
+    ):
+        monkeypatch.setattr(config, "METADATA_PROBABILITY", metadata)
+        monkeypatch.setattr(config, "LINE_PROBABILITY", line)
+        assert {tuple(sorted(choose_text(record, rng))) for _ in range(64)} == expected
+
+
+@shows("M3_MASK_PROBABILITY", "M3_SHUFFLE_PROBABILITY")
+def test_corruption_probabilities(monkeypatch):
+    patches, rng = np.array([[BOS, *range(40, 103)]] * 2, np.uint8), np.random.default_rng(0)
+    for mask, shuffle, expected in (
+        (1.0, 0.0, {"mask"}),
+        (0.0, 1.0, {"shuffle"}),
+        (0.0, 0.0, {"as it was"}),
+        (0.5, 0.5, {"mask", "shuffle"}),
+    ):
+        monkeypatch.setattr(config, "M3_MASK_PROBABILITY", mask)
+        monkeypatch.setattr(config, "M3_SHUFFLE_PROBABILITY", shuffle)
+        kinds = set()
+        for _ in range(64):
+            corrupted, _ = corrupt_patches(patches, rng, mask_ratio=1.0)
+            is_same = np.array_equal(corrupted, patches)
+            kinds.add("as it was" if is_same else "mask" if (corrupted == MASK).all() else "shuffle")
+        assert kinds == expected
+
+
+@shows("REMOVE_INSTRUMENTS_PROBABILITY")
+def test_remove_instruments(start):
+    for value in (0.0, 1.0):
+        _, loader, _ = start("clamp2", REMOVE_INSTRUMENTS_PROBABILITY=value, PATCH_LENGTH=512)
+        for index in range(len(loader.dataset)):
+            sample = loader.dataset[1, index]
+            text = remove_unit_length(Path(sample["name"]).read_text())
+            expected = remove_instrument_info(text) if value else text
+            assert np.array_equal(sample["music"], M3Patchilizer().encode_array(expected, add_special_patches=True))
+    assert 'nm="' in "".join(path.read_text() for path in MUSIC[:2])
 
 
 @shows("CLAMP2_MICRO_BATCH")
