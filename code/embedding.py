@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from config import EXTRACT_BATCH_TOKENS, MAX_TEXT_LENGTH, PATCH_LENGTH
+import config
 from packing import Packed
 from processes import OnItsWay, autocast
 
@@ -27,7 +27,7 @@ def embed(
     model: nn.Module,
     items: Iterable[np.ndarray],
     pooled: bool = False,
-    batch_tokens: int = EXTRACT_BATCH_TOKENS,
+    batch_tokens: int = config.EXTRACT_BATCH_TOKENS,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[np.ndarray]:
     """Features of pieces and texts of any length, in their order (paper, section 4: long inputs are cut into segments).
@@ -54,7 +54,7 @@ def embed(
 
     for array in items:
         kind_changes = bool(batch) and batch[-1][1].ndim != array.ndim
-        item = _Item(len(array), PATCH_LENGTH if array.ndim == 2 else MAX_TEXT_LENGTH)
+        item = _Item(len(array), config.PATCH_LENGTH if array.ndim == 2 else config.MAX_TEXT_LENGTH)
         open_items.append(item)
         for start in item.starts:
             if kind_changes or size >= batch_tokens:
