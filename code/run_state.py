@@ -19,7 +19,7 @@ from processes import Processes
 
 @dataclass
 class Settings:
-    """What differs between the two trainings, out of config.py."""
+    """The constants that each of the two trainings has of its own: M3_NUM_EPOCH is `num_epoch` of "m3"."""
 
     name: str  # "m3" or "clamp2"
     num_epoch: int
@@ -31,6 +31,13 @@ class Settings:
     weights_path: Path
     logs_path: Path
     evaluation: dict = field(default_factory=dict)  # constants that the evaluation loss depends on
+
+    @classmethod
+    def read(cls, name: str, *evaluation: str) -> "Settings":
+        """The settings of config.py; `evaluation` names the constants that the evaluation loss depends on."""
+        own = {entry.name: getattr(config, f"{name}_{entry.name}".upper()) for entry in fields(cls)[1:-1]}
+        own |= {path: config.resolve(own[path]) for path in ("weights_path", "logs_path")}
+        return cls(name, **own, evaluation={constant: getattr(config, constant) for constant in evaluation})
 
     @property
     def latest_path(self) -> Path:

@@ -31,6 +31,7 @@ import contextlib
 import random
 import sys
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ import config
 import processes
 import training
 from files import InputError
-from loading import PieceDataset, digest, make_loader
+from loading import PieceDataset, digest
 from packing import Packed, Tensors
 from patches import M3Patchilizer, random_segment, read_music, remove_instrument_info, remove_unit_length
 from processes import autocast
@@ -64,7 +65,7 @@ class CLaMP2Dataset(PieceDataset):
 
     batch_constant = "CLAMP2_BATCH_SIZE"
 
-    def __init__(self, records: Jsonl, lines: list[int], tokenizer, train: bool, seed: int):
+    def __init__(self, records: Jsonl, lines: Sequence[int], tokenizer, train: bool, seed: int):
         super().__init__(train, seed)
         self.records, self.lines, self.tokenizer = records, array("q", lines), tokenizer
         self.patchilizer = M3Patchilizer()
@@ -213,21 +214,8 @@ def evaluate(run: training.Training, loader: DataLoader) -> float:
     return float(sum(losses)) / count
 
 
-def split_jsonl() -> tuple[tuple[Jsonl, list[int]], tuple[Jsonl, list[int]]]:
-    """(records, lines) for training and for evaluation."""
-    train = open_jsonl("TRAIN_JSONL", config.TRAIN_JSONL)
-    if config.EVAL_JSONL:
-        evaluation = open_jsonl("EVAL_JSONL", config.EVAL_JSONL)
-        if len(evaluation) < LEAST_PAIRS:
-            raise InputError(
-                f"EVAL_JSONL: {evaluation.path} has {len(evaluation)} pair, and evaluation takes {LEAST_PAIRS}"
-            )
-        return (train, list(range(len(train)))), (evaluation, list(range(len(evaluation))))
-    train_lines, eval_lines = training.hold_out(range(len(train)), LEAST_PAIRS, "EVAL_JSONL")
-    return (train, train_lines), (train, eval_lines)
-
-
 def open_jsonl(name: str, value: str) -> Jsonl:
+    """The records of the file that the constant `name` holds."""
     training.require_set(name, value)
     path = config.resolve(value)
     if not path.is_file():
@@ -239,43 +227,39 @@ def open_jsonl(name: str, value: str) -> Jsonl:
 
 
 def main(job: processes.Processes) -> int:
-    settings = training.Settings(
-        name="clamp2",
-        num_epoch=config.CLAMP2_NUM_EPOCH,
-        learning_rate=config.CLAMP2_LEARNING_RATE,
-        batch_size=config.CLAMP2_BATCH_SIZE,
-        deterministic=config.CLAMP2_DETERMINISTIC,
-        load_ckpt=config.CLAMP2_LOAD_CKPT,
-        wandb_log=config.CLAMP2_WANDB_LOG,
-        weights_path=config.resolve(config.CLAMP2_WEIGHTS_PATH),
-        logs_path=config.resolve(config.CLAMP2_LOGS_PATH),
-        evaluation={"LOGIT_SCALE": config.LOGIT_SCALE, "MAX_TEXT_LENGTH": config.MAX_TEXT_LENGTH},
-    )
+    settings = training.Settings.read("clamp2", "LOGIT_SCALE", "MAX_TEXT_LENGTH")
     if settings.batch_size * job.world_size < LEAST_PAIRS:
         raise InputError(
-            f"CLAMP2_BATCH_SIZE = 1 leaves a pair nothing to be compared with; raise it in {config.source()}"
+            f"CLAMP2_BATCH_SIZE = 1: a pair has no other to be compared with; raise it in {config.source()}"
         )
-    (train_records, train_lines), (eval_records, eval_lines) = split_jsonl()
-    tokenizer = load_tokenizer()
-    torch.manual_seed(0)  # every rank starts from the same weights
-    if settings.checkpoint:
-        model = empty_clamp2()
+    train_records = eval_records = open_jsonl("TRAIN_JSONL", config.TRAIN_JSONL)
+    train_lines: Sequence[int] = range(len(train_records))
+    if config.EVAL_JSONL:
+        eval_records = open_jsonl("EVAL_JSONL", config.EVAL_JSONL)
+        eval_lines: Sequence[int] = range(len(eval_records))
+        if len(eval_lines) < LEAST_PAIRS:
+            raise InputError(
+                f"EVAL_JSONL: {eval_records.path} has 1 pair, and evaluation takes {LEAST_PAIRS}; add some"
+            )
     else:
-        model = CLaMP2Model(
+        train_lines, eval_lines = training.hold_out(train_lines, LEAST_PAIRS, "EVAL_JSONL")
+    tokenizer = load_tokenizer()
+
+    def make_model(from_checkpoint: bool) -> CLaMP2Model:
+        if from_checkpoint:
+            return empty_clamp2()
+        return CLaMP2Model(
             encoder_config(),
             text_model_name=config.TEXT_MODEL_NAME,
             hidden_size=config.CLAMP2_HIDDEN_SIZE,
             load_m3=config.CLAMP2_LOAD_M3,
         )
-    run = training.Training(settings, job, model, PairFeatures)
-    train_loader, eval_loader = (
-        make_loader(dataset, settings.batch_size, job, PairBatch)
-        for dataset in (
-            CLaMP2Dataset(train_records, train_lines, tokenizer, True, run.progress.seed),
-            CLaMP2Dataset(eval_records, eval_lines, tokenizer, False, 0),
-        )
-    )
-    return run.run(train_loader, eval_loader, step, evaluate)
+
+    def make_dataset(train: bool, seed: int) -> CLaMP2Dataset:
+        records, lines = (train_records, train_lines) if train else (eval_records, eval_lines)
+        return CLaMP2Dataset(records, lines, tokenizer, train, seed)
+
+    return training.train(job, settings, make_model, PairFeatures, make_dataset, PairBatch, step, evaluate)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ import config
 import processes
 import training
 from files import InputError, list_files
-from loading import Paths, PieceDataset, make_loader
+from loading import Paths, PieceDataset
 from packing import Packing
 from patches import M3Patchilizer, corrupt_patches, read_music, remove_unit_length
 from processes import autocast
@@ -129,36 +129,23 @@ def find_files(name: str, folders: list[str]) -> list[str]:
 
 
 def main(job: processes.Processes) -> int:
-    settings = training.Settings(
-        name="m3",
-        num_epoch=config.M3_NUM_EPOCH,
-        learning_rate=config.M3_LEARNING_RATE,
-        batch_size=config.M3_BATCH_SIZE,
-        deterministic=config.M3_DETERMINISTIC,
-        load_ckpt=config.M3_LOAD_CKPT,
-        wandb_log=config.M3_WANDB_LOG,
-        weights_path=config.resolve(config.M3_WEIGHTS_PATH),
-        logs_path=config.resolve(config.M3_LOGS_PATH),
-        evaluation={"M3_MASK_RATIO": config.M3_MASK_RATIO},
-    )
     if not config.TRAIN_FOLDERS:
         raise InputError(f"TRAIN_FOLDERS is empty; set it in {config.source()}")
     train_files = find_files("TRAIN_FOLDERS", config.TRAIN_FOLDERS)
-    eval_folders = [folder for folder in config.EVAL_FOLDERS if folder]
-    if eval_folders:
+    if eval_folders := [folder for folder in config.EVAL_FOLDERS if folder]:
         eval_files = find_files("EVAL_FOLDERS", eval_folders)
     else:
         train_files, eval_files = training.hold_out(train_files, 1, "EVAL_FOLDERS")
 
-    torch.manual_seed(0)  # every rank starts from the same weights
-    configs = encoder_config(), decoder_config()
-    model = empty(M3Model, *configs) if settings.checkpoint else M3Model(*configs)
-    run = training.Training(settings, job, model, Restoration)
-    train_loader, eval_loader = (
-        make_loader(dataset, settings.batch_size, job, collate)
-        for dataset in (M3Dataset(train_files, True, run.progress.seed), M3Dataset(eval_files, False, 0))
-    )
-    return run.run(train_loader, eval_loader, step, evaluate)
+    def make_model(from_checkpoint: bool) -> M3Model:
+        configs = encoder_config(), decoder_config()
+        return empty(M3Model, *configs) if from_checkpoint else M3Model(*configs)
+
+    def make_dataset(train: bool, seed: int) -> M3Dataset:
+        return M3Dataset(train_files if train else eval_files, train, seed)
+
+    settings = training.Settings.read("m3", "M3_MASK_RATIO")
+    return training.train(job, settings, make_model, Restoration, make_dataset, collate, step, evaluate)
 
 
 if __name__ == "__main__":

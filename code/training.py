@@ -24,7 +24,8 @@ import config
 from checkpoints import load_checkpoint, load_weights, save_checkpoint
 from cpu import release_freed_memory
 from files import InputError
-from loading import Batches, close_loader
+from loading import Batches, PieceDataset, close_loader, make_loader
+from packing import Tensors
 from processes import OnItsWay, Processes, precision
 from run_log import RunLog, choose_logger, commit
 from run_state import Settings, differences, keep, load_start, restore_optimizer
@@ -416,6 +417,29 @@ def _pieces(train_loader: DataLoader, eval_loader: DataLoader) -> str:
 
 StepFunction = Callable[[Training, Any], Step]
 Evaluate = Callable[[Training, DataLoader], float]
+
+
+def train(
+    job: Processes,
+    settings: Settings,
+    make_model: Callable[[bool], nn.Module],
+    wrap: Callable[[Any], nn.Module],
+    make_dataset: Callable[[bool, int], PieceDataset],
+    collate: Callable[[list[dict]], Tensors],
+    step: StepFunction,
+    evaluate: Evaluate,
+) -> int:
+    """Runs or continues a training. Returns the exit status.
+
+    Args:
+        make_model: (whether a checkpoint is loaded into it) -> the model.
+        make_dataset: (whether it is for training, seed) -> the pieces.
+    """
+    torch.manual_seed(0)  # every rank starts from the same weights
+    run = Training(settings, job, make_model(settings.checkpoint is not None), wrap)
+    datasets = make_dataset(True, run.progress.seed), make_dataset(False, 0)
+    loaders = [make_loader(dataset, settings.batch_size, job, collate) for dataset in datasets]
+    return run.run(*loaders, step, evaluate)
 
 
 def require_set(name: str, value: str) -> None:
