@@ -24,8 +24,8 @@ M3_NUM_EPOCH = 100
 M3_LEARNING_RATE = 1e-4
 M3_BATCH_SIZE = 16  # pieces per process (GPU) and step
 M3_MASK_RATIO = 0.45  # share of a piece's patches that are selected, for the decoder to restore
-M3_MASK_PROBABILITY = 0.8  # in training, that all selected patches of a piece are masked
-M3_SHUFFLE_PROBABILITY = 0.1  # that their characters are shuffled; otherwise they are left as they are
+M3_MASKED_SHARE = 0.8  # share of the training pieces whose selected patches are masked
+M3_SHUFFLED_SHARE = 0.1  # share whose selected patches have their characters shuffled; those of the rest are kept
 M3_DETERMINISTIC = True  # seed 0 and deterministic cuDNN; False: a seed drawn at the start, named in the log
 M3_WANDB_LOG = False  # True: wandb, whatever LOGGER says
 M3_LOAD_CKPT = True  # continue from latest_*, or else start from M3_WEIGHTS_PATH, where they exist
@@ -42,9 +42,9 @@ CLAMP2_MICRO_BATCH = 0  # pairs per forward pass; the gradient is that of the wh
 LOGIT_SCALE = 1  # factor on the dot products of the contrastive loss
 MAX_TEXT_LENGTH = 128  # tokens of a text
 TEXT_DROPOUT = True  # train on random metadata lines and summaries; False: on the English summary
-METADATA_PROBABILITY = 0.5  # with TEXT_DROPOUT, that a text is metadata lines, not a summary
-LINE_PROBABILITY = 0.5  # with TEXT_DROPOUT, that a metadata line is kept
-REMOVE_INSTRUMENTS_PROBABILITY = 0.9  # in training, that a piece loses the names or programs of its instruments
+METADATA_SHARE = 0.5  # with TEXT_DROPOUT: share of the texts that are metadata lines, not a summary
+LINE_SHARE = 0.5  # with TEXT_DROPOUT: share of the metadata lines that are kept
+REMOVE_INSTRUMENTS = 0.9  # share of the training pieces that lose the names or programs of their instruments
 CLAMP2_DETERMINISTIC = True
 CLAMP2_LOAD_M3 = True  # start the music encoder from M3_WEIGHTS_PATH, if they are there
 CLAMP2_WANDB_LOG = False  # as M3_WANDB_LOG
@@ -150,10 +150,10 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [  # constants, whether 
     ("M3_HIDDEN_SIZE", lambda n: n > 0 and n % 64 == 0, "a positive multiple of 64, the size of an attention head"),
     ("M3_MASK_RATIO", lambda x: 0 < x <= 1, "a share above 0 and up to 1"),
     ("EVAL_SPLIT", lambda x: 0 <= x < 1, "a share from 0 to below 1"),
-    ("M3_MASK_PROBABILITY METADATA_PROBABILITY LINE_PROBABILITY REMOVE_INSTRUMENTS_PROBABILITY",
-     lambda x: 0 <= x <= 1, "a probability from 0 to 1"),
-    ("M3_SHUFFLE_PROBABILITY", lambda x: x >= 0 and x + M3_MASK_PROBABILITY <= 1,
-     "a probability from 0 to 1 - M3_MASK_PROBABILITY"),
+    ("M3_MASKED_SHARE METADATA_SHARE LINE_SHARE REMOVE_INSTRUMENTS",
+     lambda x: 0 <= x <= 1, "a share from 0 to 1"),
+    ("M3_SHUFFLED_SHARE", lambda x: x >= 0 and x + M3_MASKED_SHARE <= 1,
+     "a share from 0 to 1 - M3_MASKED_SHARE"),
     ("PRECISION EXTRACT_PRECISION", lambda text: text in _PRECISIONS, f"one of {', '.join(_PRECISIONS)}"),
     ("LOGGER", lambda text: text in _LOGGERS, f"one of {', '.join(_LOGGERS)}"),
     ("TRAIN_FOLDERS EVAL_FOLDERS", lambda names: all(type(name) is str for name in names), "a list of folders' paths"),

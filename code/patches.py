@@ -282,9 +282,9 @@ def corrupt_patches(
     selected[rng.permutation(len(patches))[:count]] = True
     corrupted = patches.copy()
     draw = rng.random() if train else 1.0
-    if draw < config.M3_MASK_PROBABILITY:
+    if draw < config.M3_MASKED_SHARE:
         corrupted[selected] = MASK
-    elif draw < config.M3_MASK_PROBABILITY + config.M3_SHUFFLE_PROBABILITY:
+    elif draw < config.M3_MASKED_SHARE + config.M3_SHUFFLED_SHARE:
         rows = corrupted[selected]
         ends = rows == EOS
         stops = np.where(ends.sum(1) == 1, ends.argmax(1), rows.shape[1])

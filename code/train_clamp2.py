@@ -42,13 +42,12 @@ if __name__ == "__main__":
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 import config
 import processes
 import training
 from files import InputError
-from loading import PieceDataset, digest
+from loading import Loader, PieceDataset, digest, hold_out, require_set
 from packing import Packed, Tensors
 from patches import M3Patchilizer, random_segment, read_music, remove_instrument_info, remove_unit_length
 from processes import autocast
@@ -82,7 +81,7 @@ class CLaMP2Dataset(PieceDataset):
         if not lines:
             raise InputError(f"{where}: there is no text in it, neither metadata nor a summary")
         path, music, bad = self._read_music(record["filepaths"], where, rng)
-        if self.train and rng.random() < config.REMOVE_INSTRUMENTS_PROBABILITY:
+        if self.train and rng.random() < config.REMOVE_INSTRUMENTS:
             music = remove_instrument_info(music)
         patches = self.patchilizer.encode_array(
             remove_unit_length(music), add_special_patches=True, truncate=True, random_truncate=self.train, rng=rng
@@ -157,9 +156,10 @@ def step(run: training.Training, batch: PairBatch) -> training.Step:
         run.scaler.scale(loss).backward()
         return training.Step(loss, torch.ones_like(loss))
 
+    generator = torch.cuda if run.device.type == "cuda" else torch
     states, features = [], []
     for part in parts:
-        states.append(random_state(run.device))
+        states.append(generator.get_rng_state())
         with torch.no_grad(), autocast(run.device, run.dtype):
             features.append(run.module(part))
     text, music = (torch.cat(side).detach().requires_grad_() for side in zip(*features, strict=True))
@@ -168,7 +168,7 @@ def step(run: training.Training, batch: PairBatch) -> training.Step:
     sizes = [len(part_text) for part_text, _ in features]
     gradients = zip(text.grad.split(sizes), music.grad.split(sizes), strict=True)  # type: ignore[union-attr]
     for i, (part, part_gradients) in enumerate(zip(parts, gradients, strict=True)):
-        set_random_state(run.device, states[i])
+        generator.set_rng_state(states[i])
         alone = i == len(parts) - 1 or job.world_size == 1
         with contextlib.nullcontext() if alone else run.parallel.no_sync():  # type: ignore[operator]
             with autocast(run.device, run.dtype):
@@ -177,18 +177,7 @@ def step(run: training.Training, batch: PairBatch) -> training.Step:
     return training.Step(loss, torch.ones_like(loss))
 
 
-def random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def set_random_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
-
-
-def evaluate(run: training.Training, loader: DataLoader) -> float:
+def evaluate(run: training.Training, loader: Loader) -> float:
     """The contrastive loss over all evaluation pairs, in groups whose size depends on nothing but their number."""
     texts, music = [], []
     for batch in run.evaluation_batches(loader):
@@ -199,7 +188,7 @@ def evaluate(run: training.Training, loader: DataLoader) -> float:
             music.append(part_music.float())
     own = (torch.cat(texts).cpu(), torch.cat(music).cpu()) if texts else None
     parts = run.processes.gather(own)
-    count = len(loader.dataset)  # type: ignore[arg-type]
+    count = len(loader.dataset)
     width = next(part for part in parts if part)[0].shape[1]
     sides = torch.empty(2, count, width)
     for rank, part in enumerate(parts):
@@ -216,7 +205,7 @@ def evaluate(run: training.Training, loader: DataLoader) -> float:
 
 def open_jsonl(name: str, value: str) -> Jsonl:
     """The records of the file that the constant `name` holds."""
-    training.require_set(name, value)
+    require_set(name, value)
     path = config.resolve(value)
     if not path.is_file():
         raise InputError(f"{name}: {path} is not a file; set it in {config.source()}")
@@ -229,9 +218,7 @@ def open_jsonl(name: str, value: str) -> Jsonl:
 def main(job: processes.Processes) -> int:
     settings = training.Settings.read("clamp2", "LOGIT_SCALE", "MAX_TEXT_LENGTH")
     if settings.batch_size * job.world_size < LEAST_PAIRS:
-        raise InputError(
-            f"CLAMP2_BATCH_SIZE = 1: a pair has no other to be compared with; raise it in {config.source()}"
-        )
+        raise InputError(f"CLAMP2_BATCH_SIZE = 1 leaves a pair no other to compare; raise it in {config.source()}")
     train_records = eval_records = open_jsonl("TRAIN_JSONL", config.TRAIN_JSONL)
     train_lines: Sequence[int] = range(len(train_records))
     if config.EVAL_JSONL:
@@ -242,7 +229,7 @@ def main(job: processes.Processes) -> int:
                 f"EVAL_JSONL: {eval_records.path} has 1 pair, and evaluation takes {LEAST_PAIRS}; add some"
             )
     else:
-        train_lines, eval_lines = training.hold_out(train_lines, LEAST_PAIRS, "EVAL_JSONL")
+        train_lines, eval_lines = hold_out(train_lines, LEAST_PAIRS, "EVAL_JSONL")
     tokenizer = load_tokenizer()
 
     def make_model(from_checkpoint: bool) -> CLaMP2Model:

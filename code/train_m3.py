@@ -36,13 +36,12 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 import config
 import processes
 import training
 from files import InputError, list_files
-from loading import Paths, PieceDataset
+from loading import Loader, Paths, PieceDataset, hold_out, require_set
 from packing import Packing
 from patches import M3Patchilizer, corrupt_patches, read_music, remove_unit_length
 from processes import autocast
@@ -102,7 +101,7 @@ def step(run: training.Training, batch: M3Batch) -> training.Step:
     return training.Step(output.loss * output.characters, output.characters)
 
 
-def evaluate(run: training.Training, loader: DataLoader) -> float:
+def evaluate(run: training.Training, loader: Loader) -> float:
     """Mean cross-entropy over the selected characters of all pieces."""
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
     for batch in run.evaluation_batches(loader):
@@ -117,7 +116,7 @@ def find_files(name: str, folders: list[str]) -> list[str]:
     """All .abc and .mtf files below the folders that the constant `name` holds."""
     found: list[str] = []
     for folder in folders:
-        training.require_set(name, folder)
+        require_set(name, folder)
         path = config.resolve(folder)
         if not path.is_dir():
             raise InputError(f"{name}: {path} is not a folder; set it in {config.source()}")
@@ -135,7 +134,7 @@ def main(job: processes.Processes) -> int:
     if eval_folders := [folder for folder in config.EVAL_FOLDERS if folder]:
         eval_files = find_files("EVAL_FOLDERS", eval_folders)
     else:
-        train_files, eval_files = training.hold_out(train_files, 1, "EVAL_FOLDERS")
+        train_files, eval_files = hold_out(train_files, 1, "EVAL_FOLDERS")
 
     def make_model(from_checkpoint: bool) -> M3Model:
         configs = encoder_config(), decoder_config()

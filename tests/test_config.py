@@ -107,9 +107,9 @@ RANGES = {  # constant -> values that cannot be, values that can
     "MAX_GRAD_NORM": [[-0.1, math.inf], [0.0, 0.1]],
     "M3_MASK_RATIO": [[0.0, -0.1, 1.1], [0.1, 1.0]],
     "EVAL_SPLIT": [[-0.1, 1.0], [0.0, 0.99]],
-    **dict.fromkeys(("M3_MASK_PROBABILITY", "REMOVE_INSTRUMENTS_PROBABILITY"), SHARE),
-    **dict.fromkeys(("METADATA_PROBABILITY", "LINE_PROBABILITY"), SHARE),
-    "M3_SHUFFLE_PROBABILITY": [[-0.1, 0.21], [0.0, 0.2]],  # 0.8 are masked
+    **dict.fromkeys(("M3_MASKED_SHARE", "REMOVE_INSTRUMENTS"), SHARE),
+    **dict.fromkeys(("METADATA_SHARE", "LINE_SHARE"), SHARE),
+    "M3_SHUFFLED_SHARE": [[-0.1, 0.21], [0.0, 0.2]],  # 0.8 are masked
     "PRECISION": [["float64", ""], ["auto", "float32", "bfloat16", "float16"]],
     "EXTRACT_PRECISION": [["float64", ""], ["auto", "float32", "bfloat16", "float16"]],
     "LOGGER": [["stdout", ""], ["none", "tensorboard", "wandb"]],

@@ -15,6 +15,7 @@ import run_state
 import small_runs
 import training
 from files import InputError
+from loading import Batches
 from processes import Processes
 from small_runs import AdamW, OneOfTwo, finish, given, latest, linear, records
 
@@ -113,7 +114,7 @@ def names_of(batch):
 
 def order_of(seed, epoch):
     """The names of the pieces in each batch of an epoch."""
-    batches = training.Batches(6, 2, Processes(0, 0, 1), seed, True)
+    batches = Batches(6, 2, Processes(0, 0, 1), seed, True)
     batches.epoch = epoch
     return [[str(index) for _, index in batch] for batch in batches]
 

@@ -334,7 +334,7 @@ def test_text_dropout(start):
         assert len(texts) == 1 + value
 
 
-@shows("METADATA_PROBABILITY", "LINE_PROBABILITY")
+@shows("METADATA_SHARE", "LINE_SHARE")
 def test_text_probabilities(monkeypatch):
     """In 64 draws; at the probability 1/2, the chance of either outcome is 2**-64 at most."""
     record, rng = {"tags": ["a", "b"], "summary_en": "s"}, random.Random(0)
@@ -343,12 +343,12 @@ def test_text_probabilities(monkeypatch):
         (1.0, 1.0, {("a", "b")}),
         (1.0, 0.5, {("a",), ("b",), ("a", "b")}),
     ):
-        monkeypatch.setattr(config, "METADATA_PROBABILITY", metadata)
-        monkeypatch.setattr(config, "LINE_PROBABILITY", line)
+        monkeypatch.setattr(config, "METADATA_SHARE", metadata)
+        monkeypatch.setattr(config, "LINE_SHARE", line)
         assert {tuple(sorted(choose_text(record, rng))) for _ in range(64)} == expected
 
 
-@shows("M3_MASK_PROBABILITY", "M3_SHUFFLE_PROBABILITY")
+@shows("M3_MASKED_SHARE", "M3_SHUFFLED_SHARE")
 def test_corruption_probabilities(monkeypatch):
     patches, rng = np.array([[BOS, *range(40, 103)]] * 2, np.uint8), np.random.default_rng(0)
     for mask, shuffle, expected in (
@@ -357,8 +357,8 @@ def test_corruption_probabilities(monkeypatch):
         (0.0, 0.0, {"as it was"}),
         (0.5, 0.5, {"mask", "shuffle"}),
     ):
-        monkeypatch.setattr(config, "M3_MASK_PROBABILITY", mask)
-        monkeypatch.setattr(config, "M3_SHUFFLE_PROBABILITY", shuffle)
+        monkeypatch.setattr(config, "M3_MASKED_SHARE", mask)
+        monkeypatch.setattr(config, "M3_SHUFFLED_SHARE", shuffle)
         kinds = set()
         for _ in range(64):
             corrupted, _ = corrupt_patches(patches, rng, mask_ratio=1.0)
@@ -367,10 +367,10 @@ def test_corruption_probabilities(monkeypatch):
         assert kinds == expected
 
 
-@shows("REMOVE_INSTRUMENTS_PROBABILITY")
+@shows("REMOVE_INSTRUMENTS")
 def test_remove_instruments(start):
     for value in (0.0, 1.0):
-        _, loader, _ = start("clamp2", REMOVE_INSTRUMENTS_PROBABILITY=value, PATCH_LENGTH=512)
+        _, loader, _ = start("clamp2", REMOVE_INSTRUMENTS=value, PATCH_LENGTH=512)
         for index in range(len(loader.dataset)):
             sample = loader.dataset[1, index]
             text = remove_unit_length(Path(sample["name"]).read_text())
