@@ -8,7 +8,7 @@ Set TRAIN_JSONL in config.py first (process_data/gpt4_summarize.py makes it). Th
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 code/train_clamp2.py
                                                                      on each of two machines; HOST is the name of one
 
-On a SLURM cluster, this with `sbatch` (SIGTERM makes it save and end two minutes before its time is over):
+On a SLURM cluster, with `sbatch` (at SIGTERM, two minutes before its time is over, it saves and ends):
 
     #!/bin/bash
     #SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=32 --time=24:00:00 --signal=TERM@120
@@ -17,14 +17,13 @@ On a SLURM cluster, this with `sbatch` (SIGTERM makes it save and end two minute
     srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node=8 --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" \
         --rdzv-endpoint="$host:29500" code/train_clamp2.py
 
-torchrun, told to stop by SIGTERM or Ctrl-C, kills its processes 30 s later, or TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds:
-saving must take less (the run prints how long it takes, from a second on). PyTorch 2.11 knows 30 s only: set
-SAVE_EVERY_STEPS there.
+30 s after SIGTERM or Ctrl-C, or TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds, torchrun kills its processes: saving must take
+less (a run prints its time if it is a second or more). PyTorch 2.11 has 30 s only: set SAVE_EVERY_STEPS there.
 
 The music encoder starts from M3_WEIGHTS_PATH, if CLAMP2_LOAD_M3 is True and they are there. The weights with the lowest
 evaluation loss go to CLAMP2_WEIGHTS_PATH, the losses to CLAMP2_LOGS_PATH, and the complete state to latest_* beside the
 weights: the same command continues a run that was stopped.
-Exit status: 0 done, 2 something to mend (one line says what), 130 told to stop, and saved.
+Exit status: 0 finished; 2 a mistake, described in one line; 130 stopped and saved.
 """
 
 import contextlib
@@ -56,7 +55,7 @@ from texts import join_lines, load_tokenizer, tokenize
 from utils import CLaMP2Model, ClipLoss, empty_clamp2, encoder_config
 
 LEAST_PAIRS = 2  # that a loss can compare: of one pair alone it is 0, whatever the model
-EVALUATION_GROUP = 1024  # pairs that are compared in evaluation: the published global batch, 128 on each of 8 GPUs
+EVALUATION_GROUP = 1024  # pairs compared in evaluation: the published global batch, 128 on each of 8 GPUs
 
 
 class CLaMP2Dataset(PieceDataset):
@@ -92,9 +91,9 @@ class CLaMP2Dataset(PieceDataset):
         return {"name": str(path), "text": ids, "music": patches, "problems": bad}
 
     def _read_music(self, paths: list[str], where: str, rng: random.Random) -> tuple[Path, str, list[str]]:
-        """Path and text of a random file in training; in evaluation of the first .abc file, if there is one.
+        """Reads a random file in training; in evaluation the first .abc file, if there is one.
 
-        One that cannot be used is named, and another one tried. Raises InputError if none can.
+        Returns its path, its text, and the problems of files tried before it. Raises InputError if none can be used.
         """
         if self.train:
             order = rng.sample(paths, len(paths))
@@ -127,9 +126,9 @@ class PairBatch(Tensors):
 
 
 class PairFeatures(torch.nn.Module):
-    """The features of pairs of text and music, [B, CLAMP2_HIDDEN_SIZE] each, through DistributedDataParallel.
+    """The features of pairs of text and music, [B, CLAMP2_HIDDEN_SIZE] each, as a module for DistributedDataParallel.
 
-    A step compares them itself (`ClipLoss`), since it may make them in parts.
+    The loss is outside, since a step may make the features in parts.
     """
 
     def __init__(self, model: Any):  # a CLaMP2Model
@@ -178,7 +177,7 @@ def step(run: training.Training, batch: PairBatch) -> training.Step:
 
 
 def evaluate(run: training.Training, loader: Loader) -> float:
-    """The contrastive loss over all evaluation pairs, in groups whose size depends on nothing but their number."""
+    """The contrastive loss over all evaluation pairs, in groups whose size depends on their number alone."""
     texts, music = [], []
     for batch in run.evaluation_batches(loader):
         for part in batch.parts:
@@ -204,7 +203,7 @@ def evaluate(run: training.Training, loader: Loader) -> float:
 
 
 def open_jsonl(name: str, value: str) -> Jsonl:
-    """The records of the file that the constant `name` holds."""
+    """Opens the file that the constant `name` holds."""
     require_set(name, value)
     path = config.resolve(value)
     if not path.is_file():

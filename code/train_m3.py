@@ -8,7 +8,7 @@ Set TRAIN_FOLDERS in config.py first (process_data/ makes the files). Then, from
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 code/train_m3.py
                                                                      on each of two machines; HOST is the name of one
 
-On a SLURM cluster, this with `sbatch` (SIGTERM makes it save and end two minutes before its time is over):
+On a SLURM cluster, with `sbatch` (at SIGTERM, two minutes before its time is over, it saves and ends):
 
     #!/bin/bash
     #SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=32 --time=24:00:00 --signal=TERM@120
@@ -17,13 +17,12 @@ On a SLURM cluster, this with `sbatch` (SIGTERM makes it save and end two minute
     srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node=8 --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" \
         --rdzv-endpoint="$host:29500" code/train_m3.py
 
-torchrun, told to stop by SIGTERM or Ctrl-C, kills its processes 30 s later, or TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds:
-saving must take less (the run prints how long it takes, from a second on). PyTorch 2.11 knows 30 s only: set
-SAVE_EVERY_STEPS there.
+30 s after SIGTERM or Ctrl-C, or TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds, torchrun kills its processes: saving must take
+less (a run prints its time if it is a second or more). PyTorch 2.11 has 30 s only: set SAVE_EVERY_STEPS there.
 
 The weights with the lowest evaluation loss go to M3_WEIGHTS_PATH, the losses to M3_LOGS_PATH, and the complete state to
 latest_* beside the weights: the same command continues a run that was stopped.
-Exit status: 0 done, 2 something to mend (one line says what), 130 told to stop, and saved.
+Exit status: 0 finished; 2 a mistake, described in one line; 130 stopped and saved.
 """
 
 import random
@@ -49,7 +48,7 @@ from utils import M3Batch, M3Model, M3Output, decoder_config, empty, encoder_con
 
 
 class M3Dataset(PieceDataset):
-    """Files of music -> corrupted patches, which of them were selected, and the patches as they were."""
+    """Files of music -> corrupted patches, which of them were selected, and the original patches."""
 
     batch_constant = "M3_BATCH_SIZE"
 
@@ -81,7 +80,7 @@ def collate(samples: list[dict]) -> M3Batch:
 
 
 class Restoration(torch.nn.Module):
-    """The loss of a packed batch, through DistributedDataParallel."""
+    """The loss of a packed batch, as a module for DistributedDataParallel."""
 
     def __init__(self, model: M3Model):
         super().__init__()
@@ -92,7 +91,7 @@ class Restoration(torch.nn.Module):
 
 
 def step(run: training.Training, batch: M3Batch) -> training.Step:
-    """Back-propagates the mean over the characters of *all* processes: N processes compute what one does."""
+    """Back-propagates the mean over the characters of *all* processes, so that N processes compute what one does."""
     with autocast(run.device, run.dtype):
         output = run.parallel(batch)
     everywhere = run.processes.sum(output.characters.clone())
@@ -113,7 +112,7 @@ def evaluate(run: training.Training, loader: Loader) -> float:
 
 
 def find_files(name: str, folders: list[str]) -> list[str]:
-    """All .abc and .mtf files below the folders that the constant `name` holds."""
+    """Lists the .abc and .mtf files below the folders of the constant `name`."""
     found: list[str] = []
     for folder in folders:
         require_set(name, folder)
