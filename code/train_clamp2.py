@@ -178,28 +178,19 @@ def step(run: training.Training, batch: PairBatch) -> training.Step:
 
 def evaluate(run: training.Training, loader: Loader) -> float:
     """The contrastive loss over all evaluation pairs, in groups whose size depends on their number alone."""
-    texts, music = [], []
+    features = []
     for batch in run.evaluation_batches(loader):
         for part in batch.parts:
             with autocast(run.device, run.dtype):
-                part_text, part_music = run.module(part)
-            texts.append(part_text.float())
-            music.append(part_music.float())
-    own = (torch.cat(texts).cpu(), torch.cat(music).cpu()) if texts else None
-    parts = run.processes.gather(own)
-    count = len(loader.dataset)
-    width = next(part for part in parts if part)[0].shape[1]
-    sides = torch.empty(2, count, width)
-    for rank, part in enumerate(parts):
-        if part:  # rank r had the pieces r, r + world_size, ...
-            sides[0, rank :: len(parts)], sides[1, rank :: len(parts)] = part
-    groups = -(-count // EVALUATION_GROUP)
-    loss_function = ClipLoss()
-    losses = [
-        loss_function(text, music) * len(text)
-        for text, music in zip(*(side.tensor_split(groups) for side in sides), strict=True)
-    ]
-    return float(sum(losses)) / count
+                features.append(torch.stack(run.module(part)).float())  # of texts and music, [2, B, CLAMP2_HIDDEN_SIZE]
+    gathered = run.processes.gather(torch.cat(features, 1).cpu() if features else None)
+    count, width = len(loader.dataset), next(part for part in gathered if part is not None).shape[2]
+    pairs = torch.empty(2, count, width)
+    for rank, part in enumerate(gathered):
+        if part is not None:  # rank r had the pieces r, r + world_size, ...
+            pairs[:, rank :: len(gathered)] = part
+    groups = pairs.tensor_split(-(-count // EVALUATION_GROUP), dim=1)
+    return float(sum(ClipLoss()(text, music) * len(text) for text, music in groups)) / count
 
 
 def open_jsonl(name: str, value: str) -> Jsonl:

@@ -360,8 +360,8 @@ class Training:
         def stop(number: int, frame: Any) -> None:
             self._stop = True
 
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
 
     def _report_bad_pieces(self) -> int:
         """Reports the bad pieces that any rank met since the last time. Returns the number of all so far."""

@@ -440,7 +440,7 @@ def test_the_loss_of_clamp2_s_evaluation_is_that_of_all_pairs(world_size, monkey
             return text[batch.rows], music[batch.rows]
 
     batch_size = {1: 4, 2: 3, 3: 1}[world_size]
-    others = [(text[rank::world_size], music[rank::world_size]) for rank in range(world_size - 1)]
+    others = [torch.stack((text[rank::world_size], music[rank::world_size])) for rank in range(world_size - 1)]
     job = Processes(world_size - 1, world_size - 1, world_size)
     monkeypatch.setattr(job, "gather", lambda own: [*others, own])
     monkeypatch.setattr(job, "sum", lambda tensor: tensor)
@@ -454,7 +454,7 @@ def test_fewer_evaluation_pairs_than_processes(monkeypatch):
     """A rank without a pair has its part in the evaluation all the same."""
     rows = torch.randn(2, 2, 8, generator=torch.Generator().manual_seed(0))  # text and music of two pairs
     job = Processes(2, 2, 3)
-    monkeypatch.setattr(job, "gather", lambda own: [(rows[0, :1], rows[1, :1]), (rows[0, 1:], rows[1, 1:]), own])
+    monkeypatch.setattr(job, "gather", lambda own: [rows[:, :1], rows[:, 1:], own])
     monkeypatch.setattr(job, "sum", lambda tensor: tensor)
     run = a_run(torch.nn.Linear(1, 1), 2, job)
 

@@ -429,7 +429,7 @@ def test_clamp2_s_evaluation_of_processes_of_different_size(tmp_path, monkeypatc
     monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
     model = Features(11)
     text, music = model.text.detach(), model.music.detach()
-    job = OneOfTwo(answer=lambda value: (text[1::2], music[1::2]))
+    job = OneOfTwo(answer=lambda value: torch.stack((text[1::2], music[1::2])))
     monkeypatch.setattr(training, "load_start", lambda *_: (None, Progress(), "new weights"))
     run = a_run(tmp_path, model, job, batch_size=2)
     with torch.no_grad():
