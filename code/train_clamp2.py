@@ -47,7 +47,7 @@ import processes
 import training
 from files import InputError
 from loading import Loader, PieceDataset, digest, hold_out, require_set
-from packing import Packed, Tensors
+from packing import Packed, Tensors, compile_layers
 from patches import M3Patchilizer, random_segment, read_music, remove_instrument_info, remove_unit_length
 from processes import autocast
 from records import Jsonl, choose_text, fixed_text
@@ -236,7 +236,12 @@ def main(job: processes.Processes) -> int:
         records, lines = (train_records, train_lines) if train else (eval_records, eval_lines)
         return CLaMP2Dataset(records, lines, tokenizer, train, seed)
 
-    return training.train(job, settings, make_model, PairFeatures, make_dataset, PairBatch, step, evaluate)
+    def wrap(model: CLaMP2Model) -> PairFeatures:
+        if job.device.type == "cuda" and processes.precision(job.device, config.PRECISION) == torch.bfloat16:
+            compile_layers(model)  # attention with dropout is one kernel there
+        return PairFeatures(model)
+
+    return training.train(job, settings, make_model, wrap, make_dataset, PairBatch, step, evaluate)
 
 
 if __name__ == "__main__":
