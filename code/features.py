@@ -74,7 +74,7 @@ def relative_name(path: Path, root: Path) -> str:
     return path.name if path == root else path.relative_to(root).as_posix()
 
 
-def key(name: str) -> str:
+def without_suffix(name: str) -> str:
     """Returns the name that files made from one piece share: `a/b.npy`, `a/b.abc.npy` and `a/b.mid` are all `a/b`."""
     for suffixes in ((".npy",), INPUT_SUFFIXES):
         if name.lower().endswith(suffixes):

@@ -156,7 +156,7 @@ def pair_up(first_dir: Path, first: Features, second_dir: Path, second: Features
     for folder, of in ((first_dir, first), (second_dir, second)):
         by_name: dict[str, int] = {}
         for row, name in enumerate(of.names):
-            if (other := by_name.setdefault(features.key(name), row)) != row:
+            if (other := by_name.setdefault(features.without_suffix(name), row)) != row:
                 both = f"{of.names[other]} and {name}"
                 raise InputError(f"{folder}: {both} are one piece; which is the partner? Keep one")
         rows.append(by_name)
