@@ -1,0 +1,129 @@
+"""The READMEs: every example runs as it is printed and prints what it shows; every file is in a table; links lead somewhere."""
+
+import os
+import re
+import shlex
+from collections import Counter
+
+import pytest
+
+import mtf
+import readme_examples
+from batch_abc2xml import abc_to_musicxml
+from batch_xml2abc import musicxml_to_abc
+from helpers import ROOT
+from interleaving import interleave
+from readme_examples import READMES, agrees, blocks, run_all
+
+TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in READMES}
+CONVERSIONS = "process_data/README.md"
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_examples_run_as_printed(readme, tmp_path):
+    for block, command, shown, status, printed in run_all(readme, tmp_path):
+        if block.language == "console":
+            assert agrees(shown.splitlines(), printed.splitlines()), f"$ {command}\n{shown}--- printed:\n{printed}"
+        else:
+            assert status == 0, f"{command}\n{printed}"
+
+
+def test_what_is_not_run_is_marked():
+    """A block of commands has its language, or it would not be run; what cannot be run here is counted."""
+    found = [(readme, block) for readme in READMES for block in blocks(readme)]
+    assert Counter((readme, block.why_not) for readme, block in found if block.why_not) == {
+        ("README.md", "hub"): 1,  # search with the published weights
+        ("README.md", "minutes"): 2,  # the quick start, all tests
+        (CONVERSIONS, "cluster"): 1,
+        (CONVERSIONS, "minutes"): 1,
+        ("tests/README.md", "minutes"): 4,
+    }
+    assert {block.language for _, block in found} == {"bash", "console", "python", "json", "bibtex", ""}
+    for readme, block in found:
+        if block.language == "" and readme != "README.md":
+            assert not re.search(r"^(\$|python|bash|torchrun|accelerate) ", block.text, re.MULTILINE), block.text
+    assert sum(text.count("<!-- not run") for text in TEXTS.values()) == sum(bool(block.why_not) for _, block in found)
+
+
+def test_scripts_and_options_of_what_is_not_run_exist():
+    marked = [block for readme in READMES for block in blocks(readme) if block.why_not]
+    seen = set()
+    for command, _ in (command for block in marked for command in block.commands()):
+        words = shlex.split(command, comments=True)
+        for script in (word for word in words if re.fullmatch(r"\w+/\w+\.(py|sh)", word)):
+            text = (ROOT / script).read_text(encoding="utf-8")
+            for option in (word for word in words if word.startswith("--")):
+                assert f'"{option}"' in text, command
+                seen.add((script, option))
+    assert {("code/semantic_search.py", "--download"), ("tests/benchmark.py", "--gpu")} <= seen
+
+
+def test_every_file_is_in_the_table_and_scripts_are_bold():
+    rows = re.findall(
+        r"^\| (\*\*)?`((?:code|process_data)/[\w.]+)`(\*\*)? \| \S.* \|$", TEXTS["README.md"], re.MULTILINE
+    )
+    named = [path for _, path, _ in rows]
+    there = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("code", "process_data")
+        for path in (ROOT / folder).iterdir()
+        if path.suffix in (".py", ".sh", ".html", ".j2")
+    ]
+    assert sorted(named) == sorted(there)
+    for bold, path, _ in rows:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert bool(bold) == ('__name__ == "__main__"' in text or path.endswith(".sh")), path
+
+
+def test_links_lead_somewhere():
+    for readme, text in TEXTS.items():
+        links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text)
+        for target, heading in links:
+            path = ROOT / os.path.dirname(readme) / target if target else ROOT / readme
+            assert path.exists(), f"{readme}: {target}"
+            if heading:
+                titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+                assert heading in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles], (
+                    heading
+                )
+    assert len(TEXTS["README.md"].splitlines()) <= 350
+
+
+def test_what_is_compared_can_differ():
+    """`...` is any number of lines; else text is the same, numbers nearly, and seconds whatever they are."""
+    shown = ["a 0.500", "...", "epoch 1: 0.25, 3.0 s"]
+    assert agrees(shown, ["a 0.501", "epoch 1: 0.25, 9.9 s"])
+    assert agrees(shown, ["a 0.501", "x", "y", "epoch 1: 0.25, 9.9 s"])
+    assert not agrees(shown, ["a 0.510", "epoch 1: 0.25, 9.9 s"])
+    assert not agrees(shown, ["b 0.500", "epoch 1: 0.25, 9.9 s"])
+    assert not agrees(shown, ["a 0.500", "epoch 1: 0.25, 9.9 s", "more"])
+    assert not agrees(shown, ["a 0.500", "epoch 2: 0.25, 9.9 s"])
+
+
+def test_the_piece_in_all_forms():
+    def block(start: str) -> str:
+        [found] = [block.text for block in blocks(CONVERSIONS) if block.text.startswith(start)]
+        return found
+
+    standard, interleaved = block("X:1\n"), block("%%score")
+    assert interleave(standard) == [(interleaved, [])]
+    for abc in (standard, interleaved):
+        again, warnings = musicxml_to_abc(abc_to_musicxml(abc), "x.xml")
+        assert interleave(again) == [(interleaved, [])] and not warnings
+        if abc == standard:
+            assert again.strip() == standard.strip()
+    shown = block("ticks_per_beat").strip()
+    examples = ROOT / "tests" / "examples"
+    assert mtf.midi_to_mtf((examples / "midi/twinkle.mid").read_bytes(), "m3_compatible")[0].startswith(shown)
+    score = (examples / "scores/twinkle.musicxml").read_bytes()
+    assert musicxml_to_abc(score, "x.xml")[0].strip() == standard.strip()
+    melody = [line.split()[3] for line in shown.splitlines() if line.startswith("note_on") and line.split()[2] == "0"]
+    assert melody == ["60", "60", "67"] and "[V:1]C2 C2 G2" in interleaved
+
+
+def test_every_script_of_process_data_is_listed_and_has_an_example():
+    scripts = {path.name for path in (ROOT / "process_data").glob("*.py") if "__main__" in path.read_text()}
+    text = TEXTS[CONVERSIONS]
+    assert scripts == set(re.findall(r"^\| `(\w+\.py)`", text, re.MULTILINE)[: len(scripts)])
+    assert scripts == set(re.findall(r"^\$ python process_data/(\w+\.py)", text, re.MULTILINE))
+    assert readme_examples.SERVER in text
