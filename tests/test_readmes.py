@@ -1,9 +1,11 @@
 """The READMEs: every example runs as it is printed and prints what it shows; every file is in a table; links lead somewhere."""
 
+import functools
 import os
 import re
 import shlex
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +13,7 @@ import mtf
 import readme_examples
 from batch_abc2xml import abc_to_musicxml
 from batch_xml2abc import musicxml_to_abc
-from helpers import ROOT
+from helpers import ROOT, run_script
 from interleaving import interleave
 from readme_examples import READMES, agrees, blocks, run_all
 
@@ -47,15 +49,31 @@ def test_what_is_not_run_is_marked():
 
 def test_scripts_and_options_of_what_is_not_run_exist():
     marked = [block for readme in READMES for block in blocks(readme) if block.why_not]
+    commands = [command for block in marked for command, _ in block.commands()]
+    commands += [found for text in TEXTS.values() for found in re.findall(r"`((?:python|torchrun) [^`\n]*)`", text)]
     seen = set()
-    for command, _ in (command for block in marked for command in block.commands()):
+    for command in commands:
         words = shlex.split(command, comments=True)
-        for script in (word for word in words if re.fullmatch(r"\w+/\w+\.(py|sh)", word)):
-            text = (ROOT / script).read_text(encoding="utf-8")
-            for option in (word for word in words if word.startswith("--")):
-                assert f'"{option}"' in text, command
-                seen.add((script, option))
-    assert {("code/semantic_search.py", "--download"), ("tests/benchmark.py", "--gpu")} <= seen
+        for script in (word for word in words if re.fullmatch(r"[\w/]+\.(py|sh)", word)):
+            path = ROOT / ("" if "/" in script else "code") / script
+            after = words[words.index(script) + 1 :]
+            options = {word for word in after if word.startswith("--")}
+            assert path.is_file() and options <= known_options(path, tuple(after[:1])), command
+            seen |= {(path.name, option) for option in options}
+    assert {
+        ("semantic_search.py", "--frechet"),
+        ("benchmark.py", "--gpu"),
+        ("extract_clamp2.py", "--normalize"),
+    } <= seen
+
+
+@functools.cache
+def known_options(script: Path, command: tuple[str, ...]) -> set[str]:
+    """The options that a script's help lists; of a tool of the tests, which may lack a package, those in its source."""
+    if script.parent.name == "tests":
+        return set(re.findall(r'"(--\w+)"', script.read_text(encoding="utf-8")))
+    commands = command if script.stem in ("semantic_search", "linear_probe", "plot") else ()
+    return set(re.findall(r"--\w+", run_script(script, *commands, "--help").stdout))
 
 
 def test_every_file_is_in_the_table_and_scripts_are_bold():
