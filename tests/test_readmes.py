@@ -9,12 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import mtf
 import readme_examples
-from batch_abc2xml import abc_to_musicxml
-from batch_xml2abc import musicxml_to_abc
 from helpers import ROOT, run_script
-from interleaving import interleave
 from readme_examples import READMES, agrees, blocks, run_all
 
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in READMES}
@@ -28,6 +24,15 @@ def test_examples_run_as_printed(readme, tmp_path):
             assert agrees(shown.splitlines(), printed.splitlines()), f"$ {command}\n{shown}--- printed:\n{printed}"
         else:
             assert status == 0, f"{command}\n{printed}"
+    if readme == CONVERSIONS:
+        forms = {
+            "X:1\n": "standard/twinkle.abc",
+            "%%score": "data/abc/twinkle.abc",
+            "ticks_per_": "data/mtf/twinkle.mtf",
+        }
+        for start, made in forms.items():
+            [shown] = [block.text for block in blocks(readme) if block.text.startswith(start)]
+            assert (tmp_path / "example" / made).read_text().strip().startswith(shown.strip()), made
 
 
 def test_what_is_not_run_is_marked():
@@ -116,27 +121,6 @@ def test_what_is_compared_can_differ():
     assert not agrees(shown, ["b 0.500", "epoch 1: 0.25, 9.9 s"])
     assert not agrees(shown, ["a 0.500", "epoch 1: 0.25, 9.9 s", "more"])
     assert not agrees(shown, ["a 0.500", "epoch 2: 0.25, 9.9 s"])
-
-
-def test_the_piece_in_all_forms():
-    def block(start: str) -> str:
-        [found] = [block.text for block in blocks(CONVERSIONS) if block.text.startswith(start)]
-        return found
-
-    standard, interleaved = block("X:1\n"), block("%%score")
-    assert interleave(standard) == [(interleaved, [])]
-    for abc in (standard, interleaved):
-        again, warnings = musicxml_to_abc(abc_to_musicxml(abc), "x.xml")
-        assert interleave(again) == [(interleaved, [])] and not warnings
-        if abc == standard:
-            assert again.strip() == standard.strip()
-    shown = block("ticks_per_beat").strip()
-    examples = ROOT / "tests" / "examples"
-    assert mtf.midi_to_mtf((examples / "midi/twinkle.mid").read_bytes(), "m3_compatible")[0].startswith(shown)
-    score = (examples / "scores/twinkle.musicxml").read_bytes()
-    assert musicxml_to_abc(score, "x.xml")[0].strip() == standard.strip()
-    melody = [line.split()[3] for line in shown.splitlines() if line.startswith("note_on") and line.split()[2] == "0"]
-    assert melody == ["60", "60", "67"] and "[V:1]C2 C2 G2" in interleaved
 
 
 def test_every_script_of_process_data_is_listed_and_has_an_example():
