@@ -98,6 +98,14 @@ def test_every_file_is_in_the_table_and_scripts_are_bold():
         assert bool(bold) == ('__name__ == "__main__"' in text or path.endswith(".sh")), path
 
 
+def test_names_that_maintenance_points_to_exist():
+    names = re.findall(r"((?:`\w+`[, and]*)+) in\s+`([\w.]+)`", TEXTS["README.md"])
+    pairs = [(name, file) for some, file in names for name in re.findall(r"`(\w+)`", some)]
+    assert len(pairs) >= 6
+    for name, file in pairs:
+        assert re.search(rf"^(def |class )?{name}\b", (ROOT / "code" / file).read_text(), re.MULTILINE), (name, file)
+
+
 def test_links_lead_somewhere():
     for readme, text in TEXTS.items():
         links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text)
