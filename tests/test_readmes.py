@@ -80,6 +80,10 @@ def known_options(script: Path, command: tuple[str, ...]) -> set[str]:
     return set(re.findall(r"--\w+", run_script(script, *commands, "--help").stdout))
 
 
+def is_script(path: Path) -> bool:
+    return path.suffix == ".sh" or 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
+
+
 def test_every_file_is_in_the_table_and_scripts_are_bold():
     rows = re.findall(
         r"^\| (\*\*)?`((?:code|process_data)/[\w.]+)`(\*\*)? \| \S.* \|$", TEXTS["README.md"], re.MULTILINE
@@ -93,8 +97,7 @@ def test_every_file_is_in_the_table_and_scripts_are_bold():
     ]
     assert sorted(named) == sorted(there)
     for bold, path, _ in rows:
-        text = (ROOT / path).read_text(encoding="utf-8")
-        assert bool(bold) == ('__name__ == "__main__"' in text or path.endswith(".sh")), path
+        assert bool(bold) == is_script(ROOT / path), path
 
 
 def test_names_that_maintenance_points_to_exist():
@@ -131,7 +134,7 @@ def test_what_is_compared_can_differ():
 
 
 def test_every_script_of_process_data_is_listed_and_has_an_example():
-    scripts = {path.name for path in (ROOT / "process_data").glob("*.py") if "__main__" in path.read_text()}
+    scripts = {path.name for path in (ROOT / "process_data").glob("*.py") if is_script(path)}
     text = TEXTS[CONVERSIONS]
     assert scripts == set(re.findall(r"^\| `(\w+\.py)`", text, re.MULTILINE))
     assert scripts == set(re.findall(r"^\$ python process_data/(\w+\.py)", text, re.MULTILINE))
