@@ -94,7 +94,7 @@ class FeatureCache:
 
     def _model_digest(self) -> str:
         """A name for everything that a feature depends on, beside the file that it is of."""
-        code, process_data = Path(__file__).parent, Path(pieces.batch.__file__).parent
+        code, process_data = Path(__file__).parent, Path(__file__).parent.parent / "process_data"
         sources = [*(code / f"{name}.py" for name in _CODE), *sorted(process_data.glob("*.py"))]
         facts = [
             self.sha256,
@@ -177,7 +177,7 @@ def features_of(sources: Iterable[Path | str]) -> Iterator[tuple[Path | str, Ent
         except OSError as error:
             yield source, _failed(error.strerror or str(error))
             continue
-        entry = cache.get(pieces.key(content, _kind(source)))
+        entry = cache.get(pieces.digest(content, _kind(source)))
         if entry is None:
             missing.append(source)
         else:
@@ -213,11 +213,11 @@ class _Open:
 
     @property
     def complete(self) -> bool:
-        return len(self.vectors) == sum(map(bool, self.pieces))
+        return len(self.vectors) == sum(piece.ok for piece in self.pieces)
 
     def entry(self) -> Entry:
         matrix = np.zeros((len(self.pieces), config.CLAMP2_HIDDEN_SIZE), np.float32)
-        matrix[[bool(piece) for piece in self.pieces]] = self.vectors or 0
+        matrix[[piece.ok for piece in self.pieces]] = self.vectors or 0
         known = [[getattr(piece, name) for piece in self.pieces] for name in ("title", "error", "warning")]
         return Entry(matrix, *known)
 
@@ -229,7 +229,7 @@ def _make(sources: list[Path | str], cache: FeatureCache) -> Iterator[tuple[Path
     def read() -> Iterator[Piece]:
         for source, key, found in _read(sources):
             waiting.append(_Open(source, key, found))
-            yield from filter(None, found)
+            yield from (piece for piece in found if piece.ok)
 
     def finished() -> Iterator[tuple[Path | str, Entry]]:
         while waiting and waiting[0].complete:
@@ -240,7 +240,7 @@ def _make(sources: list[Path | str], cache: FeatureCache) -> Iterator[tuple[Path
 
     found = read()
     first = next(found, None)
-    if first:
+    if first is not None:
         gc.disable()
         import clamp2  # and torch and transformers, which takes seconds
 
@@ -256,7 +256,7 @@ def _read(sources: list[Path | str]) -> Iterator[tuple[Path | str, str, list[Pie
     for sentence in sources:
         if isinstance(sentence, str):
             content = sentence.encode("utf-8", "surrogateescape")
-            yield sentence, pieces.key(content, ".txt"), pieces.read(content, ".txt")
+            yield sentence, pieces.digest(content, ".txt"), pieces.read(content, ".txt")
     paths = [source for source in sources if isinstance(source, Path)]
     if paths:
         yield from pieces.read_files(sorted(paths, key=lambda path: pieces.kind(path) == ".txt"))  # batches of one kind

@@ -8,7 +8,7 @@ from functools import lru_cache
 from abc_line import ELEMENT, FIELD, has_barline, shown
 from abc_text import voice_id, without_comment
 from bar_lengths import bar_length, default_unit, read_meter, read_unit, rest
-from batch import Refused
+from shared import InputError
 
 MAX_BARS = 1_000_000  # a few letters may stand for millions of rests
 _NUMBER = re.compile(r"\s*(\d+(?:[,-]\d+)*)")  # of an ending
@@ -73,7 +73,7 @@ class Voice:
     def _one_bar_of(self, multiple_rest: re.Match) -> str:
         letter, number = multiple_rest.groups()
         if len(number) > 5:
-            raise Refused(f"{multiple_rest[0][:20]} is a rest of more bars than any piece has")
+            raise InputError(f"{multiple_rest[0][:20]} is a rest of more bars than any piece has")
         one_bar = rest(float(self.meter or 1), self.unit, letter.lower())
         self._multiple_rest = one_bar, max(int(number or 1), 1)
         return one_bar
@@ -116,7 +116,7 @@ class Voice:
         rest_of_a_bar, number = self._multiple_rest
         text = "".join(self._text).strip()
         if len(self.bars) + number > MAX_BARS:
-            raise Refused(f"over {MAX_BARS:,} bars in one voice: no piece of music")
+            raise InputError(f"over {MAX_BARS:,} bars in one voice: no piece of music")
         self.bars.append(Bar(text, "|", "", self._has_notes, self._has_marks, *self._start))
         for _ in range(number - 1):  # what stood beside Zn stays in the first of its bars
             self.bars.append(Bar(rest_of_a_bar, "|", "", False, False, self.unit, self.is_compound))

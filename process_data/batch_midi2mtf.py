@@ -16,15 +16,13 @@ from pathlib import Path
 import batch
 import midi_reader
 import mtf
+from shared import InputError
 
 
 def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
-    try:
-        text, warnings = mtf.midi_to_mtf(path.read_bytes(), args.messages)
-    except ValueError as error:
-        raise batch.Refused(str(error)) from error
+    text, warnings = mtf.midi_to_mtf(path.read_bytes(), args.messages)
     if "\nnote_on " not in text:  # every later stage refuses such a file
-        raise batch.Refused("; ".join(["no note in it", *warnings]))
+        raise InputError("; ".join(["no note in it", *warnings]))
     return batch.Converted([text.encode("ascii")], warnings)
 
 

@@ -15,7 +15,7 @@ import time
 
 import openai
 
-import files
+from shared import files
 
 TIMEOUT = 600.0  # seconds that one attempt may take, all in all
 ATTEMPTS = 8  # of one request, when the server fails or is not there: with the pauses below, over some two minutes

@@ -31,15 +31,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 import chat
-import files
 import jobs
 import languages
 import merge_jsonl
 import metadata
 import prompts
-from merge_jsonl import Unfit
+from shared import files, records
 
 ANSWERS = 3  # the first, and two more if one cannot be used
 LAST_WAIT = 60.0  # seconds; when a run must end, what is on its way may still be answered: it is paid for
@@ -65,20 +63,20 @@ async def summarize(model: chat.Chat, told: dict, language: str) -> tuple[str, s
     raise chat.Failed(f"no usable answer in {ANSWERS}; the last: {fault}")
 
 
-class Run:
+class Summarizer:
     """All records of a batch, `--concurrency` at a time."""
 
-    def __init__(self, args: argparse.Namespace, batch: jobs.Batch | metadata.Lines, model: chat.Chat):
+    def __init__(self, args: argparse.Namespace, batch: jobs.Jobs, model: chat.Chat):
         self.args, self.batch, self.model = args, batch, model
         self.asked = self.done = self.insufficient = self.skipped = self.failed = 0
         self.is_ending = False
         self.other_fields: Counter[str] = Counter()
-        self.errors = jobs.Log("errors", "error", batch, (1, 1))
-        self.warnings = jobs.Log("warnings", "warnings", batch, (1, 1))
+        self.errors = jobs.Log("errors", "error", batch)
+        self.warnings = jobs.Log("warnings", "warnings", batch)
 
     async def all(self) -> None:
         """Raises chat.Stop or files.InputError if it must end early; what is answered by then is written."""
-        with tqdm(total=len(self.batch), unit="record", mininterval=0.5 if sys.stderr.isatty() else 30) as progress:
+        with jobs.progress("record", total=len(self.batch)) as progress:
             todo = iter(self.batch)
             tasks = {asyncio.create_task(self._work(todo, progress)) for _ in range(self.args.concurrency)}
             try:
@@ -101,7 +99,7 @@ class Run:
                 return
             try:
                 await self._one(job)
-            except (Unfit, chat.Failed) as error:
+            except (records.Unfit, chat.Failed) as error:
                 self.failed += 1
                 self.errors.add(job.name, str(error))
             counts = {"done": self.done, "skipped": self.skipped, "failed": self.failed, "retries": self.model.retries}
@@ -111,7 +109,7 @@ class Run:
 
     async def _one(self, job: jobs.Job) -> None:
         record = metadata.read(job)
-        self.other_fields.update(record.keys() - set(merge_jsonl.FIELDS))
+        self.other_fields.update(record.keys() - set(records.FIELDS))
         output = metadata.read_output(job, record)
         if output:
             wanted = metadata.with_summaries(record, output["summary_en"], output["summary_nen"])
@@ -140,10 +138,7 @@ class Run:
             self.warnings.add(job.name, warnings)
 
     def report(self) -> None:
-        for log in (self.errors, self.warnings):
-            log.finish()
-            if len(log):
-                print(f"{files.printable(log.path)} names {len(log)} record(s).", file=sys.stderr)
+        jobs.finish_logs(self.errors, self.warnings, "record(s)")
         if self.other_fields:
             fields = ", ".join(f"{field} ({count} records)" for field, count in self.other_fields.most_common())
             print(f"Kept, but not told to the model, because the format has no such field: {files.printable(fields)}")
@@ -164,7 +159,7 @@ def cost(tokens_in: float, tokens_out: float, price: tuple[float, float]) -> flo
     return (tokens_in * price[0] + tokens_out * price[1]) / 1e6
 
 
-def dry_run(args: argparse.Namespace, batch: jobs.Batch | metadata.Lines) -> int:
+def dry_run(args: argparse.Namespace, batch: jobs.Jobs) -> int:
     """Prints what would be asked, and what that would cost. Writes nothing. Returns the exit status."""
     print(f"--- to all\n{prompts.INSTRUCTIONS}")
     fixed = len((prompts.INSTRUCTIONS + json.dumps(prompts.SCHEMA)).encode()) / BYTES_PER_TOKEN + OVERHEAD_TOKENS
@@ -172,7 +167,7 @@ def dry_run(args: argparse.Namespace, batch: jobs.Batch | metadata.Lines) -> int
     for job in batch:
         try:
             record = metadata.read(job)
-        except Unfit as error:
+        except records.Unfit as error:
             failed += 1
             print(files.printable(f"--- {job.name}: cannot be asked for: {error}"))
             continue
@@ -228,7 +223,7 @@ def _positive(text: str) -> int:
 _positive.__name__ = "int"  # argparse names the type by it: "invalid int value"
 
 
-def get_batch(args: argparse.Namespace) -> jobs.Batch | metadata.Lines:
+def get_batch(args: argparse.Namespace) -> jobs.Jobs:
     """Checks all that can be checked before anything is asked. Raises OSError, or ValueError."""
     if not (args.model or args.merge or args.dry_run):
         raise ValueError("--model is needed; or --dry_run, or --merge alone")
@@ -239,7 +234,7 @@ def get_batch(args: argparse.Namespace) -> jobs.Batch | metadata.Lines:
     args.languages = languages.read(args.languages) if args.languages else languages.LANGUAGES
     if args.source.suffix.lower() == ".jsonl" and not args.source.is_dir():
         return metadata.Lines(args.source, args.output)
-    return jobs.Batch(args.source, args.output, (".json",), ".json", (1, 1), several=False)
+    return jobs.Jobs(args.source, args.output, (".json",), ".json", (1, 1), several=False)
 
 
 def get_model(args: argparse.Namespace) -> chat.Chat:
@@ -265,7 +260,7 @@ def _is_address(url: str) -> bool:
         return False
 
 
-def ask(args: argparse.Namespace, batch: jobs.Batch | metadata.Lines, model: chat.Chat) -> int:
+def ask(args: argparse.Namespace, batch: jobs.Jobs, model: chat.Chat) -> int:
     """Asks for all records that are not finished, and says what came of it. Returns the exit status.
 
     Raises chat.Stop, files.InputError or KeyboardInterrupt if it ended early.
@@ -273,7 +268,7 @@ def ask(args: argparse.Namespace, batch: jobs.Batch | metadata.Lines, model: cha
     args.output.mkdir(parents=True, exist_ok=True)
     files.remove_leftovers(args.output)
     print(f"Asking {args.model} at {model.url}, {args.concurrency} requests at a time", file=sys.stderr)
-    run = Run(args, batch, model)
+    run = Summarizer(args, batch, model)
     try:
         asyncio.run(run.all())
     finally:

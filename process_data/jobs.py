@@ -1,16 +1,17 @@
-"""What a batch run has to do, and what is said of it: jobs, their output files, and the logs beside those."""
+"""The jobs of a conversion or of a summary: their inputs, their output files, and the logs beside those."""
 
 import contextlib
 import itertools
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-import files
-import sources
+from tqdm import tqdm
+
+from shared import files, sources
 
 
 @dataclass
@@ -73,8 +74,8 @@ class Job:
             self.numbered(number).unlink()
 
 
-class Batch:
-    """The jobs of one run, or of one shard of it, in the order of their paths; made as they are asked for.
+class Jobs:
+    """The jobs of one start, or of one shard of it, in the order of their paths; made as they are asked for.
 
     Raises ValueError if there is no input or `output` is no place for the results, OSError if a folder cannot be read.
     """
@@ -149,31 +150,21 @@ def _refuse_overlap(source: Path, output: Path, names: Iterable[Path]) -> None:
             raise ValueError(f"with OUTPUT_DIR {output}, files of the input {source} would be overwritten")
 
 
-class Jobs(Protocol):
-    """What a log has to know of a batch."""
-
-    output: Path
-    is_folder: bool
-
-    def __iter__(self) -> Iterator[Job]: ...
-
-
 class Log:
     """One entry a file, such as {"file": ..., "error": ...}, in NAME.jsonl in the output folder (NAME.1-of-3.jsonl).
 
-    It starts with what earlier runs said of the batch's files. While the run lasts, entries are appended, so that none
-    is lost if it is killed; `finish` sorts the log, or removes it when there is nothing to say. A run without shards
-    takes over what shards said.
+    It starts with the entries that earlier starts left of these jobs. Entries are appended as they come, so that a kill
+    loses none; `finish` sorts the log, or removes it if it is empty. Without shards, it takes over the logs of shards.
     """
 
-    def __init__(self, name: str, key: str, batch: Jobs, shard: tuple[int, int]):
-        self.key = key
-        whole = batch.output / f"{name}.jsonl"
-        of_shards = sorted(batch.output.glob(f"{name}.*-of-*.jsonl"))
-        self.path = whole if shard[1] == 1 else batch.output / f"{name}.{shard[0]}-of-{shard[1]}.jsonl"
+    def __init__(self, name: str, field: str, jobs: Jobs, shard: tuple[int, int] = (1, 1)):
+        self.field = field
+        whole = jobs.output / f"{name}.jsonl"
+        of_shards = sorted(jobs.output.glob(f"{name}.*-of-*.jsonl"))
+        self.path = whole if shard[1] == 1 else jobs.output / f"{name}.{shard[0]}-of-{shard[1]}.jsonl"
         earlier = dict(entry for path in (whole, *of_shards) for entry in self._read(path))
-        if batch.is_folder and earlier:  # of files that are no longer there, nothing is kept
-            earlier = {job.name: earlier[job.name] for job in batch if job.name in earlier}
+        if jobs.is_folder and earlier:  # of files that are no longer there, nothing is kept
+            earlier = {job.name: earlier[job.name] for job in jobs if job.name in earlier}
         self.entries = earlier
         self.finish()
         if self.path == whole:
@@ -183,10 +174,10 @@ class Log:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def add(self, file: str, said: str | list[str]) -> None:
-        self.entries[file] = said
+    def add(self, file: str, text: str | list[str]) -> None:
+        self.entries[file] = text
         with open(self.path, "ab") as log:
-            log.write(self._line(file, said))
+            log.write(self._line(file, text))
 
     def discard(self, file: str) -> None:
         self.entries.pop(file, None)
@@ -194,18 +185,31 @@ class Log:
     def finish(self) -> None:
         if self.entries:
             with files.atomic_write(self.path) as log:
-                log.writelines(self._line(file, said) for file, said in sorted(self.entries.items()))
+                log.writelines(self._line(file, text) for file, text in sorted(self.entries.items()))
         else:
             self.path.unlink(missing_ok=True)
 
-    def _line(self, file: str, said: str | list[str]) -> bytes:
+    def _line(self, file: str, text: str | list[str]) -> bytes:
         # A file name that is no UTF-8 has lone surrogates; `\udcff` is how JSON writes one.
-        entry = json.dumps({"file": file, self.key: said}, ensure_ascii=False)
+        entry = json.dumps({"file": file, self.field: text}, ensure_ascii=False)
         return (entry + "\n").encode("utf-8", "backslashreplace")
 
     def _read(self, path: Path) -> Iterator[tuple[str, str | list[str]]]:
-        with contextlib.suppress(FileNotFoundError):  # also: another shard had nothing to say after all
+        with contextlib.suppress(FileNotFoundError):  # or another shard has just removed it
             for line in path.read_bytes().split(b"\n"):
                 with contextlib.suppress(ValueError):  # the end, or the last line of a run that was killed
                     entry = json.loads(line)
-                    yield entry["file"], entry[self.key]
+                    yield entry["file"], entry[self.field]
+
+
+def finish_logs(errors: Log, warnings: Log, of_what: str) -> None:
+    """Put both logs in order, and name those that have entries."""
+    for log in (errors, warnings):
+        log.finish()
+        if len(log):
+            print(f"{files.printable(log.path)} names {len(log)} {of_what}.", file=sys.stderr)
+
+
+def progress(unit: str, items: Iterable | None = None, total: int | None = None) -> tqdm:
+    """A progress bar; in a file, where each refresh is a line to scroll past, it is refreshed less often."""
+    return tqdm(items, total=total, unit=unit, mininterval=0.5 if sys.stderr.isatty() else 30)

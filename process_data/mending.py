@@ -63,7 +63,7 @@ def mend(score: ElementTree.Element) -> list[str]:
     """Puts right, in place, all that xml2abc is known to stop at or to misread; returns what was done, one line each.
 
     Raises:
-        Refused: the lengths of its notes cannot be known.
+        InputError: the lengths of its notes cannot be known.
     """
     done: Counter[str] = Counter()
     for rule in _RULES:

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
 
+from shared import InputError
+
 SUFFIXES = (".mid", ".midi", ".kar", ".rmi")  # of MIDI files; .kar has lyrics, .rmi is wrapped in RIFF
 TEXT_METAS = {
     0x01: "text",
@@ -96,7 +98,7 @@ def read_midi(data: bytes, left_out: Container[str] = (), forget_unknown: bool =
         left_out: types of messages of which only the times are wanted.
         forget_unknown: forget the times of meta messages of unknown type, as mido does; it is named among the repairs.
 
-    Raises ValueError if there is nothing to read: no MIDI header, or no track.
+    Raises InputError if there is nothing to read: no MIDI header, or no track.
     """
     reader = _FileReader(_unwrapped(data), left_out, forget_unknown)
     try:
@@ -151,7 +153,7 @@ class _FileReader:
         data = self.data
         start = data.find(b"MThd")
         if start < 0 or len(data) < start + 14:
-            raise ValueError("not a MIDI file: it has no header chunk (MThd)")
+            raise InputError("not a MIDI file: it has no header chunk (MThd)")
         if start:
             self.repairs[
                 "RIFF file unwrapped" if data[:4] == b"RIFF" else f"{start} bytes before the header skipped"
@@ -169,7 +171,7 @@ class _FileReader:
         while len(tracks) < count and position + 8 <= len(data):
             position = self._read_chunk(position, tracks)
         if count > 0 and not tracks:
-            raise ValueError("no track in it")
+            raise InputError("no track in it")
         if len(tracks) < count:
             self.repairs[f"{len(tracks)} tracks found, where the header says {count}"] += 1
         else:

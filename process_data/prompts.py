@@ -4,7 +4,7 @@ import json
 import re
 
 import languages
-import merge_jsonl
+from shared import records
 
 LONGEST_FIELD = 4000  # characters of a field that are sent: of lyrics, the first pages say enough
 INSTRUCTIONS = """\
@@ -51,11 +51,11 @@ class Unusable(ValueError):
 def known(record: dict) -> tuple[dict, list[str]]:
     """The metadata that the model is told, without what says nothing; and the fields that are too long, as sent."""
     told, cut = {}, []
-    for field in merge_jsonl.METADATA:
+    for field in records.METADATA:
         value, room = record[field], LONGEST_FIELD
         texts = []
         for text in value if isinstance(value, list) else [value]:
-            if not merge_jsonl.is_blank(text) and room > 0:
+            if not records.is_blank(text) and room > 0:
                 texts.append(text.strip()[:room])
             room -= len(text or "")
         if texts:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import zip_longest
 from xml.etree.ElementTree import Element
 
-from batch import Refused
+from shared import InputError
 
 _ANY = (-math.inf, math.inf)
 # Whole numbers that are read: (element, its attribute, or "" for its text) -> the lowest, the highest.
@@ -217,7 +217,7 @@ def durations(score: Element, done: Counter[str]) -> None:
     A note whose duration cannot be read has that of its type.
 
     Raises:
-        Refused: one of them is no number, or the part has no divisions.
+        InputError: one of them is no number, or the part has no divisions.
     """
     for part in score.iter("part"):
         if all(note.find("rest") is not None for note in part.iter("note")):
@@ -236,7 +236,7 @@ def durations(score: Element, done: Counter[str]) -> None:
                 # a negative duration goes back in time, as some programs write notes that overlap
                 if value is None or (value <= 0 and element.tag == "divisions"):
                     place = f"part {part.get('id', '')}, measure {measure.get('number', number)}"
-                    raise Refused(f"{place}: {element.tag} {element.text!r} is no length")
+                    raise InputError(f"{place}: {element.tag} {element.text!r} is no length")
                 must_change |= not (element.text or "").strip().removeprefix("-").isdigit()
                 if element.tag == "duration":
                     has_notes = True
@@ -245,7 +245,7 @@ def durations(score: Element, done: Counter[str]) -> None:
                     divisions = value
                 times.append((element, value, divisions))
         if times and not divisions:
-            raise Refused(f"part {part.get('id', '')} has no <divisions>: the length of its notes is unknown")
+            raise InputError(f"part {part.get('id', '')} has no <divisions>: the length of its notes is unknown")
         if must_change:
             first = next(per for *_, per in times if per)  # also of what stands before it
             times = [(element, value, per or first) for element, value, per in times]

@@ -45,7 +45,6 @@ def sources(setup, monkeypatch):
     for folder in ("code", "process_data"):
         shutil.copytree(ROOT / folder, setup / folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(cache, "__file__", str(setup / "code" / "cache.py"))
-    monkeypatch.setattr(pieces.batch, "__file__", str(setup / "process_data" / "batch.py"))
     return setup
 
 
@@ -276,7 +275,7 @@ def read_files(paths):
         if "crash" in words:
             yield path, "", [Piece("", error="ended by signal 11")]
             continue
-        key = pieces.key(path.read_bytes(), pieces.kind(path))
+        key = pieces.digest(path.read_bytes(), pieces.kind(path))
         bad = Piece("", "", "bad tune")
         yield path, key, [bad if word == "bad" else Piece(word, word.upper(), warning=word[1:]) for word in words]
 
@@ -362,7 +361,7 @@ def test_a_bad_piece_is_remembered_and_a_crash_is_not(setup, embedded):
     }
     assert all(entry.vectors.shape == (1, WIDTH) and not entry.vectors.any() for entry in known.values())
     remembered = cache.FeatureCache()
-    assert remembered.get(pieces.key(b"bad", ".abc")).errors == ["bad tune"]
+    assert remembered.get(pieces.digest(b"bad", ".abc")).errors == ["bad tune"]
     assert len(list(remembered.folder.iterdir())) == 1
 
 

@@ -3,10 +3,9 @@
 import re
 
 import mtf
-from batch_abc2xml import abc_to_musicxml
-from batch_xml2abc import musicxml_to_abc
 from helpers import ROOT, run
 from interleaving import interleave
+from xml_abc import abc_to_musicxml, musicxml_to_abc
 
 FOLDER = ROOT / "process_data"
 TEXT = (FOLDER / "README.md").read_text(encoding="utf-8")
