@@ -171,15 +171,12 @@ def _importable(convert: Convert) -> Convert:
 
 
 def _parser(doc: str) -> argparse.ArgumentParser:
-    description, _, epilog = doc.strip().partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = jobs.parser(doc)
     add = parser.add_argument
     add("input", metavar="INPUT_DIR", type=Path, help="folder (its whole tree is converted) or one file")
     add("output", metavar="OUTPUT_DIR", type=Path, help="folder that gets the mirrored tree and the logs")
     cores = len(os.sched_getaffinity(0))
-    add("--workers", metavar="N", type=_positive(int), default=cores, help="processes (default: %(default)s)")
+    add("--workers", metavar="N", type=jobs.positive(int), default=cores, help="processes (default: %(default)s)")
     add("--overwrite", action="store_true", help="convert again what is finished; a file that fails then has no output")
     add("--remove_orphans", action="store_true", help="remove outputs whose input is gone; else they are named")
     add(
@@ -192,23 +189,12 @@ def _parser(doc: str) -> argparse.ArgumentParser:
     add(
         "--timeout",
         metavar="SECONDS",
-        type=_positive(float),
+        type=jobs.positive(float),
         default=workers.TIMEOUT,
         help=f"a file that takes more CPU time, or {workers.WAITING} times as long in all, fails"
         " (default: %(default)s)",
     )
     return parser
-
-
-def _positive(kind: type) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not positive")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names the type by it: "invalid int value"
-    return parse
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -1,11 +1,12 @@
 """The jobs of a conversion or of a summary: their inputs, their output files, and the logs beside those."""
 
+import argparse
 import contextlib
 import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -213,3 +214,23 @@ def finish_logs(errors: Log, warnings: Log, of_what: str) -> None:
 def progress(unit: str, items: Iterable | None = None, total: int | None = None) -> tqdm:
     """A progress bar; in a file, where each refresh is a line to scroll past, it is refreshed less often."""
     return tqdm(items, total=total, unit=unit, mininterval=0.5 if sys.stderr.isatty() else 30)
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose `--help` begins with the first paragraph of a script's docstring and ends with the rest."""
+    description, _, epilog = doc.strip().partition("\n\n")
+    layout = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=layout)
+
+
+def positive(kind: type) -> Callable[[str], float]:
+    """For argparse: reads a number above 0."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not positive")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names the type by it: "invalid int value"
+    return parse

@@ -8,7 +8,7 @@ place for anyway. What it reads as numbers is in xml_values.py.
 import copy
 import re
 from collections import Counter
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
 
 import xml_values
 from abc_line import DECORATION
@@ -18,26 +18,15 @@ _SPAN_TYPES = ("up", "down", "crescendo", "diminuendo", "start", "stop")
 _ACCIDENTALS = ("double-flat", "flat-flat", "flat", "natural", "sharp", "sharp-sharp", "double-sharp")
 
 # The modes of xml2abc -> the most flats it has a name for; it has 21 names of keys.
-_MODES = {
-    "maj": 8,
-    "ion": 8,
-    "m": 11,
-    "min": 11,
-    "aeo": 11,
-    "mix": 9,
-    "dor": 10,
-    "phr": 12,
-    "lyd": 7,
-    "loc": 13,
-    "non": 8,
-}
+_FLATS = ((7, "lyd"), (8, "maj ion non"), (9, "mix"), (10, "dor"), (11, "m min aeo"), (12, "phr"), (13, "loc"))
+_MODES = {mode: flats for flats, modes in _FLATS for mode in modes.split()}
 _NEEDED = {
     "time-modification": ("actual-notes", "normal-notes"),
     "clef": ("sign",),
     "backup": ("duration",),
     "forward": ("duration",),
     "staff-tuning": ("tuning-step", "tuning-octave"),
-}
+}  # element -> what xml2abc takes from it
 
 _LYRIC = re.compile(r"(<text\b[^>]*>)([^<]*)(?=</text>)")
 _LINE_BREAK = re.compile(r"\s*(?:[\n\r\x85\u2028\u2029]|&#(?:0*1[03]|x0*[aAdD]);)\s*")
@@ -59,7 +48,7 @@ def join_lines(xml: str) -> tuple[str, list[str]]:
     return xml, [f"{number} × line break in the lyrics taken for a space"] if number else []
 
 
-def mend(score: ElementTree.Element) -> list[str]:
+def mend(score: Element) -> list[str]:
     """Puts right, in place, all that xml2abc is known to stop at or to misread; returns what was done, one line each.
 
     Raises:
@@ -71,14 +60,14 @@ def mend(score: ElementTree.Element) -> list[str]:
     return [f"{times} × {what}" for what, times in done.items() if times]
 
 
-def _namespace(score: ElementTree.Element, done: Counter[str]) -> None:
+def _namespace(score: Element, done: Counter[str]) -> None:
     """The default namespace that the root element may declare."""
     if score.tag.startswith("{"):
         for element in score.iter():
             element.tag = element.tag.rpartition("}")[2]
 
 
-def _spans(score: ElementTree.Element, done: Counter[str]) -> None:
+def _spans(score: Element, done: Counter[str]) -> None:
     """Pedal changes, and pieces in the middle of a hairpin or an octave line."""
     for direction_type in score.iter("direction-type"):
         for span in list(direction_type):
@@ -87,7 +76,7 @@ def _spans(score: ElementTree.Element, done: Counter[str]) -> None:
                 done[f"{span.tag} of type {span.get('type', '')!r} left out"] += 1
 
 
-def _accidentals(score: ElementTree.Element, done: Counter[str]) -> None:
+def _accidentals(score: Element, done: Counter[str]) -> None:
     """Other signs than flats, naturals and sharps: the pitch decides, a quarter tone is rounded towards the natural."""
     for note in score.iter("note"):
         sign = note.find("accidental")
@@ -96,7 +85,7 @@ def _accidentals(score: ElementTree.Element, done: Counter[str]) -> None:
             note.remove(sign)
 
 
-def _fingerings(score: ElementTree.Element, done: Counter[str]) -> None:
+def _fingerings(score: Element, done: Counter[str]) -> None:
     """xml2abc writes them as decorations, whatever they hold; one with a barline or a space would become music."""
     for technical in score.iter("technical"):
         for fingering in technical.findall("fingering"):
@@ -106,7 +95,7 @@ def _fingerings(score: ElementTree.Element, done: Counter[str]) -> None:
                 done[f"fingering {fingering.text!r} left out"] += 1
 
 
-def _metronomes(score: ElementTree.Element, done: Counter[str]) -> None:
+def _metronomes(score: Element, done: Counter[str]) -> None:
     """A note value equal to another note value, in place of a number of beats a minute."""
     for direction_type in score.iter("direction-type"):
         for metronome in direction_type.findall("metronome"):
@@ -115,21 +104,17 @@ def _metronomes(score: ElementTree.Element, done: Counter[str]) -> None:
                 done["metronome mark without beats per minute left out"] += 1
 
 
-def _incomplete(score: ElementTree.Element, done: Counter[str]) -> None:
+def _incomplete(score: Element, done: Counter[str]) -> None:
     """Elements without what xml2abc takes from them."""
-    odd = {}
-    for tag, needed in _NEEDED.items():
-        for element in score.iter(tag):
-            missing = [each for each in needed if element.find(each) is None]
+    for parent in score.iter():
+        for element in list(parent):
+            missing = [tag for tag in _NEEDED.get(element.tag, ()) if element.find(tag) is None]
             if missing:
-                odd[element] = missing[0]
-    for parent in score.iter() if odd else ():
-        for element in [element for element in parent if element in odd]:
-            parent.remove(element)
-            done[f"{element.tag} without {odd[element]} left out"] += 1
+                parent.remove(element)
+                done[f"{element.tag} without {missing[0]} left out"] += 1
 
 
-def _keys(score: ElementTree.Element, done: Counter[str]) -> None:
+def _keys(score: Element, done: Counter[str]) -> None:
     """Modes and numbers of sharps or flats that xml2abc has no name for."""
     for key in score.iter("key"):
         mode, fifths = key.find("mode"), key.find("fifths")
@@ -142,7 +127,7 @@ def _keys(score: ElementTree.Element, done: Counter[str]) -> None:
             done[f"fifths {fifths.text!r} left out"] += 1
 
 
-def _notes(score: ElementTree.Element, done: Counter[str]) -> None:
+def _notes(score: Element, done: Counter[str]) -> None:
     """The begin of a tuplet on a note that is in none for xml2abc, and a note of a chord that has no first note."""
     for note in score.iter("note") if next(score.iter("tuplet"), None) is not None else ():
         if not any(tuplet.get("type") == "start" for tuplet in note.iterfind("notations/tuplet")):
@@ -161,7 +146,7 @@ def _notes(score: ElementTree.Element, done: Counter[str]) -> None:
             done["chord without a first note: its notes one after another"] += 1
 
 
-def _measure_repeats(score: ElementTree.Element, done: Counter[str]) -> None:
+def _measure_repeats(score: Element, done: Counter[str]) -> None:
     """Ends of repeats that do not begin, and numbers of measures that are none."""
     for part in score.iter("part"):
         begun = set()
@@ -180,7 +165,7 @@ def _measure_repeats(score: ElementTree.Element, done: Counter[str]) -> None:
                     begun.discard(staff)
 
 
-def _harmonies(score: ElementTree.Element, done: Counter[str]) -> None:
+def _harmonies(score: Element, done: Counter[str]) -> None:
     """No chord is no chord of C; a kind of three words cannot be taken apart."""
     for harmony in score.iter("harmony"):
         kind = harmony.find("kind")
@@ -188,9 +173,8 @@ def _harmonies(score: ElementTree.Element, done: Counter[str]) -> None:
             continue
         root = harmony.find("root")
         if kind.text == "none" and root is not None:
-            for tag in ("root", "bass"):
-                for element in harmony.findall(tag):
-                    harmony.remove(element)
+            for element in [*harmony.findall("root"), *harmony.findall("bass")]:
+                harmony.remove(element)
             kind.set("text", kind.get("text") or "N.C.")
             done["chord symbol of kind 'none' written as no chord"] += 1
         elif (kind.text or "").count("-") > 1:
@@ -198,13 +182,13 @@ def _harmonies(score: ElementTree.Element, done: Counter[str]) -> None:
             kind.text = (kind.text or "").replace("-", " ")
 
 
-def _offsets(score: ElementTree.Element, done: Counter[str]) -> None:
+def _offsets(score: Element, done: Counter[str]) -> None:
     """Chord symbols with an offset: before the note at that time, or between the parts of a rest."""
     for measure in score.iter("measure"):
         if measure.find("harmony/offset") is None:
             continue
-        notes: list[tuple[int, ElementTree.Element]] = []  # the time of each
-        moved: list[tuple[int, ElementTree.Element]] = []
+        notes: list[tuple[int, Element]] = []  # the time of each
+        moved: list[tuple[int, Element]] = []
         now = 0
         for item in measure:
             if item.tag == "harmony" and (offset := item.find("offset")) is not None:
@@ -233,9 +217,7 @@ def _offsets(score: ElementTree.Element, done: Counter[str]) -> None:
                 measure.insert(list(measure).index(here), harmony)
 
 
-def _split_rest(
-    measure: ElementTree.Element, notes: list[tuple[int, ElementTree.Element]], time: int
-) -> ElementTree.Element | None:
+def _split_rest(measure: Element, notes: list[tuple[int, Element]], time: int) -> Element | None:
     """The second part of the rest during which a time is, or None."""
     for start, note in notes:
         length = int(note.findtext("duration") or 0)
@@ -249,7 +231,7 @@ def _split_rest(
     return None
 
 
-def _staves(score: ElementTree.Element, done: Counter[str]) -> None:
+def _staves(score: Element, done: Counter[str]) -> None:
     """A direction or chord symbol on a staff that has no note: on the first that has. A clef there has no place."""
     for part in score.iter("part"):
         used = {int(note.findtext("staff", "1")) for note in part.iter("note")}
@@ -268,14 +250,14 @@ def _staves(score: ElementTree.Element, done: Counter[str]) -> None:
                     continue
                 for staff in item.findall("staff"):
                     item.remove(staff)
-                ElementTree.SubElement(item, "staff").text = str(min(used))
+                SubElement(item, "staff").text = str(min(used))
 
 
-def _part_list(score: ElementTree.Element, done: Counter[str]) -> None:
+def _part_list(score: Element, done: Counter[str]) -> None:
     """More parts than the part list has: parts without a name."""
     part_list = score.find("part-list")
     if part_list is None:
-        part_list = ElementTree.Element("part-list")
+        part_list = Element("part-list")
         score.insert(0, part_list)
     listed = {entry.get("id") for entry in part_list.iter("score-part")}
     parts = score.findall("part")
@@ -283,8 +265,8 @@ def _part_list(score: ElementTree.Element, done: Counter[str]) -> None:
         return
     for part in parts:
         if part.get("id") not in listed:
-            entry = ElementTree.SubElement(part_list, "score-part", id=part.get("id", ""))
-            ElementTree.SubElement(entry, "part-name")
+            entry = SubElement(part_list, "score-part", id=part.get("id", ""))
+            SubElement(entry, "part-name")
             done["part that is missing in the part list added there"] += 1
 
 

@@ -1,4 +1,4 @@
-"""Merges metadata records, one .json file each, into the JSONL file that train_clamp2.py reads.
+"""Merge metadata records, one .json file each, into the JSONL file that train_clamp2.py reads.
 
 examples:
   python merge_jsonl.py data/summaries data/train.jsonl
@@ -6,11 +6,10 @@ examples:
 A record needs a title or a summary, and in `filepaths` at least one .abc or .mtf file, as a path relative to the folder
 of the JSONL file (here data/) that does not leave it. Records without are left out, and so are single files that are
 missing; OUT.left_out.jsonl beside the JSONL file names each with its reason. Fields keep their values, but for those
-that say nothing ("None", blank text), which become null.
+that do not apply ("None", blank text), which become null.
 Exit status: 0; 1 if a record was left out; 2 for wrong use, or if no record is fit for training.
 """
 
-import argparse
 import functools
 import json
 import sys
@@ -19,17 +18,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jobs
-from shared import files, records
+from shared import InputError, files, records
 
 
 def merge(found: Iterable[tuple[str, Callable[[], dict]]], target: Path) -> int:
-    """Writes the records that are fit for training to `target`, and the report beside it; prints the counts.
+    """Write the records that are fit for training to `target`, and the report beside it; print the counts.
 
     Args:
         found: (name in the report, function that returns the metadata or raises Unfit) of each record.
         target: the JSONL file.
 
-    Returns the exit status: 1 if a record was left out. Raises files.InputError if none is fit (then `target` stays as
+    Returns the exit status: 1 if a record was left out. Raises InputError if none is fit (then `target` stays as
     it was), OSError if a file cannot be written.
     """
     kept, report = 0, []
@@ -49,7 +48,7 @@ def merge(found: Iterable[tuple[str, Callable[[], dict]]], target: Path) -> int:
                 report.append({"file": name, "warnings": left_out})
         _write_report(report, target)
         if not kept:
-            raise files.InputError(
+            raise InputError(
                 f"{target} is not written: none of {len(report)} records is fit for training (the most: "
                 f"{kinds.most_common(1)[0][0]}); {_report_path(target)} says why"
                 if report
@@ -66,9 +65,9 @@ def merge(found: Iterable[tuple[str, Callable[[], dict]]], target: Path) -> int:
 
 
 def check_target(target: Path) -> None:
-    """Raises files.InputError if `target` is no place for a JSONL file."""
+    """Raises InputError if `target` is no place for a JSONL file."""
     if target.suffix != ".jsonl" or target.is_dir():
-        raise files.InputError(f"{target}: the merged file must be called something.jsonl")
+        raise InputError(f"{target}: the merged file must be called something.jsonl")
 
 
 def read(path: Path) -> dict:
@@ -76,7 +75,7 @@ def read(path: Path) -> dict:
     try:
         files.require_piece(path)
         return records.parse_metadata(path.read_bytes())
-    except files.InputError as error:
+    except InputError as error:
         raise records.Unfit("no record", f"{path}: {error}") from None
     except OSError as error:
         raise records.Unfit("no record", f"{path}: {error.strerror}") from None
@@ -103,10 +102,7 @@ def _write_report(entries: list[dict], target: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = jobs.parser(__doc__)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="its whole tree of .json files is merged")
     parser.add_argument("target", metavar="OUT.jsonl", type=Path, help="the JSONL file, in the folder of the music")
     args = parser.parse_args(argv)
@@ -115,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         found, others = files.list_files(args.folder, (".json",))
         folder = args.folder if args.folder.is_dir() else args.folder.parent
         status = merge([(path.as_posix(), functools.partial(read, folder / path)) for path in found], args.target)
-    except (OSError, files.InputError) as error:
+    except (OSError, InputError) as error:
         parser.error(files.printable(error))
     except KeyboardInterrupt:
         print("Stopped; nothing is written.", file=sys.stderr)

@@ -14,36 +14,28 @@ from xml.etree.ElementTree import Element
 
 from shared import InputError
 
-_ANY = (-math.inf, math.inf)
-# Whole numbers that are read: (element, its attribute, or "" for its text) -> the lowest, the highest.
-_WHOLE = {
-    ("staff", ""): (1, 99),
-    ("actual-notes", ""): (1, 9999),
-    ("normal-notes", ""): (1, 9999),
-    ("tremolo", ""): (0, 8),
-    ("fifths", ""): (-99, 99),
-    ("chromatic", ""): (-99, 99),
-    ("octave-change", ""): (-9, 9),
-    ("clef-octave-change", ""): (-2, 2),
-    ("staff-lines", ""): (0, 99),
-    ("root-alter", ""): (-1, 1),
-    ("bass-alter", ""): (-1, 1),
-    ("degree-alter", ""): (-1, 1),
-    ("midi-channel", ""): (-9999, 9999),
-    ("midi-program", ""): (-9999, 9999),
-    ("midi-unpitched", ""): (-9999, 9999),
-    ("clef", "number"): (1, 99),
-    ("measure-style", "number"): (1, 99),
-    ("staff-details", "number"): (1, 99),
-}
-_DECIMAL = {
-    ("per-minute", ""): (0, 9999),
-    ("volume", ""): _ANY,
-    ("pan", ""): _ANY,
-    ("sound", "tempo"): (0, 9999),
-    ("words", "default-y"): _ANY,
-    ("rehearsal", "default-y"): _ANY,
-}
+
+def _places(ranges: dict[tuple[float, float], str]) -> dict[tuple[str, str], tuple[float, float]]:
+    """{(lowest, highest): "tag tag/attribute ..."} -> {(tag, attribute, or "" for its text): (lowest, highest)}."""
+    return {(*place.partition("/")[::2],): limits for limits, places in ranges.items() for place in places.split()}
+
+
+_WHOLE = _places(
+    {
+        (1, 99): "staff clef/number measure-style/number staff-details/number",
+        (1, 9999): "actual-notes normal-notes",
+        (0, 8): "tremolo",
+        (0, 99): "staff-lines",
+        (-99, 99): "fifths chromatic",
+        (-9, 9): "octave-change",
+        (-2, 2): "clef-octave-change",
+        (-1, 1): "root-alter bass-alter degree-alter",
+        (-9999, 9999): "midi-channel midi-program midi-unpitched",
+    }
+)
+_DECIMAL = _places(
+    {(0, 9999): "per-minute sound/tempo", (-math.inf, math.inf): "volume pan words/default-y rehearsal/default-y"}
+)
 _READ: dict[str, list[str]] = {}  # element -> which of its attributes
 for _tag, _attribute in (*_WHOLE, *_DECIMAL):
     _READ.setdefault(_tag, []).append(_attribute)
