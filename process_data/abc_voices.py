@@ -12,7 +12,7 @@ from shared import InputError
 
 MAX_BARS = 1_000_000  # a few letters may stand for millions of rests
 _NUMBER = re.compile(r"\s*(\d+(?:[,-]\d+)*)")  # of an ending
-_MUSIC_FIELDS = "IKLMPQU"  # these change the music that follows; others, as w:, tell of it
+_MUSIC_FIELDS = "IKLMPQU"  # these change the music that follows; others, as w:, do not
 _TEXT = re.compile(r'"[^"]*"|\[[A-Za-z]:[^][]*\]|%.*')
 _GRACE_NOTES = re.compile(r"\{[^{}]*\}")
 
@@ -83,7 +83,7 @@ class Voice:
         self.add(text, is_mark=is_chord_symbol, is_content=is_chord_symbol)
 
     def add_volta(self, number: str) -> None:
-        """[1 belongs to the barline before it, if there is nothing between that sounds."""
+        """Add [1, which belongs to the barline before it, unless something sounds in between."""
         if self.bars and not self._has_content and not self.bars[-1].volta:
             self.bars[-1].volta = number
         elif self.opening_sign and not any(map(str.strip, self._text)):
@@ -151,7 +151,7 @@ class Reader:
 
     Attributes:
         voices: by id, in the order of the music.
-        defined: id -> what the first V: of that voice says.
+        defined: id -> the value of the first V: of that voice.
         strays: number of brackets and the like without a partner, which are left out.
         cut: text that is left out because a patch would end in it.
     """
@@ -238,7 +238,7 @@ class Reader:
         return _TEXT.sub(kept, line)
 
     def _elements(self, line: str) -> list[re.Match]:
-        """The elements of a line, less those without a partner. What is left is read anew, since its parts meet."""
+        """The elements of a line without unpaired signs. What is left is read anew, since its parts meet."""
         while True:
             elements = list(ELEMENT.finditer(line))
             kept = [element for element in elements if element.lastgroup != "stray"]
@@ -257,7 +257,7 @@ def normal(sign: str) -> str:
 
 @lru_cache(10_000)
 def merged(left: str, right: str) -> str:
-    """The one barline that says what two adjacent ones say."""
+    """The one barline that stands for two adjacent ones."""
     ends, starts, line = _parts(left)
     ends_too, starts_too, line_too = _parts(right)
     return _sign(ends or ends_too, starts or starts_too, max(line, line_too, key=_LINES.index))

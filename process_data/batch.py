@@ -23,7 +23,7 @@ from shared import InputError, files
 
 @dataclass
 class Converted:
-    """What a converter makes of one file."""
+    """The result of one file."""
 
     outputs: list[bytes]  # one -> name.abc; several -> name.1.abc, name.2.abc, ...
     warnings: list[str] = field(default_factory=list)  # what was repaired, padded or left out, one line each
@@ -72,7 +72,7 @@ def main(
             except (OSError, ValueError) as error:
                 parser.error(files.printable(error))
             _convert_all(_importable(convert), args, todo, report)
-    except OSError as error:  # a full disk, say
+    except OSError as error:  # such as a full disk
         problem = f"{error.filename}: {error.strerror}"
     except _Interrupted as caught:
         interrupted = caught.args[0]

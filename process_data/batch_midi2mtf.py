@@ -1,7 +1,7 @@
 """MIDI (.mid, .midi, .kar, .rmi) -> MTF, the MIDI text format that M3 reads.
 
-Damaged files are repaired as far as they go; OUTPUT_DIR/warnings.jsonl says what was done to which file, and how many
-ticks it lost with what was left out.
+Damaged files are repaired as far as they go; OUTPUT_DIR/warnings.jsonl names the repairs of each file, and the ticks
+that it lost with the messages left out.
 
 examples:
   python process_data/batch_midi2mtf.py midi/ mtf/

@@ -1,4 +1,4 @@
-"""Writes summaries of music from its metadata with a large language model: in English, and in one more language.
+"""Write summaries of music from its metadata with a large language model: in English, and in one more language.
 
 examples:
   export OPENAI_API_KEY=...                        the only place for the key; a server without keys takes any value
@@ -45,14 +45,14 @@ LAST_WAIT = 60.0  # seconds; when a run must end, what is on its way may still b
 BYTES_PER_TOKEN, ANSWER_TOKENS, OVERHEAD_TOKENS = 4, 300, 100
 
 
-async def summarize(model: chat.Chat, told: dict, language: str) -> tuple[str, str] | None:
+async def summarize(model: chat.Chat, facts: dict, language: str) -> tuple[str, str] | None:
     """The summaries (English, other) of a piece, or None if too little is known of it.
 
     Raises chat.Failed, and what `model.ask` raises.
     """
     fault = None
     for _ in range(ANSWERS):
-        text = await model.ask(prompts.INSTRUCTIONS, prompts.question(told, language, fault), prompts.SCHEMA)
+        text = await model.ask(prompts.INSTRUCTIONS, prompts.question(facts, language, fault), prompts.SCHEMA)
         try:
             summaries = prompts.read_answer(text, language)
             if summaries and any(model.shows_key(summary) for summary in summaries):
@@ -118,12 +118,12 @@ class Summarizer:
             self.skipped += 1
             self.errors.discard(job.name)
             return
-        told, warnings = prompts.known(record)
+        facts, warnings = prompts.known(record)
         english = other = None
-        if told and not metadata.has_summaries(record):
+        if facts and not metadata.has_summaries(record):
             self.asked += 1
             language = languages.draw(self.args.languages, self.args.seed, job.name)
-            summaries = await summarize(self.model, told, language)
+            summaries = await summarize(self.model, facts, language)
             if summaries:
                 english, other = summaries[0], {"language": language, "summary": summaries[1]}
         record = metadata.with_summaries(record, english, other)
@@ -171,10 +171,10 @@ def dry_run(args: argparse.Namespace, todo: jobs.Jobs) -> int:
             failed += 1
             print(files.printable(f"--- {job.name}: cannot be asked for: {error}"))
             continue
-        told, _ = prompts.known(record)
-        if not told or metadata.has_summaries(record) or metadata.read_output(job, record):
+        facts, _ = prompts.known(record)
+        if not facts or metadata.has_summaries(record) or metadata.read_output(job, record):
             continue
-        prompt = prompts.question(told, languages.draw(args.languages, args.seed, job.name))
+        prompt = prompts.question(facts, languages.draw(args.languages, args.seed, job.name))
         print(f"--- {files.printable(job.name)}\n{prompt}")
         asked += 1
         tokens_in += fixed + len(prompt.encode()) / BYTES_PER_TOKEN

@@ -30,7 +30,7 @@ class Job:
 
     def outputs(self) -> list[Path]:
         """The outputs that are there, complete."""
-        # os.path's `exists` also takes a name that is too long for any file: writing it will say so.
+        # Unlike Path.exists, this takes a name that is too long for any file: the error comes when it is written.
         if os.path.exists(self.output):
             return [self.output]
         if self.stem is None:

@@ -1,8 +1,8 @@
-"""Mends what xml2abc cannot cope with though it is correct, or nearly correct, MusicXML.
+"""Rewrite correct, or nearly correct, MusicXML that xml2abc cannot read.
 
-Each rule is for what xml2abc 143 stops at, or writes as something else in silence; where it does neither, nothing is
-changed. Notes and their durations stay; what is left out is notation that standard ABC, as xml2abc writes it, has no
-place for anyway. What it reads as numbers is in xml_values.py.
+Each rule is for something at which xml2abc 143 stops, or which it silently writes as something else; nothing else is
+changed. Notes and their durations stay; left out is notation that standard ABC, as xml2abc writes it, has no place for
+anyway. Numbers are in xml_values.py.
 """
 
 import copy
@@ -34,7 +34,7 @@ _CARRIAGE_RETURN = re.compile(r"\r\n?|&#(?:0*13|x0*[dD]);(?:\n|&#(?:0*10|x0*[aA]
 
 
 def join_lines(xml: str) -> tuple[str, list[str]]:
-    """Takes the line breaks out of lyrics: xml2abc copies them, and the rest of the line would be read as notes."""
+    """Replace line breaks in lyrics: xml2abc copies them, and the rest of the line would be read as notes."""
     xml = _CARRIAGE_RETURN.sub("\n", xml)
     number = 0
 
@@ -49,10 +49,9 @@ def join_lines(xml: str) -> tuple[str, list[str]]:
 
 
 def mend(score: Element) -> list[str]:
-    """Puts right, in place, all that xml2abc is known to stop at or to misread; returns what was done, one line each.
+    """Apply all rules in place; returns what was changed, one line each.
 
-    Raises:
-        InputError: the lengths of its notes cannot be known.
+    Raises InputError if the lengths of notes are unknown.
     """
     done: Counter[str] = Counter()
     for rule in _RULES:
@@ -61,14 +60,14 @@ def mend(score: Element) -> list[str]:
 
 
 def _namespace(score: Element, done: Counter[str]) -> None:
-    """The default namespace that the root element may declare."""
+    """Drop the default namespace that the root element may declare."""
     if score.tag.startswith("{"):
         for element in score.iter():
             element.tag = element.tag.rpartition("}")[2]
 
 
 def _spans(score: Element, done: Counter[str]) -> None:
-    """Pedal changes, and pieces in the middle of a hairpin or an octave line."""
+    """Leave out pedal changes, and pieces in the middle of a hairpin or an octave line."""
     for direction_type in score.iter("direction-type"):
         for span in list(direction_type):
             if span.tag in _SPANS and span.get("type", "") not in _SPAN_TYPES:
@@ -77,7 +76,7 @@ def _spans(score: Element, done: Counter[str]) -> None:
 
 
 def _accidentals(score: Element, done: Counter[str]) -> None:
-    """Other signs than flats, naturals and sharps: the pitch decides, a quarter tone is rounded towards the natural."""
+    """Leave out other signs than flats, naturals and sharps: the pitch decides, rounded towards the natural."""
     for note in score.iter("note"):
         sign = note.find("accidental")
         if sign is not None and sign.text not in _ACCIDENTALS:
@@ -86,7 +85,7 @@ def _accidentals(score: Element, done: Counter[str]) -> None:
 
 
 def _fingerings(score: Element, done: Counter[str]) -> None:
-    """xml2abc writes them as decorations, whatever they hold; one with a barline or a space would become music."""
+    """Leave out what is no decoration, as which xml2abc writes it: with a barline or a space it would become music."""
     for technical in score.iter("technical"):
         for fingering in technical.findall("fingering"):
             fingering.text = (fingering.text or "").strip()
@@ -96,7 +95,7 @@ def _fingerings(score: Element, done: Counter[str]) -> None:
 
 
 def _metronomes(score: Element, done: Counter[str]) -> None:
-    """A note value equal to another note value, in place of a number of beats a minute."""
+    """Leave out marks that give a note value in place of a number of beats a minute."""
     for direction_type in score.iter("direction-type"):
         for metronome in direction_type.findall("metronome"):
             if not metronome.findtext("per-minute"):
@@ -105,7 +104,7 @@ def _metronomes(score: Element, done: Counter[str]) -> None:
 
 
 def _incomplete(score: Element, done: Counter[str]) -> None:
-    """Elements without what xml2abc takes from them."""
+    """Leave out elements without a child that xml2abc reads."""
     for parent in score.iter():
         for element in list(parent):
             missing = [tag for tag in _NEEDED.get(element.tag, ()) if element.find(tag) is None]
@@ -115,7 +114,7 @@ def _incomplete(score: Element, done: Counter[str]) -> None:
 
 
 def _keys(score: Element, done: Counter[str]) -> None:
-    """Modes and numbers of sharps or flats that xml2abc has no name for."""
+    """Leave out modes and numbers of sharps or flats that xml2abc has no name for."""
     for key in score.iter("key"):
         mode, fifths = key.find("mode"), key.find("fifths")
         name = "maj" if mode is None else (mode.text or "").lower()[:3]
@@ -128,7 +127,7 @@ def _keys(score: Element, done: Counter[str]) -> None:
 
 
 def _notes(score: Element, done: Counter[str]) -> None:
-    """The begin of a tuplet on a note that is in none for xml2abc, and a note of a chord that has no first note."""
+    """Leave out the start of a tuplet on a note that is in none for xml2abc, and chord marks without a first note."""
     for note in score.iter("note") if next(score.iter("tuplet"), None) is not None else ():
         if not any(tuplet.get("type") == "start" for tuplet in note.iterfind("notations/tuplet")):
             continue
@@ -147,7 +146,7 @@ def _notes(score: Element, done: Counter[str]) -> None:
 
 
 def _measure_repeats(score: Element, done: Counter[str]) -> None:
-    """Ends of repeats that do not begin, and numbers of measures that are none."""
+    """Leave out ends of measure repeats that do not begin, and numbers of measures that are none."""
     for part in score.iter("part"):
         begun = set()
         for style in part.iter("measure-style"):
@@ -166,7 +165,7 @@ def _measure_repeats(score: Element, done: Counter[str]) -> None:
 
 
 def _harmonies(score: Element, done: Counter[str]) -> None:
-    """No chord is no chord of C; a kind of three words cannot be taken apart."""
+    """Write "no chord" without a root, and a kind of three words, which xml2abc cannot split, with spaces."""
     for harmony in score.iter("harmony"):
         kind = harmony.find("kind")
         if kind is None:
@@ -183,7 +182,7 @@ def _harmonies(score: Element, done: Counter[str]) -> None:
 
 
 def _offsets(score: Element, done: Counter[str]) -> None:
-    """Chord symbols with an offset: before the note at that time, or between the parts of a rest."""
+    """Move chord symbols with an offset before the note at that time, or between the parts of a rest."""
     for measure in score.iter("measure"):
         if measure.find("harmony/offset") is None:
             continue
@@ -218,7 +217,7 @@ def _offsets(score: Element, done: Counter[str]) -> None:
 
 
 def _split_rest(measure: Element, notes: list[tuple[int, Element]], time: int) -> Element | None:
-    """The second part of the rest during which a time is, or None."""
+    """Split the rest at a time in two; returns its second part, or None if there is no rest."""
     for start, note in notes:
         length = int(note.findtext("duration") or 0)
         if start < time < start + length and note.find("rest") is not None and note.find("time-modification") is None:
@@ -232,7 +231,7 @@ def _split_rest(measure: Element, notes: list[tuple[int, Element]], time: int) -
 
 
 def _staves(score: Element, done: Counter[str]) -> None:
-    """A direction or chord symbol on a staff that has no note: on the first that has. A clef there has no place."""
+    """Move directions and chord symbols off a staff without notes, to the first that has some; leave out its clefs."""
     for part in score.iter("part"):
         used = {int(note.findtext("staff", "1")) for note in part.iter("note")}
         for attributes in list(part.iter("attributes"))[1:]:
@@ -254,7 +253,7 @@ def _staves(score: Element, done: Counter[str]) -> None:
 
 
 def _part_list(score: Element, done: Counter[str]) -> None:
-    """More parts than the part list has: parts without a name."""
+    """Add parts that the part list lacks to it, without a name."""
     part_list = score.find("part-list")
     if part_list is None:
         part_list = Element("part-list")

@@ -49,7 +49,7 @@ def read(job: jobs.Job) -> dict:
 
 
 def read_output(job: jobs.Job, record: dict) -> dict | None:
-    """What an earlier run wrote for a record, if the model would be told the same about it now."""
+    """The output of an earlier start for a record, if the model would be sent the same now; else None."""
     try:
         output = records.parse_metadata(job.output.read_bytes())
     except (OSError, records.Unfit):
@@ -58,7 +58,7 @@ def read_output(job: jobs.Job, record: dict) -> dict | None:
 
 
 def finished(job: jobs.Job) -> dict:
-    """The record with the summaries that an earlier run wrote. Raises Unfit."""
+    """The record with the summaries that an earlier start wrote. Raises Unfit."""
     record = read(job)
     output = read_output(job, record)
     if output is None:
@@ -67,7 +67,7 @@ def finished(job: jobs.Job) -> dict:
 
 
 def with_summaries(record: dict, english: object, other: object) -> dict:
-    """The record with the summaries that it lacks."""
+    """Fill in missing summaries."""
     return record | {
         "summary_en": english if records.is_blank(record["summary_en"]) else record["summary_en"],
         "summary_nen": other if records.is_blank(record["summary_nen"]) else record["summary_nen"],
@@ -75,7 +75,7 @@ def with_summaries(record: dict, english: object, other: object) -> dict:
 
 
 def write(job: jobs.Job, record: dict) -> None:
-    """Raises chat.Stop if it cannot be written: there is no use in paying for more."""
+    """Write an output. Raises chat.Stop if that fails: more answers would be paid for in vain."""
     text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
     try:
         with files.atomic_write(job.output) as file:

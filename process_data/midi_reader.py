@@ -1,4 +1,4 @@
-"""Reads MIDI files into the pieces of MTF lines: what mido 1.3 reads, many times faster; and what it cannot read too.
+"""Read MIDI files into the parts of MTF lines: as mido 1.3 does, many times faster; and what it cannot read too.
 
 A sound file is read exactly as mido reads it, its oddities included, since that is how the published training data came
 about. A file on which mido raises an error is read again with repairs, which are counted and named.
@@ -155,9 +155,8 @@ class _FileReader:
         if start < 0 or len(data) < start + 14:
             raise InputError("not a MIDI file: it has no header chunk (MThd)")
         if start:
-            self.repairs[
-                "RIFF file unwrapped" if data[:4] == b"RIFF" else f"{start} bytes before the header skipped"
-            ] += 1
+            is_riff = data[:4] == b"RIFF"
+            self.repairs["RIFF file unwrapped" if is_riff else f"{start} bytes before the header skipped"] += 1
         kind, count, ticks_per_beat = struct.unpack_from(">hhh", data, start + 8)
         if kind == 2:
             self.repairs["type 2 (independent tracks) read as type 1: all tracks start together"] += 1
@@ -217,7 +216,7 @@ class _FileReader:
         return name == b"MTrk" or (len(name) == 4 and name.isalnum() and fits)
 
     def _note_surplus(self, position: int) -> None:
-        """Says what is left out after as many tracks as the header announces; mido does not read it either."""
+        """Note what follows the tracks that the header announces; mido does not read it either."""
         tracks = self.data.count(b"MTrk", position)
         if tracks:
             self.repairs[f"{tracks} more tracks than the header says left out"] += 1

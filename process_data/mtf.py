@@ -2,7 +2,7 @@ r"""MTF, the MIDI text format, and both ways between it and MIDI files.
 
 The first line is `ticks_per_beat N`; then each message of all tracks, merged by time, is one line of space-separated
 values: of channel and system messages the type, the time and the rest, of meta messages the type, the rest and the
-time. The time is the ticks since the message before. What is no printable ASCII is escaped as Python does it (`\xe9`).
+time. The time is the ticks since the message before. All but printable ASCII is escaped as Python does it (`\xe9`).
 The order of values is that of mido's `Message.dict()`, the order of messages that of mido's `merged_track`:
 
     ticks_per_beat 480
@@ -61,7 +61,7 @@ def midi_to_mtf(data: bytes, messages: str = "m3_compatible") -> tuple[str, list
 
 
 def _warnings(ticks_per_beat: int, lost: int) -> list[str]:
-    """Why the times of MTF may not be those of the music."""
+    """Reasons why the times of MTF may not be those of the music."""
     found = []
     if lost:
         left_out = "text and system exclusive messages"

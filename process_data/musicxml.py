@@ -1,6 +1,6 @@
-"""Reads MusicXML as it is found: any encoding, compressed or not, damaged containers; hostile files are refused.
+"""Read MusicXML as it is found: any encoding, compressed or not, damaged containers; hostile files are refused.
 
-Nothing is ever unpacked to the disk, no entity is expanded and nothing outside the file is read.
+Nothing is unpacked to the disk, no entity is expanded and nothing outside the file is read.
 """
 
 import codecs
@@ -30,10 +30,9 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError
 
 
 def read(data: bytes) -> tuple[str, list[str]]:
-    """The text of a MusicXML score, from the bytes of a file, and what was odd about it.
+    """The bytes of a file, compressed (.mxl) or not -> (text of the score without its XML declaration, warnings).
 
-    Whether it is compressed (.mxl) is told from the content. The text has no `<?xml ... encoding=...?>` any more.
-    Raises InputError if the file is no well-formed, partwise MusicXML with a part in it, or could do harm: entities,
+    Raises InputError if it is no well-formed, partwise MusicXML with a part in it, or could do harm: entities,
     attribute declarations, or more than MAX_BYTES unpacked.
     """
     warnings: list[str] = []
@@ -65,13 +64,13 @@ def _unzip(data: bytes) -> tuple[bytes, list[str]]:
 
 
 def _rootfile(archive: zipfile.ZipFile, names: list[str]) -> tuple[str, str]:
-    """(name of the member that the container calls the score, "") or ("", why there is none)."""
+    """(name of the member that the container names as the score, "") or ("", why there is none)."""
     if "META-INF/container.xml" not in names:
         return "", "META-INF/container.xml is missing"
     try:
         text, _ = _decode(_member(archive, "META-INF/container.xml"))
         _parse(text)
-        root = ElementTree.fromstring(text).find(".//{*}rootfile")  # the first: so says the MusicXML specification
+        root = ElementTree.fromstring(text).find(".//{*}rootfile")  # the first, by the specification
     except (InputError, ElementTree.ParseError, *_ZIP_ERRORS) as error:
         return "", f"META-INF/container.xml is damaged ({_one_line(error)})"
     path = "" if root is None else root.get("full-path", "")
@@ -87,7 +86,7 @@ def _may_be_score(name: str) -> bool:
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """At most MAX_BYTES are unpacked, whatever the archive says of the member's size."""
+    """Unpack at most MAX_BYTES, whatever size the archive gives for the member."""
     with archive.open(name) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -120,7 +119,7 @@ def _decode(data: bytes) -> tuple[str, list[str]]:
 
 
 def _check(text: str) -> None:
-    """Raises InputError unless `text` is a partwise score with parts."""
+    """Raise InputError unless `text` is a partwise score with parts."""
     tags = _parse(text)
     root = tags[0] if tags else ""
     if root == "score-timewise":

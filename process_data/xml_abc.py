@@ -1,4 +1,4 @@
-"""MusicXML <-> standard ABC, with the programs xml2abc and abc2xml of abctoolkit; they print all that they report."""
+"""MusicXML <-> standard ABC, with the scripts xml2abc and abc2xml of abctoolkit, whose printed lines are warnings."""
 
 import contextlib
 import io
@@ -28,8 +28,7 @@ def musicxml_to_abc(data: bytes, name: str) -> tuple[str, list[str]]:
         data: the file's bytes, compressed (.mxl) or not, in any encoding.
         name: the file's name, for messages.
 
-    Raises:
-        InputError: no MusicXML, unsafe, without a note, or too odd for xml2abc; says which.
+    Raises InputError if it is no MusicXML, unsafe, without a note, or unreadable for xml2abc.
     """
     xml, warnings = musicxml.read(data)
     xml, joined = mending.join_lines(xml)
@@ -45,7 +44,7 @@ def musicxml_to_abc(data: bytes, name: str) -> tuple[str, list[str]]:
 
 
 def _xml2abc(score: ElementTree.Element, name: str) -> tuple[str, list[str]]:
-    """(the tune or "", the lines that were printed); made new for each file, since xml2abc keeps everything."""
+    """(the tune or "", printed lines). Everything is set up anew for each file, since xml2abc keeps its state."""
     # The command line `xml2abc -d 8 -x`: unit length 1/8, no line breaks; all else as it is by default.
     options = SimpleNamespace(**dict.fromkeys("umcnbvjtsi"), v1=None, stm=None, ped=True, p=[], o="", d=8, x=True)
     options.m = options.c = options.n = options.b = options.v = 0
@@ -114,7 +113,7 @@ _INCLUDE = re.compile(r"^[^\S\n]*(%%|I:)abc-include.*$", re.MULTILINE)
 _NO_TUPLET = re.compile(r"\(0+:\d*(:\d*)?|\(\d+:0+(?!\d)(:\d*)?")  # xml2abc writes (0:0:5 where it loses count
 _LIKE_FIELD = re.compile(r"^(?=[A-Ga-gxzXZ]:[|:])", re.MULTILINE)  # G:| is a note, which abc2xml would take for a field
 _NO_MUSIC = re.compile(r"^[mrs]:.*\n?", re.MULTILINE)  # abc2xml would read such fields as notes
-# What XML cannot hold, and what Python, but not ABC, takes for the end of a line.
+# Characters that XML cannot hold, and those that end a line for Python, but not in ABC.
 _NO_TEXT = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[\x85\u2028\u2029]")
 
 
@@ -141,7 +140,7 @@ def tunes_to_musicxml(text: str) -> tuple[list[bytes], list[str]]:
 def tune_to_musicxml(text: str) -> tuple[bytes, list[str]]:
     """The first tune of standard ABC, or an interleaved one -> (MusicXML in UTF-8, warnings). Not for several threads.
 
-    Raises InputError that says where abc2xml stops.
+    Raises InputError with the place where abc2xml stops.
     """
     warnings: list[str] = []
     if notation.is_interleaved(text):
@@ -226,7 +225,7 @@ def _add_clefs(score: ElementTree.Element) -> None:
 
 
 def _has_clef(measure: ElementTree.Element, staff: str) -> bool:
-    """Whether there is a clef of a staff before the notes of any of its voices, which abc2xml writes one by one."""
+    """Whether a staff has a clef before the notes of one of its voices, which abc2xml writes one by one."""
     is_start = True
     for item in measure:
         if is_start and any(clef.get("number", "1") == staff for clef in item.findall("clef")):
