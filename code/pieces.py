@@ -88,10 +88,11 @@ def tunes(data: bytes, kind: str) -> list[Piece]:
     Raises InputError if the whole file cannot be read.
     """
     if kind == ".xml":
-        abc, warnings = xml_abc.musicxml_to_abc(data, "the score")
+        xml, warnings = musicxml.read(data)
+        abc, more = xml_abc.score_to_abc(xml, "the score")
         piece = _interleaved(abc)
-        warning = "; ".join(filter(None, [*warnings, piece.warning]))
-        return [replace(piece, title=_score_title(data) or piece.title, warning=warning)]
+        warning = "; ".join(filter(None, [*warnings, *more, piece.warning]))
+        return [replace(piece, title=_score_title(xml) or piece.title, warning=warning)]
     text = abc_text.read_abc(data)
     return [Piece(text, _title(text))] if is_interleaved(text) else list(map(_interleaved, abc_text.split_tunes(text)))
 
@@ -104,9 +105,9 @@ def _interleaved(tune: str) -> Piece:
         return Piece("", _title(tune), str(error))
 
 
-def _score_title(data: bytes) -> str:
+def _score_title(xml: str) -> str:
     """Work and movement of a MusicXML score, such as "8 Lieder, Op. 59 – Regenlied"."""
-    root = ElementTree.fromstring(musicxml.read(data)[0])
+    root = ElementTree.fromstring(xml)
     titles = [_printable(root.findtext(path, "")) for path in ("work/work-title", "movement-title")]
     return " – ".join(dict.fromkeys(filter(None, titles)))
 

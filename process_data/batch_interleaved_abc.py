@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 import batch
-from interleaving import deinterleave, interleave, read_abc
+from abc_text import read_abc
+from interleaving import deinterleave, interleave
 
 
 def convert(path: Path, args: argparse.Namespace) -> batch.Converted:

@@ -8,12 +8,11 @@ import re
 
 import overlays
 from abc_line import shown
-from abc_text import read_abc, split_file, split_header, split_tunes, tidy
+from abc_text import split_file, split_header, split_tunes, tidy
 from abc_voices import MAX_BARS, Bar, Reader, Voice, merged
 from bar_lengths import rest
 from shared import InputError
 
-__all__ = ["deinterleave", "interleave", "read_abc"]
 _NAMES_CLEF = re.compile(r"K:.*(\w=|treble|bass|alto|tenor|perc|soprano|baritone|\S\s+none)")  # or an octave
 BARS_A_LINE = 5  # of standard ABC
 

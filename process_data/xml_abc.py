@@ -31,9 +31,15 @@ def musicxml_to_abc(data: bytes, name: str) -> tuple[str, list[str]]:
     Raises InputError if it is no MusicXML, unsafe, without a note, or unreadable for xml2abc.
     """
     xml, warnings = musicxml.read(data)
-    xml, joined = mending.join_lines(xml)
+    abc, more = score_to_abc(xml, name)
+    return abc, warnings + more
+
+
+def score_to_abc(xml: str, name: str) -> tuple[str, list[str]]:
+    """The same of a text of `musicxml.read`."""
+    xml, warnings = mending.join_lines(xml)
     score = ElementTree.fromstring(xml)
-    warnings += joined + mending.mend(score)
+    warnings += mending.mend(score)
     try:
         abc, printed = _xml2abc(score, name)
     except Exception as error:  # an old script on odd input may raise anything
