@@ -39,12 +39,11 @@ class Job:
 
     def may_have(self, outputs: list[Path]) -> bool:
         """Whether these are names that the outputs may have."""
-        if outputs == [self.output]:
-            return True
-        return self.stem is not None and outputs == [self.numbered(n) for n in range(1, len(outputs) + 1)]
+        names = [self.numbered(number) for number in range(1, len(outputs) + 1)] if self.stem else []
+        return outputs in ([self.output], names)
 
     def write(self, outputs: list[bytes]) -> None:
-        """Writes all outputs; `name.1` comes last, so that its presence means that all are there."""
+        """Write all outputs; `name.1` comes last, so that its presence means that all are there."""
         if len(outputs) == 1:
             self._write(self.output, outputs[0])
             self._remove_numbered()
@@ -64,15 +63,12 @@ class Job:
             file.write(content)
 
     def _remove_numbered(self) -> None:
-        """Removes what an earlier run left that found several things in the file; `name.1` goes first."""
+        """Remove the outputs of an earlier start that found several things in the file; `name.1` goes first."""
         if self.stem is None:
             return
         files.remove(self.numbered(1))
-        last = 1
-        while os.path.exists(self.numbered(last + 1)):
-            last += 1
-        for number in range(last, 1, -1):
-            self.numbered(number).unlink()
+        for path in reversed(list(itertools.takewhile(os.path.exists, map(self.numbered, itertools.count(2))))):
+            path.unlink()
 
 
 class Jobs:
@@ -110,7 +106,7 @@ class Jobs:
             yield Job(path.as_posix(), self.folder / path, self.output / self.names[path], stem)
 
     def begin(self) -> None:
-        """Puts the record of what outputs were made from in order."""
+        """Put the record of the sources of outputs in order."""
         self.sources.tidy()
         if self.is_shard:  # the others write at the same time
             stems = self.stems.values()

@@ -13,16 +13,8 @@ from dataclasses import dataclass
 from shared import InputError
 
 SUFFIXES = (".mid", ".midi", ".kar", ".rmi")  # of MIDI files; .kar has lyrics, .rmi is wrapped in RIFF
-TEXT_METAS = {
-    0x01: "text",
-    0x02: "copyright",
-    0x03: "track_name",
-    0x04: "instrument_name",
-    0x05: "lyrics",
-    0x06: "marker",
-    0x07: "cue_marker",
-    0x09: "device_name",
-}
+_TEXTS = ("text", "copyright", "track_name", "instrument_name", "lyrics", "marker", "cue_marker")
+TEXT_METAS = dict(enumerate(_TEXTS, 1)) | {9: "device_name"}
 _PAIRS = {0x80: "note_off", 0x90: "note_on", 0xA0: "polytouch", 0xB0: "control_change"}  # two data bytes
 _PAIR_LINES = {
     status | channel: (f"{name} ", f" {channel}") for status, name in _PAIRS.items() for channel in range(16)
