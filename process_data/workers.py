@@ -1,8 +1,9 @@
-"""Calls a function on many items in worker processes: an item that hangs, needs too much memory or kills its process
-costs itself alone.
+"""Call a function on many items in worker processes, so that a bad item costs itself alone.
 
-A worker has one item at a time, and a pipe of its own to this process. Where that pipe ends, its process has died of
-its item, or of something else: the item is tried once more. The kernel enforces the limits of time and memory.
+A worker has one item at a time, and a pipe of its own to this process. If the pipe ends, the process has died, of its
+item or of something else: the item is tried once more. The kernel enforces the limits of time and memory.
+
+Workers do not run the script of the main process, as those of multiprocessing do: it needs no `__main__` guard.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ V = TypeVar("V")
 
 @dataclass
 class Failed:
-    """Stands for the value of an item that has none."""
+    """In place of a value: why there is none."""
 
     reason: str  # one line
 
@@ -43,10 +44,10 @@ class Failed:
 def run(
     function: Callable[[T], V], items: Iterable[T], timeout: float = TIMEOUT, processes: int | None = None
 ) -> Iterator[tuple[T, V | Failed]]:
-    """Yields each item with its value, in no fixed order. Takes no more items than there are workers at work.
+    """Yield (item, value of the function or `Failed`), in no fixed order; at most one item for each worker is ahead.
 
     Args:
-        function: of a module, or a functools.partial of one. What it raises makes the value `Failed`.
+        function: of a module, or a functools.partial of one. Whatever it raises, it has failed.
         timeout: seconds of CPU time that an item may take.
         processes: number of workers, by default one for each core.
     """
@@ -76,7 +77,7 @@ def run(
                 except (EOFError, OSError):
                     del busy[connection]
                     status = worker.stop()
-                    if not worker.has_begun:
+                    if not worker.has_started:
                         raise RuntimeError(f"worker processes cannot start: {_death(status)}") from None
                     if worker.is_second or status in _TOO_LONG:
                         done.append((worker.item, Failed(_death(status, timeout))))
@@ -84,7 +85,7 @@ def run(
                         again.append(worker.item)
                     continue
                 if not answer:
-                    worker.has_begun = True
+                    worker.has_started = True
                     continue
                 del busy[connection]
                 done.append((worker.item, pickle.loads(answer)))
@@ -116,7 +117,7 @@ class _Worker:
                 env=environment,
             )
         self.item: Any = None
-        self.has_begun = self.is_second = False
+        self.has_started = self.is_second = False
         self.count = 0
 
     def start(self, function: Callable, item: object, timeout: float, is_second: bool) -> None:
@@ -126,14 +127,14 @@ class _Worker:
             self.connection.send((function, item, timeout))
 
     def stop(self) -> int:
-        """The exit status of the process, which is killed if it is still there."""
+        """Kill the process if it is still there; returns its exit status."""
         self.connection.close()
         self.process.kill()
         return self.process.wait()
 
 
 def _work(descriptor: int) -> None:
-    """Answers one item after another, in a worker process; an empty answer comes first."""
+    """Answer one item after another, in a worker process. An empty answer comes first: it has started."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
     os.set_inheritable(descriptor, False)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -164,7 +165,7 @@ def _answer(question: bytes) -> bytes:
 
 
 def _end_after(seconds: float) -> None:
-    """Has the kernel kill this process, even if the main one died, after so much CPU time or a long wait; 0: never."""
+    """Have the kernel kill this process after so much CPU time, or ten times as long in all; 0: never."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, seconds * WAITING)
 
