@@ -8,7 +8,6 @@ Workers do not run the script of the main process, as those of multiprocessing d
 
 import contextlib
 import os
-import pickle
 import resource
 import signal
 import subprocess
@@ -73,7 +72,7 @@ def run(
             for connection in wait(busy):
                 worker = busy[connection]
                 try:
-                    answer = worker.connection.recv_bytes()
+                    answer = worker.connection.recv()
                 except (EOFError, OSError):
                     del busy[connection]
                     status = worker.stop()
@@ -88,7 +87,7 @@ def run(
                     worker.has_started = True
                     continue
                 del busy[connection]
-                done.append((worker.item, pickle.loads(answer)))
+                done.append((worker.item, *answer))
                 if worker.count < ITEMS_PER_WORKER:
                     idle.append(worker)
                 else:
@@ -140,28 +139,28 @@ def _work(descriptor: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection = Connection(descriptor)
-    connection.send_bytes(b"")
+    connection.send(())
     with contextlib.suppress(EOFError, OSError):  # the main process has ended
         while True:
-            connection.send_bytes(_answer(connection.recv_bytes()))
+            _answer(connection.send, *connection.recv())
 
 
-def _answer(question: bytes) -> bytes:
+def _answer(send: Callable[[tuple], None], function: Callable, item: object, timeout: float) -> None:
+    _end_after(timeout)
     try:
-        function, item, timeout = pickle.loads(question)
-        _end_after(timeout)
-        return pickle.dumps(function(item))
+        send((function(item),))
+        return
     except InputError as error:
-        return pickle.dumps(Failed(str(error)))
+        reason = str(error)
     except MemoryError:
-        return pickle.dumps(Failed(f"needs more than {MEMORY / 2**30:g} GB of memory"))
+        reason = f"needs more than {MEMORY / 2**30:g} GB of memory"
     except BaseException as error:  # noqa: BLE001 - whatever a function does, sys.exit() too, costs this item alone
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = " ".join(str(error).split())[:500]
-        where = f"{Path(place.filename).name}, line {place.lineno}"
-        return pickle.dumps(Failed(f"{type(error).__name__}: {message} ({where})"))
+        reason = f"{type(error).__name__}: {message} ({Path(place.filename).name}, line {place.lineno})"
     finally:
         _end_after(0)
+    send((Failed(reason),))
 
 
 def _end_after(seconds: float) -> None:
