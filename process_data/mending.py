@@ -66,13 +66,18 @@ def _namespace(score: Element, done: Counter[str]) -> None:
             element.tag = element.tag.rpartition("}")[2]
 
 
-def _spans(score: Element, done: Counter[str]) -> None:
-    """Leave out pedal changes, and pieces in the middle of a hairpin or an octave line."""
+def _directions(score: Element, done: Counter[str]) -> None:
+    """Leave out pedal changes, middles of hairpins and octave lines, and tempo marks without beats per minute."""
     for direction_type in score.iter("direction-type"):
-        for span in list(direction_type):
-            if span.tag in _SPANS and span.get("type", "") not in _SPAN_TYPES:
-                direction_type.remove(span)
-                done[f"{span.tag} of type {span.get('type', '')!r} left out"] += 1
+        for sign in list(direction_type):
+            if sign.tag in _SPANS and sign.get("type", "") not in _SPAN_TYPES:
+                left_out = f"{sign.tag} of type {sign.get('type', '')!r} left out"
+            elif sign.tag == "metronome" and not sign.findtext("per-minute"):
+                left_out = "metronome mark without beats per minute left out"
+            else:
+                continue
+            direction_type.remove(sign)
+            done[left_out] += 1
 
 
 def _accidentals(score: Element, done: Counter[str]) -> None:
@@ -92,15 +97,6 @@ def _fingerings(score: Element, done: Counter[str]) -> None:
             if not re.fullmatch(DECORATION, f"!{fingering.text}!"):
                 technical.remove(fingering)
                 done[f"fingering {fingering.text!r} left out"] += 1
-
-
-def _metronomes(score: Element, done: Counter[str]) -> None:
-    """Leave out marks that give a note value in place of a number of beats a minute."""
-    for direction_type in score.iter("direction-type"):
-        for metronome in direction_type.findall("metronome"):
-            if not metronome.findtext("per-minute"):
-                direction_type.remove(metronome)
-                done["metronome mark without beats per minute left out"] += 1
 
 
 def _incomplete(score: Element, done: Counter[str]) -> None:
@@ -277,10 +273,9 @@ _RULES = (
     xml_values.alters,
     xml_values.meters,
     xml_values.durations,
-    _spans,
+    _directions,
     _accidentals,
     _fingerings,
-    _metronomes,
     _incomplete,
     _keys,
     _notes,
