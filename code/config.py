@@ -63,7 +63,7 @@ SAVE_EVERY_STEPS = 0  # save latest_* every so many steps too; 0: after every ep
 EXTRACT_PRECISION = "float32"  # of extraction; "bfloat16" is several times faster, cosine to float32 above 0.999
 KEEP_UNIT_LENGTH = True  # CLaMP 2's features: read the header line `L:1/8`, as the published extract_clamp2.py does,
 # though neither training reads it. False, for weights trained here, leaves it out. M3 and CLaMP 3 never read it.
-EXTRACT_BATCH_TOKENS = -1  # patches or text tokens in a forward pass of extraction; -1: 4,096, on a GPU 16,384
+EXTRACT_BATCH_TOKENS = -1  # patches or text tokens in a forward pass of extraction; -1: 4,096, on a GPU 32,768
 LOGGER = (
     "none"  # where a training's curves go beside its log: "tensorboard" or "wandb" (each a pip install), or nowhere
 )

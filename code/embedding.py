@@ -12,7 +12,7 @@ from config import EXTRACT_BATCH_TOKENS, MAX_TEXT_LENGTH, PATCH_LENGTH
 from packing import Packed
 from processes import OnItsWay, autocast
 
-BATCH_TOKENS_CPU, BATCH_TOKENS_GPU = 4096, 16384
+BATCH_TOKENS_CPU, BATCH_TOKENS_GPU = 4096, 32768
 
 
 def segment_starts(length: int, limit: int) -> list[int]:

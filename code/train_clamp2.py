@@ -48,7 +48,7 @@ import processes
 import training
 from files import InputError
 from loading import PieceDataset, digest, make_loader
-from packing import Packed, Tensors
+from packing import Packed, Tensors, compile_layers
 from patches import M3Patchilizer, random_segment, read_music, remove_instrument_info, remove_unit_length
 from processes import autocast
 from records import Jsonl, choose_text, fixed_text
@@ -260,6 +260,8 @@ def main(job: processes.Processes) -> int:
             load_m3=config.CLAMP2_LOAD_M3,
         )
     run = training.Training(settings, job, model, PairFeatures)
+    if run.device.type == "cuda" and run.dtype == torch.bfloat16:  # where attention with dropout is one kernel
+        compile_layers(model)
     train_loader, eval_loader = (
         make_loader(dataset, settings.batch_size, job, PairBatch)
         for dataset in (

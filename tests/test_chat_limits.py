@@ -164,9 +164,10 @@ def test_a_pause_that_says_nothing(start, said):
 
 
 def test_a_pause_until_a_date(start):
-    model = start(Server((503, {"retry-after": formatdate(time.time() + 100, usegmt=True)})))
+    date = {"retry-after": formatdate(time.time() + 100, usegmt=True)}
+    model = start(Server((503, date), (503, date | {"retry-after-ms": "1500"})))
     assert ask(model) == ["text"]
-    assert 90 < model.pauses[0] <= 101
+    assert 90 < model.pauses[0] <= 101 and model.pauses[1] == pytest.approx(1.5 + chat.FIRST_PAUSE)
 
 
 @pytest.mark.parametrize(("said", "kind"), [("599", "A"), ("600", "A"), ("601", "S"), ("1e9", "S")])

@@ -74,7 +74,7 @@ def test_attention_drops_weights(causal):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("lengths", [[64] * 20, [5, 300, 0, 64, 130, 1]])
 def test_gradients_are_those_of_the_weights_that_dropout_left(lengths, causal, dtype):
     """The same seed drops the same weights of other values. Those that are unit vectors for 64 of a sequence's tokens,
@@ -168,6 +168,50 @@ def test_m3_loss_and_gradients(values):
     found = gradients(m3(GPU), *m3_batch(values))
     assert abs(found["loss"].item() - values["m3_loss/loss"]) < 1e-4
     assert_same(found, gradients(m3(torch.device("cpu")), *m3_batch(values)))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_with_dropout_are_slopes(values, compiled):
+    """Of the loss of a training step, along the gradient: the backward pass drops what the forward pass dropped."""
+    model = m3(GPU).train()
+    if compiled:
+        for layer in [*model.encoder.base.encoder.layer, *model.decoder.base.transformer.h]:
+            (layer.attention.self.dropout if hasattr(layer, "attention") else layer.attn.attn_dropout).p = 0.0
+        packing.compile_layers(model)  # in float32 only attention without dropout is one kernel
+    batch = [tensor.to(GPU) for tensor in m3_batch(values)]
+
+    def loss():
+        torch.manual_seed(0)
+        return model(*batch).loss
+
+    loss().backward()
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    found = []
+    with torch.no_grad():
+        for distance in (0.01, -0.02):
+            for parameter in parameters:
+                parameter += distance / norm * parameter.grad
+            found.append(loss().item())
+    model.eval()
+    assert abs((found[0] - found[1]) / 0.02 / norm.item() - 1) < 0.02
+    assert abs(model(*batch).loss.item() - found[1]) > 1e-4  # there was dropout
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_layers_have_the_same_gradients(values, dtype):
+    model = m3(GPU)
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        wanted = gradients(model, *m3_batch(values))
+        model.zero_grad()
+        packing.compile_layers(model)
+        found = gradients(model, *m3_batch(values))
+    if dtype == torch.float32:
+        assert_same(found, wanted)
+    exact = gradients(m3(GPU), *m3_batch(values))  # in float32
+    for name, gradient in exact.items():  # compiled, no further off than before
+        if gradient.norm() > 1e-3:
+            assert (found[name] - gradient).norm() < 2 * (wanted[name] - gradient).norm() + 1e-3 * gradient.norm(), name
 
 
 def test_clamp2_loss_and_gradients():
