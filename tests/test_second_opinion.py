@@ -22,7 +22,7 @@ import interleaving
 import mtf
 import music_notes
 import musicxml
-from abc_text import split_file
+from abc_text import read_abc, split_file
 from files import InputError
 from helpers import KIT, SHARED
 from scores import note, score
@@ -99,7 +99,7 @@ def outcome(suffix: str, data: bytes) -> tuple[str, list[str]]:
     try:
         if suffix in XML:
             return outcome_of_xml(data)
-        return outcome_of_midi(data) if suffix in MIDI else outcome_of_abc(interleaving.read_abc(data))
+        return outcome_of_midi(data) if suffix in MIDI else outcome_of_abc(read_abc(data))
     except InputError as refused:
         return "refused", [str(refused)]
 
@@ -112,7 +112,7 @@ def pieces(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str, 
                 tune = json.loads(line)
                 yield tune["id"], ".abc", tune["abc"].encode()
         elif path.suffix == ".abc" and "tunebooks" not in path.parts:
-            header, *tunes = split_file(interleaving.read_abc(path.read_bytes()))
+            header, *tunes = split_file(read_abc(path.read_bytes()))
             for number, tune in enumerate(tunes, 1):
                 yield f"{path.name}#{number}", path.suffix, (header + tune).encode()
         elif path.suffix != ".abc":
