@@ -1,11 +1,10 @@
-"""The command lines of the scripts whose imports take seconds. Such a script parses its own before these imports, so
-that `--help` and mistakes are answered at once."""
+"""Argument parsers of scripts whose imports take seconds: they parse first, so that `--help` comes at once."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-M3_SUFFIXES = (".abc", ".mtf")  # that the extractors take
+M3_SUFFIXES = (".abc", ".mtf")  # of the extractors' input
 CLAMP2_SUFFIXES = (*M3_SUFFIXES, ".txt")
 Run = Callable[[argparse.Namespace], int]
 
@@ -15,7 +14,7 @@ def trainer(doc: str) -> argparse.ArgumentParser:
 
 
 def extractor(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = trainer(doc)
     parser.add_argument("input_dir", type=Path, help=f"a folder of {', '.join(suffixes)} files, or one such file")
     parser.add_argument("output_dir", type=Path, help="where the features go; a second start continues there")
     parser.add_argument("--remove_orphans", action="store_true", help="remove features whose file is gone")
@@ -31,7 +30,7 @@ def extractor(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
 
 
 def converter(doc: str, convert: Run | None = None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = trainer(doc)
     parser.add_argument("source", metavar="WEIGHTS.pth|FOLDER", type=Path, help="a checkpoint, or a folder made of one")
     parser.add_argument("target", metavar="FOLDER|WEIGHTS.pth", type=Path, help="what is made of it; must not be there")
     parser.set_defaults(run=convert)
@@ -96,7 +95,7 @@ def positive(text: str) -> float:
 
 
 def picture(text: str) -> Path:
-    """For argparse: the path of a picture that can be written."""
+    """Parses the path of a picture."""
     if Path(text).suffix.lower() not in (".png", ".svg"):
         raise argparse.ArgumentTypeError(f"{text}: a picture ends in .png or .svg")
     return Path(text)

@@ -9,6 +9,8 @@ Symbols: B sequences, N tokens (or patches) of all of them, P characters of a pa
 H hidden size, A heads, D = H / A.
 """
 
+# Search remembers features: if an edit here changes them, raise FEATURE_VERSION in cache.py.
+
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Self

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from unidecode import unidecode_expect_nonascii
 
-from config import M3_MASK_RATIO, PATCH_LENGTH, PATCH_SIZE
+import config
 from files import InputError, read_utf8
 from notation import is_interleaved, is_mtf
 
@@ -106,7 +106,7 @@ class M3Patchilizer:
     delimiters: ClassVar[list[str]] = ["|:", "::", ":|", "[|", "||", "|]", "|"]  # barlines, the longest first
     regexPattern = _BARLINE.pattern
 
-    def __init__(self, patch_size: int = PATCH_SIZE, patch_length: int = PATCH_LENGTH):
+    def __init__(self, patch_size: int = config.PATCH_SIZE, patch_length: int = config.PATCH_LENGTH):
         self.patch_size = patch_size
         self.patch_length = patch_length
 
@@ -256,7 +256,7 @@ def mask_patches(
 
 
 def corrupt_patches(
-    patches: np.ndarray, rng: np.random.Generator, train: bool = True, mask_ratio: float = M3_MASK_RATIO
+    patches: np.ndarray, rng: np.random.Generator, train: bool = True, mask_ratio: float = config.M3_MASK_RATIO
 ) -> tuple[np.ndarray, np.ndarray]:
     """Corrupts a piece for M3 to restore (paper, section 3.2). One draw for the whole piece decides how.
 
@@ -271,9 +271,9 @@ def corrupt_patches(
     selected[rng.permutation(len(patches))[:count]] = True
     corrupted = patches.copy()
     draw = rng.random() if train else 1.0
-    if draw < 0.8:
+    if draw < config.M3_MASKED_SHARE:
         corrupted[selected] = MASK
-    elif draw < 0.9:
+    elif draw < config.M3_MASKED_SHARE + config.M3_SHUFFLED_SHARE:
         rows = corrupted[selected]
         ends = rows == EOS
         stops = np.where(ends.sum(1) == 1, ends.argmax(1), rows.shape[1])

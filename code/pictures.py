@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from xml.etree import ElementTree
 
 import files
 import pieces
@@ -20,7 +19,7 @@ PAGE_WIDTH = 2100  # of an engraving, in tenths of a millimetre; the page that s
 
 
 def draw_all(sources: list[Path]) -> Iterator[tuple[Path, str, str]]:
-    """(source, SVG, why there is none) of music files, `#N` of a tune included, in any order."""
+    """Yields (source, SVG, why there is none) of music files, `#N` of a tune included, in any order."""
     for source, svg in workers.run(draw, sources, TIMEOUT):
         yield source, *(("", svg.reason) if isinstance(svg, workers.Failed) else (svg, ""))
 
@@ -31,7 +30,7 @@ def draw(source: Path) -> str:
     files.require_piece(path)
     data, kind = path.read_bytes(), pieces.kind(path)
     if kind == ".xml":
-        return engrave(first_measures(musicxml.read(data)[0]))
+        return engrave(musicxml.read(data)[0])
     if kind == ".mid":
         return piano_roll(midi_to_mtf(data, "carry_delta")[0])  # at the true times, which features are not of
     piece = (pieces.tunes if kind == ".abc" else pieces.read)(data, kind)[(number or 1) - 1]
@@ -45,34 +44,15 @@ def draw(source: Path) -> str:
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
-def first_bars(tune: str, bars: int = BARS) -> str:
-    """The header and the first bars of an interleaved tune, which has a line for each bar."""
-    kept, count = [], 0
-    for line in tune.splitlines(keepends=True):
-        count += line.startswith("[V:")
-        if count > bars:
-            break
-        kept.append(line)
-    return "".join(kept)
-
-
-def first_measures(score: str, bars: int = BARS) -> str:
-    """The first measures of a MusicXML score, without what its file says of the page."""
-    root = ElementTree.fromstring(score)
-    for part in root.findall("part"):
-        measures = part.findall("measure")
-        for measure in measures[bars:]:
-            part.remove(measure)
-        for measure in measures[:bars]:
-            for of_page in measure.findall("print"):
-                measure.remove(of_page)
-    for of_page in [*root.findall("defaults"), *root.findall("credit")]:
-        root.remove(of_page)
-    return ElementTree.tostring(root, encoding="unicode")
+def first_bars(tune: str) -> str:
+    """Cuts an interleaved tune, which has a line for each bar, so that only its first bars are converted."""
+    lines = tune.splitlines(keepends=True)
+    bars = [place for place, line in enumerate(lines) if line.startswith("[V:")]
+    return "".join(lines[: bars[BARS]] if len(bars) > BARS else lines)
 
 
 def engrave(score: str) -> str:
-    """A MusicXML score as one SVG picture, without its title. Raises InputError."""
+    """Draws the first bars of a MusicXML score as one SVG picture, without its title. Raises InputError."""
     import verovio
 
     verovio.enableLog(verovio.LOG_OFF)
@@ -83,7 +63,7 @@ def engrave(score: str) -> str:
             "header": "none",
             "footer": "none",
             "pageWidth": PAGE_WIDTH,
-            "pageHeight": 60000,  # the most there is: all systems on one page, whose height is then adjusted
+            "pageHeight": 60000,  # the largest, for all systems; it is then adjusted
             "adjustPageHeight": True,
             "pageMarginTop": 20,
             "pageMarginBottom": 20,
@@ -95,6 +75,7 @@ def engrave(score: str) -> str:
             "xmlIdSeed": 1,  # the same picture each time
         }
     )
+    toolkit.select({"measureRange": f"start-{BARS}"})
     if not toolkit.loadData(score):
         raise InputError("verovio cannot read it")
     svg = toolkit.renderToSVG(1)
@@ -110,10 +91,10 @@ _DRUMS = 9  # the channel whose notes are no pitches
 _WIDTH, _ROW, _LEFT, _BOTTOM = 840, 5, 34, 18  # in units of the picture
 
 
-def piano_roll(mtf: str, bars: int = BARS) -> str:
-    """The notes of the first bars that sound, by time and pitch, a colour for each channel.
+def piano_roll(mtf: str) -> str:
+    """Draws the notes of the first bars that sound, by time and pitch, a colour for each channel.
 
-    Of ticks that are no part of a beat, there are no bars: of SMPTE time 16 seconds are shown, else all of it. Below
+    Where ticks are no part of a beat, there are no bars: of SMPTE time 16 seconds are shown, else all of it. Below
     stand the numbers of the bars, or else the first and the last second, or tick.
     """
     ticks_per_beat, meters, notes = _notes(mtf)
@@ -122,7 +103,7 @@ def piano_roll(mtf: str, bars: int = BARS) -> str:
         raise InputError("there is no note in it")
     earliest = min(note[0] for note in pitched)
     if ticks_per_beat > 0:
-        first, lines = bar_lines(ticks_per_beat, meters, earliest, bars)
+        first, lines = bar_lines(ticks_per_beat, meters, earliest, BARS)
     else:
         per_second = -(ticks_per_beat >> 8) * (ticks_per_beat & 0xFF)
         length = per_second * 16 or max(note[1] for note in notes) - earliest + 1
@@ -171,7 +152,7 @@ def piano_roll(mtf: str, bars: int = BARS) -> str:
 def bar_lines(
     ticks_per_beat: int, meters: list[tuple[int, int, int]], earliest: int, bars: int
 ) -> tuple[int, list[Fraction]]:
-    """The bar that `earliest` is in, counted from 0, and the times of `bars` + 1 bar lines from its start on.
+    """Returns the bar that `earliest` is in, counted from 0, and the times of `bars` + 1 bar lines from its start on.
 
     meters: (time, numerator, denominator), by time. Each begins a bar; before the first, it is 4/4.
     """
@@ -193,7 +174,7 @@ def bar_lines(
 
 
 def _notes(mtf: str) -> tuple[int, list[tuple[int, int, int]], list[tuple[int, int, int, int]]]:
-    """Ticks in a beat, meters (time, numerator, denominator) and notes (start, end, channel, pitch) of MTF."""
+    """Reads MTF: ticks in a beat, meters (time, numerator, denominator) and notes (start, end, channel, pitch)."""
     from mido.messages import SPEC_BY_TYPE
 
     head, *lines = mtf.splitlines()

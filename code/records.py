@@ -11,6 +11,7 @@ import stat
 from array import array
 from pathlib import Path
 
+import config
 from files import InputError
 
 # Metadata fields hold a text, a list of texts, or nothing.
@@ -213,14 +214,14 @@ def summaries(value: object) -> list[str]:
 
 
 def choose_text(record: dict, rng: random.Random) -> list[str]:
-    """The lines of text of a piece in training (paper, section 3.3, "text dropout"): with probability 1/2 some of the
-    metadata lines, each with probability 1/2, in random order; else a summary, English or not, equally likely."""
+    """The lines of text of a piece in training (paper, section 3.3, "text dropout"): with probability METADATA_SHARE
+    some of the metadata lines, LINE_SHARE of them, in random order; else a summary, English or not, equally likely."""
     metadata = metadata_lines(record)
     by_language = [
         texts for texts in (summaries(record.get("summary_en")), summaries(record.get("summary_nen"))) if texts
     ]
-    if metadata and (rng.random() < 0.5 or not by_language):
-        lines = [line for line in metadata if rng.random() < 0.5] or metadata
+    if metadata and (rng.random() < config.METADATA_SHARE or not by_language):
+        lines = [line for line in metadata if rng.random() < config.LINE_SHARE] or metadata
         rng.shuffle(lines)
         return lines
     if by_language:

@@ -238,8 +238,10 @@ def test_m3_features(values, dtype):
 def assert_golden(model, values, kind, pooled, dtype):
     names = [name.removeprefix(kind) for name in values if name.startswith(kind)]
     assert len(names) >= 8
-    features = embed(model, arrays(names, keep_unit_length=kind != "m3/"), pooled, dtype=dtype)
-    for name, feature in zip(names, features, strict=True):
+    items = zip(names, arrays(names, keep_unit_length=kind != "m3/"), strict=True)
+    features = dict(embed(model, items, pooled, dtype=dtype))
+    assert list(features) == names
+    for name, feature in features.items():
         wanted = values[kind + name]
         if dtype == torch.float32:
             np.testing.assert_allclose(feature, wanted, atol=1e-4, rtol=0, err_msg=name)

@@ -112,7 +112,9 @@ def test_page_says_what_the_search_says_and_fetches_nothing(written):
         assert not any(
             name.startswith("on") or "http" in (value or "") for name, value in attributes.items() if name != "alt"
         )
-    assert "default-src 'none'" in text and "url(" not in text and "@import" not in text
+    [policy] = [a["content"] for tag, a in reader.elements if tag == "meta" and "http-equiv" in a]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert "url(" not in text and "@import" not in text
 
 
 def test_every_piece_of_music_has_a_picture_with_a_description(written):

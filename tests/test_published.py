@@ -181,16 +181,16 @@ def test_on_a_terminal_it_asks(hub, config, tmp_path, answer, status):
 
 def test_search_metrics_and_the_library_download_too(hub, config, tmp_path):
     folder, fetched = KIT / "interleaved", tmp_path / published.CLAMP2
-    code = "import sys; sys.path.insert(0, {!r}); from utils import load_clamp2; load_clamp2()"
+    code = "import sys; sys.path.insert(0, {!r}); from clamp2 import load_clamp2; load_clamp2()"
     (tmp_path / "ask.py").write_text(code.format(str(CODE)))
     error = run_script(tmp_path / "ask.py", config=config).stderr
     assert "`load_clamp2(download=True)` downloads" in error
     code = f"""
-import semantic_search, utils
+import clamp2, semantic_search
 print(semantic_search.main(["search", "a jig", {str(folder)!r}, "--top_k", "1", "--download"]))
 for fetch in (
     lambda: print(semantic_search.main(["metrics", {str(folder)!r}, {str(folder)!r}, "--download"])),
-    lambda: print(type(utils.load_clamp2(download=True))),
+    lambda: print(type(clamp2.load_clamp2(download=True))),
 ):
     open({str(fetched)!r}).close()
     import os; os.unlink({str(fetched)!r})

@@ -57,7 +57,8 @@ class Ours:
         return step.total / step.weight
 
     def features(self, items: list[np.ndarray], pooled: bool, batch_tokens: int) -> list[np.ndarray]:
-        return list(embedding.embed(self.model, items, pooled, batch_tokens, self.state.dtype))
+        embedded = embedding.embed(self.model, enumerate(items), pooled, batch_tokens, self.state.dtype)
+        return [feature for _, feature in embedded]
 
 
 # --- the straightforward form -----------------------------------------------------------------------------------------
