@@ -12,7 +12,7 @@ import files
 import gpt4_summarize
 import merge_jsonl
 import records as training_records
-from merge_jsonl import FIELDS, METADATA
+from records import FIELDS, METADATA
 
 NEN = {"language": "German", "summary": "Ein Lied."}
 
