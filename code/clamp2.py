@@ -92,7 +92,7 @@ def embed_music(model: CLaMP2Model, music: Sequence[str | Path]) -> np.ndarray:
             piece = found[name][pieces.row(name, tune, len(found[name]))]
         else:
             piece = _parse(str(item))
-        if piece.error:
+        if not piece.ok:
             raise InputError(f"{name}: {piece.error}")
         if piece.warning:
             warned.append(f"{name}: {piece.warning}")
