@@ -14,6 +14,7 @@ H is CLAMP2_HIDDEN_SIZE. The features are those of `extract_clamp2.py --normaliz
 
 import functools
 import os
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -104,17 +105,14 @@ def embed_music(model: CLaMP2Model, music: Sequence[str | Path]) -> np.ndarray:
 def _listed(what: str, items: Iterable[T], kind: type | tuple[type, ...]) -> list[T]:
     """Returns the items as a list. Raises InputError for a string or path in its place, and for an item's type."""
     if isinstance(items, str | Path):
-        raise InputError(f"{what}: a list is needed, and this is one {type(items).__name__}; write [{_short(items)}]")
+        raise InputError(
+            f"{what}: a list is needed, and this is one {type(items).__name__}; write [{reprlib.repr(items)}]"
+        )
     items = list(items)
     for number, item in enumerate(items, start=1):
         if not isinstance(item, kind):
-            raise InputError(f"{what} {number} of {len(items)} is of type {type(item).__name__}: {_short(item)}")
+            raise InputError(f"{what} {number} of {len(items)} is of type {type(item).__name__}: {reprlib.repr(item)}")
     return items
-
-
-def _short(item: object) -> str:
-    text = repr(item)
-    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _parse(text: str) -> Piece:

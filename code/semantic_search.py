@@ -26,7 +26,6 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,25 +43,19 @@ from features import INPUT_SUFFIXES, Features
 from files import InputError
 
 
-@dataclass
-class Query:
-    """A sentence, a text or a piece of music to search for, and its feature."""
+def read_query(query: str) -> tuple[Features, Path | None]:
+    """Read and embed a sentence or a file. Raises InputError.
 
-    matrix: np.ndarray  # [1, H]
-    heading: str  # in words
-    made_with: dict[str, dict]  # see `provenance`
-    source: Path | None = None  # the file that can be shown, `#N` of a tune included
-
-
-def read_query(query: str) -> Query:
-    """Read and embed a sentence or a file. Raises InputError."""
+    Returns:
+        its one feature, whose name is the heading of the results; the file to be shown, `#N` of a tune included.
+    """
     path, number = pieces.locate(query)
     suffix = path.suffix.lower()
     if suffix == ".npy":
         array = features.read(path)
         if array.ndim != 2:
             raise InputError(f"{path}: temporal features {list(array.shape)}; extract the query with --normalize")
-        return Query(array, path.name, provenance.of_files(path, [path]))
+        return Features([path.name], array, made_with=provenance.of_files(path, [path])), None
     known = f"a query is a sentence, or a file of type .npy {' '.join(INPUT_SUFFIXES)}"
     if os.path.isdir(query):
         raise InputError(f"{query}: a folder; {known}")
@@ -81,8 +74,8 @@ def read_query(query: str) -> Query:
         print(files.printable(f"{query}: {entry.warnings[row]}"), file=sys.stderr)
     matrix = entry.vectors[row : row + 1]
     if not is_file:
-        return Query(matrix, f"“{query}”", {"the query": cache.made_with()})
-    return Query(matrix, entry.titles[row] or Path(query).name, {query: cache.made_with()}, Path(query))
+        return Features([f"“{query}”"], matrix, made_with={"the query": cache.made_with()}), None
+    return Features([entry.titles[row] or Path(query).name], matrix, made_with={query: cache.made_with()}), Path(query)
 
 
 def read_folder(folder: Path) -> Features:
@@ -134,7 +127,7 @@ def source_of(folder: Path, name: str) -> Path:
     return (folder.parent if folder.is_file() else folder) / name
 
 
-def require_alike(first: Path | str, a: Query | Features, second: Path | str, b: Features) -> None:
+def require_alike(first: Path | str, a: Features, second: Path | str, b: Features) -> None:
     """Raise InputError if features are known to be of different models or made in different ways."""
     if a.matrix.shape[1] != b.matrix.shape[1]:
         widths = f"{first} has width {a.matrix.shape[1]}, {second} {b.matrix.shape[1]}"
@@ -171,7 +164,7 @@ def pair_up(first_dir: Path, first: Features, second_dir: Path, second: Features
 
 
 def search(args: argparse.Namespace) -> int:
-    query, references = read_query(args.query), read_folder(args.ref)
+    (query, source), references = read_query(args.query), read_folder(args.ref)
     require_alike(args.query, query, args.ref, references)
     scores, rows = retrieval.top_k(query.matrix, references.matrix, args.top_k)
     hits = []
@@ -188,7 +181,7 @@ def search(args: argparse.Namespace) -> int:
 
         sources = [source_of(args.ref, hit["name"]) if references.titles else None for hit in hits]
         searched = f"{len(references.names):,} pieces in {args.ref}"
-        page.write(args.html, query.heading, query.source, hits, sources, searched)
+        page.write(args.html, query.names[0], source, hits, sources, searched)
     return finish(args, {"query": args.query, "hits": hits}, {str(args.ref): references})
 
 
