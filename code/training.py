@@ -98,9 +98,8 @@ class Training:
         self.parallel = self.module = wrap(model)
         if processes.world_size > 1:
             ids = [processes.local_rank] if self.device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(
-                self.module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
-            )
+            self.parallel = DistributedDataParallel(self.module, device_ids=ids, gradient_as_bucket_view=True)
+            self.parallel.broadcast_buffers = False  # all are constants; as an argument, deprecated by PyTorch 2.13
         if settings.deterministic:
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
