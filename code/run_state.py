@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import torch
 from torch import nn
 
 import config
@@ -46,11 +45,6 @@ class Settings:
     def latest_path(self) -> Path:
         """The complete state of the run, beside its weights."""
         return self.weights_path.with_name("latest_" + self.weights_path.name)
-
-    def pace(self) -> dict:
-        """The settings that must be the same on all processes for them to take the same steps and save together."""
-        steps = {"epochs": self.num_epoch, "learning rate": self.learning_rate}
-        return steps | {"SAVE_EVERY_STEPS": config.SAVE_EVERY_STEPS}
 
     @property
     def checkpoint(self) -> Path | None:
@@ -118,13 +112,6 @@ def _load_state(settings: Settings, model: nn.Module) -> tuple[dict, Progress, s
     if settings.deterministic:
         progress.seed = 0
     return state, progress, f"{path}, epoch {progress.epoch}, step {progress.step}"
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Restores the moments of the optimizer. Its options, such as the learning rate, stay those of this run."""
-    own = optimizer.state_dict()["param_groups"]
-    groups = [mine | {"params": theirs["params"]} for mine, theirs in zip(own, saved["param_groups"], strict=True)]
-    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
 
 
 def differences(before: dict, now: dict) -> str:

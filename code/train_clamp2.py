@@ -46,11 +46,12 @@ import config
 import processes
 import training
 from files import InputError
-from loading import Loader, PieceDataset, digest, hold_out, require_set
+from loading import Loader, PieceDataset, digest, hold_out, make_loader, require_set
 from packing import Packed, Tensors, compile_layers
 from patches import M3Patchilizer, random_segment, read_music, remove_instrument_info, remove_unit_length
 from processes import autocast
 from records import Jsonl, choose_text, fixed_text
+from run_state import Settings
 from texts import join_lines, load_tokenizer, tokenize
 from utils import CLaMP2Model, ClipLoss, empty_clamp2, encoder_config
 
@@ -206,7 +207,7 @@ def open_jsonl(name: str, value: str) -> Jsonl:
 
 
 def main(job: processes.Processes) -> int:
-    settings = training.Settings.read("clamp2", "LOGIT_SCALE", "MAX_TEXT_LENGTH")
+    settings = Settings.read("clamp2", "LOGIT_SCALE", "MAX_TEXT_LENGTH")
     if settings.batch_size * job.world_size < LEAST_PAIRS:
         raise InputError(f"CLAMP2_BATCH_SIZE = 1 leaves a pair no other to compare; raise it in {config.source()}")
     train_records = eval_records = open_jsonl("TRAIN_JSONL", config.TRAIN_JSONL)
@@ -222,26 +223,24 @@ def main(job: processes.Processes) -> int:
         train_lines, eval_lines = hold_out(train_lines, LEAST_PAIRS, "EVAL_JSONL")
     tokenizer = load_tokenizer()
 
-    def make_model(from_checkpoint: bool) -> CLaMP2Model:
-        if from_checkpoint:
-            return empty_clamp2()
-        return CLaMP2Model(
+    torch.manual_seed(0)  # every rank starts from the same weights
+    if settings.checkpoint:
+        model = empty_clamp2()
+    else:
+        model = CLaMP2Model(
             encoder_config(),
             text_model_name=config.TEXT_MODEL_NAME,
             hidden_size=config.CLAMP2_HIDDEN_SIZE,
             load_m3=config.CLAMP2_LOAD_M3,
         )
-
-    def make_dataset(train: bool, seed: int) -> CLaMP2Dataset:
-        records, lines = (train_records, train_lines) if train else (eval_records, eval_lines)
-        return CLaMP2Dataset(records, lines, tokenizer, train, seed)
-
-    def wrap(model: CLaMP2Model) -> PairFeatures:
-        if job.device.type == "cuda" and processes.precision(job.device, config.PRECISION) == torch.bfloat16:
-            compile_layers(model)  # attention with dropout is one kernel there
-        return PairFeatures(model)
-
-    return training.train(job, settings, make_model, wrap, make_dataset, PairBatch, step, evaluate)
+    run = training.Training(settings, job, model, PairFeatures)
+    if job.device.type == "cuda" and run.dtype == torch.bfloat16:
+        compile_layers(model)  # attention with dropout is one kernel there
+    train_set = CLaMP2Dataset(train_records, train_lines, tokenizer, True, run.progress.seed)
+    eval_set = CLaMP2Dataset(eval_records, eval_lines, tokenizer, False, 0)
+    train_loader = make_loader(train_set, settings.batch_size, job, PairBatch)
+    eval_loader = make_loader(eval_set, settings.batch_size, job, PairBatch)
+    return run.run(train_loader, eval_loader, step, evaluate)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ def main(kind: str, out: str) -> int:
 
     report = training._Report
 
-    def recorded_report(numbers, step, step_of_run, names_of_pieces, *others):
+    def recorded_report(numbers, step, names_of_pieces, *others):
         names.append([Path(name).name for name in names_of_pieces])
-        return report(numbers, step, step_of_run, names_of_pieces, *others)
+        return report(numbers, step, names_of_pieces, *others)
 
     training._Report = recorded_report
     trainer.step, trainer.evaluate = recorded_step, recorded_evaluation
