@@ -58,7 +58,7 @@ class RunLog:
             self._plot, self.close = lambda values, step: run.log(values, step=step), run.finish
 
     def step(self, step: int, pieces: int, seconds: float, values: dict) -> None:
-        """Plots a step, counted over all epochs, its `pieces` on all ranks a second, and the memory."""
+        """Plots the values of a step, counted over all epochs, with the speed (pieces of all ranks) and the memory."""
         if not self._plot:
             return
         if torch.cuda.is_available():
@@ -86,20 +86,19 @@ class RunLog:
 
     def write(self, text: str) -> None:
         """Appends to the log file, whole or not at all; a file name that is not UTF-8 is escaped. Raises InputError."""
-        if self.processes.rank == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            data = text.encode("utf-8", "backslashreplace")
-            with open(self.path, "ab", buffering=0) as file:
-                end, reason = file.tell(), "no space is left for all of it"
-                try:
-                    written = file.write(data)
-                except OSError as error:
-                    written, reason = 0, str(error.strerror)
-                if written < len(data):
-                    file.truncate(end)
-                    raise InputError(
-                        f"{self.path}: cannot be written ({reason}); is the disk full? What was there is kept"
-                    )
+        if self.processes.rank != 0:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        data = text.encode("utf-8", "backslashreplace")
+        with open(self.path, "ab", buffering=0) as file:
+            end, reason = file.tell(), "no space is left for all of it"
+            try:
+                if file.write(data) == len(data):
+                    return
+            except OSError as error:
+                reason = str(error.strerror)
+            file.truncate(end)
+        raise InputError(f"{self.path}: cannot be written ({reason}); is the disk full? What was there is kept")
 
 
 def choose_logger(settings: Settings) -> str:

@@ -1,4 +1,4 @@
-r"""Trains M3 on interleaved ABC and MTF: corrupted patches are encoded, and the decoder restores their characters.
+r"""Trains M3 on interleaved ABC and MTF: the encoder reads corrupted patches, the decoder restores their characters.
 
 Set TRAIN_FOLDERS in config.py first (process_data/ makes the files). Then, from any folder:
 
@@ -49,7 +49,7 @@ from utils import M3Batch, M3Model, M3Output, decoder_config, empty, encoder_con
 
 
 class M3Dataset(PieceDataset):
-    """Files of music -> corrupted patches, which of them were selected, and the original patches."""
+    """Corrupted patches, which of them were selected, and the original patches, from files of music."""
 
     batch_constant = "M3_BATCH_SIZE"
 
@@ -102,7 +102,7 @@ def step(run: training.Training, batch: M3Batch) -> training.Step:
 
 
 def evaluate(run: training.Training, loader: Loader) -> float:
-    """Mean cross-entropy over the selected characters of all pieces."""
+    """Returns the mean cross-entropy over the selected characters of all pieces."""
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
     for batch in run.evaluation_batches(loader):
         with autocast(run.device, run.dtype):

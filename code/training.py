@@ -44,17 +44,6 @@ class Step:
     weight: Tensor
 
 
-@dataclass
-class _Report:
-    """A step, whose numbers are read one step later, when they have arrived, so that the GPU never waits."""
-
-    numbers: OnItsWay  # over all ranks: loss, its weight, how many received a signal to stop; and the gradient's norm
-    step: int  # of the epoch
-    names: list[str]  # of this rank's pieces
-    seconds: float  # since the step before
-    learning_rate: float
-
-
 class Training:
     """A run of one of the two trainings.
 
@@ -263,7 +252,7 @@ class Training:
             unit="step",
             disable=self.processes.rank != 0,
         )
-        unread: list[_Report] = []
+        unread: list[tuple] = []  # steps whose numbers are read one step later, when they are there: no GPU waits
         clock = time.monotonic()
         with bar:
             for batch in self.train_loader:
@@ -276,11 +265,11 @@ class Training:
                 if self.device.type == "cpu" and progress.step % RELEASE_EVERY == 0:
                     release_freed_memory()
                 before, clock = clock, time.monotonic()
-                unread.append(_Report(numbers, progress.step, batch["names"], clock - before, rate))
+                unread.append((numbers, progress.step, batch["names"], clock - before, rate))
                 is_time = config.SAVE_EVERY_STEPS and progress.step % config.SAVE_EVERY_STEPS == 0
                 saves = is_time and progress.step < self.steps
                 while len(unread) > (0 if saves else 1):
-                    is_stopped |= self._account(unread.pop(0))
+                    is_stopped |= self._account(*unread.pop(0))
                 if is_stopped:
                     break
                 if saves:
@@ -289,12 +278,12 @@ class Training:
                 if progress.weight:
                     bar.set_postfix(loss=f"{progress.total / progress.weight:.4f}", refresh=False)
             for report in unread:
-                is_stopped |= self._account(report)
+                is_stopped |= self._account(*report)
         return not is_stopped
 
     def _update(self, loss: Step) -> OnItsWay:
-        """Updates the weights. Returns the numbers of a `_Report`, with the norm of the gradient, before clipping, if
-        it is clipped or logged."""
+        """Updates the weights. Returns, over all ranks, the loss, its weight and how many received a signal to stop;
+        and, if it is clipped or logged, the norm of the gradient before clipping."""
         norms = []
         if config.MAX_GRAD_NORM or self.log.logger != "none":
             self.scaler.unscale_(self.optimizer)
@@ -310,20 +299,25 @@ class Training:
         sums = torch.stack([number.detach().double() for number in (loss.total, loss.weight, stop)])
         return OnItsWay(torch.cat([self.processes.sum(sums), *norms]))
 
-    def _account(self, report: _Report) -> bool:
-        """Adds a step to the epoch's loss. Returns whether a process received a signal to stop."""
+    def _account(self, numbers: OnItsWay, step: int, names: list[str], seconds: float, rate: float) -> bool:
+        """Adds a step to the epoch's loss, and plots it. Returns whether a process received a signal to stop.
+
+        Args:
+            numbers: of `_update`.
+            names: of this rank's pieces.
+            seconds: since the step before.
+            rate: the learning rate.
+        """
         progress = self.progress
-        total, weight, stop, *norm = report.numbers.read().tolist()
+        total, weight, stop, *norm = numbers.read().tolist()
         if not math.isfinite(total):
-            pieces = ", ".join(name for names in self.processes.gather(report.names) for name in names)
+            of_all = ", ".join(name for rank in self.processes.gather(names) for name in rank)
             raise InputError(
-                f"the loss is not finite ({total}) in epoch {progress.epoch}, step {report.step}; its pieces: {pieces}"
+                f"the loss is not finite ({total}) in epoch {progress.epoch}, step {step}; its pieces: {of_all}"
             )
-        values = {"loss": total / weight, "learning_rate": report.learning_rate}
-        if norm:
-            values["gradient_norm"] = norm[0]
-        pieces_of_all = self.settings.batch_size * self.processes.world_size
-        self.log.step((progress.epoch - 1) * self.steps + report.step, pieces_of_all, report.seconds, values)
+        values = {"loss": total / weight, "learning_rate": rate} | ({"gradient_norm": norm[0]} if norm else {})
+        pieces = self.settings.batch_size * self.processes.world_size
+        self.log.step((progress.epoch - 1) * self.steps + step, pieces, seconds, values)
         progress.total += total
         progress.weight += weight
         return stop > 0
