@@ -15,6 +15,7 @@ from unidecode import unidecode_expect_nonascii
 
 import config
 from files import InputError, read_utf8
+from notation import is_interleaved, is_mtf
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 PAD, BOS, EOS, MASK = range(4)  # the special ids; every other id is an ASCII code
 VOCABULARY = 128
 
-MTF_START = "ticks_per_beat "  # the first line of a text in MIDI Text Format begins so
 _LINE = re.compile(r".*\n|.+")  # only at a newline, where str.splitlines cuts at form feeds and separators too
 _BARLINE = re.compile(r"(\|:|::|:\||\[\||\|\||\|\]|\|)")  # the longest first
 _LONG_BARLINE = re.compile(r"(\|[:|\]]|:[:|]|\[\|)")  # of two characters
@@ -67,12 +67,6 @@ def checked_music(text: str, suffix: str) -> str:
             "not interleaved ABC; `python process_data/batch_interleaved_abc.py IN OUT` converts standard ABC"
         )
     return text
-
-
-def is_interleaved(text: str) -> bool:
-    """Whether ABC is interleaved: its body lines begin with a voice, `[V:1]`, and there is no X: line."""
-    lines = "\n" + text
-    return "\n[V:" in lines and "\nX:" not in lines
 
 
 def remove_unit_length(text: str) -> str:
@@ -186,11 +180,6 @@ class M3Patchilizer:
     def patch2bar(self, patch: Sequence[int]) -> str:
         """The ids of a patch -> its text."""
         return "".join(map(chr, patch)).translate(_SPECIAL_IDS)
-
-
-def is_mtf(text: str) -> bool:
-    """Whether a text is MTF, by its first line."""
-    return text.startswith(MTF_START)
 
 
 def _transliterate(text: str) -> str:
