@@ -1,6 +1,6 @@
-"""The first bars of a piece as an SVG picture: ABC and MusicXML engraved by verovio, MIDI and MTF as a piano roll.
+"""Draws the first bars of a piece as SVG: ABC and MusicXML engraved by verovio, MIDI and MTF as a piano roll.
 
-Drawn in worker processes, because verovio is a C++ library that a strange score can crash or keep busy for ever.
+This takes place in worker processes, because verovio is a C++ library that a strange score can crash or keep busy.
 """
 
 import argparse
@@ -52,36 +52,22 @@ def convert(source: Path, args: argparse.Namespace) -> batch.Converted:
 
 
 def first_bars(tune: str) -> str:
-    """Cuts an interleaved tune, which has a line for each bar, so that only its first bars are converted."""
+    """Cuts an interleaved tune, which has a line for each bar, after its first bars."""
     lines = tune.splitlines(keepends=True)
     bars = [place for place, line in enumerate(lines) if line.startswith("[V:")]
     return "".join(lines[: bars[BARS]] if len(bars) > BARS else lines)
 
 
 def engrave(score: str) -> str:
-    """Draws the first bars of a MusicXML score as one SVG picture, without its title. Raises batch.Refused."""
+    """Draws the first bars of a MusicXML score as one SVG, without its title. Raises batch.Refused."""
     import verovio
 
     verovio.enableLog(verovio.LOG_OFF)
     toolkit = verovio.toolkit()
-    toolkit.setOptions(
-        {
-            "inputFrom": "xml",
-            "header": "none",
-            "footer": "none",
-            "pageWidth": PAGE_WIDTH,
-            "pageHeight": 60000,  # the largest, for all systems; it is then adjusted
-            "adjustPageHeight": True,
-            "pageMarginTop": 20,
-            "pageMarginBottom": 20,
-            "pageMarginLeft": 40,
-            "pageMarginRight": 20,
-            "scale": 40,
-            "svgViewBox": True,
-            "svgFormatRaw": True,
-            "xmlIdSeed": 1,  # the same picture each time
-        }
-    )
+    margins = {"pageMarginTop": 20, "pageMarginBottom": 20, "pageMarginLeft": 40, "pageMarginRight": 20}
+    page = {"pageWidth": PAGE_WIDTH, "pageHeight": 60000, "adjustPageHeight": True, "scale": 40, **margins}  # one page
+    look = {"header": "none", "footer": "none", "svgViewBox": True, "svgFormatRaw": True}
+    toolkit.setOptions({"inputFrom": "xml", "xmlIdSeed": 1, **page, **look})  # seeded: the same picture each time
     toolkit.select({"measureRange": f"start-{BARS}"})
     if not toolkit.loadData(score):
         raise batch.Refused("verovio cannot read it")
@@ -94,15 +80,14 @@ def engrave(score: str) -> str:
 # --- piano rolls ------------------------------------------------------------------------------------------------------
 
 _COLOURS = ("#2f6db3", "#c25a2b", "#3b8f5a", "#8a4fa8", "#b0892a", "#b5446e")
-_DRUMS = 9  # the channel whose notes are no pitches
+_DRUMS = 9  # a channel without pitches
 _WIDTH, _ROW, _LEFT, _BOTTOM = 840, 5, 34, 18  # in units of the picture
 
 
 def piano_roll(mtf: str) -> str:
     """Draws the notes of the first bars that sound, by time and pitch, a colour for each channel.
 
-    Where ticks are no part of a beat, there are no bars: of SMPTE time 16 seconds are shown, else all of it. Below
-    stand the numbers of the bars, or else the first and the last second, or tick.
+    MTF without beats has no bars: in SMPTE time, 16 seconds are shown, else the whole piece.
     """
     ticks_per_beat, meters, notes = _notes(mtf)
     pitched = [note for note in notes if note[2] != _DRUMS] or notes
@@ -159,9 +144,9 @@ def piano_roll(mtf: str) -> str:
 def bar_lines(
     ticks_per_beat: int, meters: list[tuple[int, int, int]], earliest: int, bars: int
 ) -> tuple[int, list[Fraction]]:
-    """Returns the bar that `earliest` is in, counted from 0, and the times of `bars` + 1 bar lines from its start on.
+    """Returns the number, from 0, of the bar of `earliest`, and the times of `bars` + 1 bar lines from there on.
 
-    meters: (time, numerator, denominator), by time. Each begins a bar; before the first, it is 4/4.
+    meters: (time, numerator, denominator), by time. Each begins a bar; 4/4 before the first.
     """
     changes = [(0, 4, 4), *(meter for meter in meters if meter[1] > 0 and meter[2] > 0)]
     ends = [*(time for time, _, _ in changes[1:]), math.inf]
