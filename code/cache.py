@@ -163,7 +163,7 @@ def features_of(sources: Iterable[Source]) -> Iterator[tuple[Source, Entry]]:
     missing: list[Source] = []
     for source in sources:
         try:
-            entry = cache.get(pieces.key(*_content(source)))
+            entry = cache.get(pieces.digest(*_content(source)))
         except (InputError, OSError) as error:
             entry = Entry.of([Piece("", error=getattr(error, "strerror", None) or str(error))])
         if entry is None:
@@ -190,7 +190,7 @@ def _make(sources: list[Source], cache: FeatureCache) -> Iterator[tuple[Source, 
     def read() -> Iterator[tuple[tuple, Piece]]:
         for source, digest, found in _read(sources):
             entry = Entry.of(found)
-            usable = [row for row, piece in enumerate(found) if not piece.error]
+            usable = [row for row, piece in enumerate(found) if piece.ok]
             for row in usable:
                 yield (source, digest, entry, row, row == usable[-1]), found[row]
             if not usable:
@@ -219,7 +219,7 @@ def _read(sources: list[Source]) -> Iterator[tuple[Source, str, list[Piece]]]:
     """Yields (source, digest of its content, its pieces): music before texts, so that a batch is of one kind."""
     for sentence in sources:
         if isinstance(sentence, str):
-            yield sentence, pieces.key(*_content(sentence)), pieces.read(*_content(sentence))
+            yield sentence, pieces.digest(*_content(sentence)), pieces.read(*_content(sentence))
     paths = [source for source in sources if isinstance(source, Path)]
     if paths:
         yield from pieces.read_files(sorted(paths, key=lambda path: pieces.kind(path) == ".txt"))

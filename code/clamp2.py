@@ -88,7 +88,7 @@ def embed_music(model: CLaMP2Model, music: Sequence[str | Path]) -> np.ndarray:
     chosen = []
     for path, number in sources:
         piece = found[path][pieces.row(path, number, len(found[path]))]
-        if not piece:
+        if not piece.ok:
             raise InputError(f"{path}: {piece.error}")
         chosen.append(piece)
     warned = [f"{path}: {piece.warning}" for (path, _), piece in zip(sources, chosen, strict=True) if piece.warning]
@@ -118,7 +118,7 @@ def _parse(text: str | Path, number: int) -> Piece:
     """Reads a text of one piece. Raises InputError."""
     kind = ".mtf" if str(text).startswith("ticks_per_beat") else ".abc"
     found = pieces.read(str(text).encode("utf-8", "surrogateescape"), kind)
-    if len(found) > 1 or not found[0]:
+    if len(found) > 1 or not found[0].ok:
         raise InputError(
             f"music text {number}: " + (found[0].error or f"holds {len(found)} tunes; pass them one by one")
         )

@@ -20,7 +20,8 @@ def extractor(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
     parser.add_argument("--remove_orphans", action="store_true", help="remove features whose file is gone")
     parser.add_argument("--download", action="store_true", help="download the published weights if none are there")
     if ".txt" in suffixes:
-        about = "one vector a file, in the space of text and music, for search; default: one for each patch or token"
+        about = "one vector per file, in the space of text and music, for search; compare by cosine, its norm is not 1;"
+        about += " without it, one per patch or token: for classification"
         parser.add_argument("--normalize", action="store_true", help=about)
     return parser
 
@@ -28,7 +29,7 @@ def extractor(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
 def converter(doc: str, convert: Run | None = None) -> argparse.ArgumentParser:
     parser = trainer(doc)
     parser.add_argument("source", metavar="WEIGHTS.pth|FOLDER", type=Path, help="a checkpoint, or a folder made of one")
-    parser.add_argument("target", metavar="FOLDER|WEIGHTS.pth", type=Path, help="the output; must not exist")
+    parser.add_argument("target", metavar="FOLDER|WEIGHTS.pth", type=Path, help="a new folder or checkpoint file")
     parser.set_defaults(run=convert)
     return parser
 
@@ -43,14 +44,14 @@ def probe(doc: str, train: Run | None = None, predict: Run | None = None) -> arg
         if name == "predict":
             sub.add_argument("model", metavar="MODEL", type=Path, help="a file that `train --model` wrote")
         sub.add_argument("features", metavar="FEATURES", type=Path, nargs="+", help="folders of .npy feature files")
-        sub.add_argument("--labels", metavar="CSV", type=Path, help="file,label; default: labels from file names")
+        sub.add_argument("--labels", metavar="CSV", type=Path, help="file,label; default: names up to the first _")
         sub.add_argument("--json", metavar="FILE", type=Path, help="write scores, predictions and files left out")
         sub.add_argument("--confusion", metavar="FILE", type=picture, help="draw the confusion matrix (.png, .svg)")
         sub.add_argument("--batch_size", type=at_least(1), default=32, metavar="N", help="files a step (default: 32)")
         return sub
 
     sub = command("train", train, "train and test a probe")
-    sub.add_argument("--model", metavar="FILE", type=Path, help="save the model, with its labels")
+    sub.add_argument("--model", metavar="FILE", type=Path, help="save the model and its labels there")
     sub.add_argument("--folds", type=at_least(2), default=0, metavar="K", help="test by K-fold cross-validation")
     sub.add_argument("--balanced", action="store_true", help="weight the loss so that every class counts the same")
     sub.add_argument("--hidden_size", type=at_least(1), metavar="N", help="default: the width of the features")

@@ -119,8 +119,6 @@ def fit(
     for_validation = DataLoader(FeatureDataset(validation, classes), args.batch_size, collate_fn=collate)
 
     history: list[dict] = []
-    best: dict = {"eval_loss": float("inf"), "epoch": 0}
-    best_state = copy.deepcopy(model.state_dict())
     with tqdm(range(1, args.epochs + 1), desc="training", unit="epoch", delay=2, disable=None) as epochs:
         for epoch in epochs:
             model.train()
@@ -137,12 +135,17 @@ def fit(
                 raise InputError(f"the loss is not finite in epoch {epoch}: lower --learning_rate; are features huge?")
             history.append({"epoch": epoch} | losses)
             epochs.set_postfix({name: f"{loss:.4f}" for name, loss in losses.items()})
-            if eval_loss < best["eval_loss"]:
-                best, best_state = history[-1], copy.deepcopy(model.state_dict())
-            elif epoch - best["epoch"] >= args.patience:
+            best = best_epoch(history)
+            if epoch == best:
+                best_state = copy.deepcopy(model.state_dict())
+            elif epoch - best >= args.patience:
                 break
     model.load_state_dict(best_state)
     return model, history
+
+
+def best_epoch(history: list[dict]) -> int:
+    return min(history, key=lambda losses: losses["eval_loss"])["epoch"]
 
 
 def pick_device() -> torch.device:
@@ -156,18 +159,19 @@ def evaluate(
     batches = DataLoader(FeatureDataset(examples, classes), batch_size, collate_fn=collate)
     logits, targets = predict_logits(model, batches)
     best, count = logits.argmax(dim=-1), len(classes)
-    records = []
+    records: list[dict] = []
     for example, row, label in zip(examples, logits.softmax(dim=-1).tolist(), best.tolist(), strict=True):
-        record: dict = {"file": str(example.path), "predicted": classes[label], "label": example.label}
-        records.append(record | {"probabilities": {c: round(p, 6) for c, p in zip(classes, row, strict=True)}})
+        shares = {name: round(share, 6) for name, share in zip(classes, row, strict=True)}
+        predicted = {"predicted": classes[label], "label": example.label, "probabilities": shares}
+        records.append({"file": str(example.path)} | predicted)
     cells = (targets * count + best)[targets >= 0].cpu()
     return records, torch.bincount(cells, minlength=count**2).view(count, count).numpy()
 
 
 def train(args: argparse.Namespace) -> int:
     made_with = provenance.agreed(features.made_with(args.features))
-    examples, left_out = labels.gather(args.features, True, args.labels)
-    examples, dropped = labels.drop_small_classes(examples, max(3, args.folds))
+    found, left_out = labels.gather(args.features, True, args.labels)
+    examples, dropped = labels.drop_small_classes(found, max(3, args.folds))
     left_out += dropped
     sizes = Counter(str(example.label) for example in examples)
     classes = sorted(sizes)
@@ -176,17 +180,16 @@ def train(args: argparse.Namespace) -> int:
 
     rng = np.random.default_rng(args.seed)
     splits = labels.folds(examples, args.folds, rng) if args.folds else [labels.hold_out(examples, TEST_SHARE, rng)]
-    tested, predictions, confusion = [], [], np.zeros((len(classes), len(classes)), np.int64)
+    tested: list[dict] = []
+    predictions, confusion = [], np.zeros((len(classes), len(classes)), np.int64)
     for others, for_test in splits:
         for_fit, validation = labels.hold_out(others, VALIDATION_SHARE, rng)
         model, history = fit(for_fit, validation, classes, args)
         records, matrix = evaluate(model, for_test, classes, args.batch_size)
-        best = min(history, key=lambda losses: losses["eval_loss"])["epoch"]
+        best = best_epoch(history)
         tested.append(labels.scores(matrix) | {"best_epoch": best, "history": history})
-        print(
-            f"{len(for_fit)} to train on, {len(validation)} to stop by, {len(for_test)} to test; "
-            f"best epoch {best} of {len(history)}; {show(tested[-1])}"
-        )
+        parts = f"{len(for_fit)} to train on, {len(validation)} to stop by, {len(for_test)} to test"
+        print(f"{parts}; best epoch {best} of {len(history)}; {show(tested[-1])}")
         predictions += records
         confusion += matrix
     result = {"classes": classes, "test": labels.scores(confusion), "splits": tested}
@@ -227,7 +230,7 @@ def predict(args: argparse.Namespace) -> int:
     return finish(args, result, records, confusion, left_out)
 
 
-def show(scores: dict[str, float]) -> str:
+def show(scores: dict) -> str:
     return "accuracy {accuracy:.4f}, macro-F1 {macro_f1:.4f} (largest class: {majority:.4f})".format(**scores)
 
 

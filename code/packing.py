@@ -92,7 +92,7 @@ class Packing(Tensors):
         self.counts = mask.sum(1)
         self.longest = int(self.counts.max(initial=0))
         self.sequences, self.columns = (torch.from_numpy(index.astype(np.int32)) for index in mask.nonzero())
-        self._positions = None if positions is None else torch.from_numpy(positions)
+        self.positions = self.columns if positions is None else torch.from_numpy(positions)
         self.lengths = torch.from_numpy(self.counts)
         self.offsets = torch.from_numpy(np.concatenate([[0], self.counts.cumsum()]).astype(np.int32))
         self._buckets: Buckets | None = None
@@ -101,10 +101,6 @@ class Packing(Tensors):
     def of_lengths(cls, lengths: Sequence[int]) -> Self:
         """Lays out sequences without holes."""
         return cls(np.arange(max(lengths, default=0)) < np.array(lengths, int)[:, None])
-
-    @property
-    def positions(self) -> Tensor:
-        return self.columns if self._positions is None else self._positions
 
     def pack(self, padded: Tensor) -> Tensor:
         """Packs [B, T, ...] as [N, ...]."""

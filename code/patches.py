@@ -15,6 +15,7 @@ from unidecode import unidecode_expect_nonascii
 
 import config
 from files import InputError, read_utf8
+from notation import is_interleaved, is_mtf
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,12 +63,6 @@ def checked_music(text: str, suffix: str) -> str:
             "not interleaved ABC; `python process_data/batch_interleaved_abc.py IN OUT` converts standard ABC"
         )
     return text
-
-
-def is_interleaved(text: str) -> bool:
-    """Whether ABC is interleaved: its body lines begin with a voice, `[V:1]`, and there is no X: line."""
-    lines = "\n" + text
-    return "\n[V:" in lines and "\nX:" not in lines
 
 
 def remove_unit_length(text: str) -> str:
@@ -163,10 +158,6 @@ class M3Patchilizer:
     def patch2bar(self, patch: Sequence[int]) -> str:
         """Converts the ids of a patch to text."""
         return "".join(map(chr, patch)).translate(_SPECIAL_IDS)
-
-
-def is_mtf(text: str) -> bool:
-    return text.startswith("ticks_per_beat ")
 
 
 def _transliterate(text: str) -> str:

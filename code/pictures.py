@@ -3,14 +3,15 @@
 This takes place in worker processes, because verovio is a C++ library that a strange score can crash or keep busy.
 """
 
-import argparse
 import math
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
+import files
 import pieces
-from pieces import batch
+from conversions import midi_to_mtf, musicxml, workers, xml_abc
+from files import InputError
 
 BARS = 8
 TIMEOUT = 30  # seconds for one picture
@@ -19,33 +20,25 @@ PAGE_WIDTH = 2100  # of an engraving, in tenths of a millimetre; the page that s
 
 def draw_all(sources: list[Path]) -> Iterator[tuple[Path, str, str]]:
     """Yields (source, SVG, why there is none) of music files, `#N` of a tune included, in any order."""
-    for path, content, error in pieces.in_workers(convert, sources, TIMEOUT):
-        yield path, content.decode(), error
+    for source, svg in workers.run(draw, sources, TIMEOUT):
+        yield source, *(("", svg.reason) if isinstance(svg, workers.Failed) else (svg, ""))
 
 
-def convert(source: Path, args: argparse.Namespace) -> batch.Converted:
-    """Draws one piece, in a worker process."""
+def draw(source: Path) -> str:
+    """The SVG of one piece. Raises InputError, and whatever a converter may raise."""
     path, number = pieces.locate(source)
+    files.require_piece(path)
     data, kind = path.read_bytes(), pieces.kind(path)
     if kind == ".xml":
-        import musicxml
-
-        svg = engrave(musicxml.read(data)[0])
-    elif kind == ".abc":
-        import batch_abc2xml
-
-        tune = pieces.tunes(data, kind)[(number or 1) - 1]
-        if not tune:
-            raise batch.Refused(tune.error)
-        svg = engrave(batch_abc2xml.abc_to_musicxml(first_bars(tune.text)).decode())
-    elif kind == ".mid":
-        svg = piano_roll(pieces.mtf_of(data, "carry_delta")[0])  # at the true times, which features are not of
-    else:
-        [piece] = pieces.read(data, kind)
-        if not piece:
-            raise batch.Refused(piece.error)
-        svg = piano_roll(piece.text)
-    return batch.Converted([svg.encode()])
+        return engrave(musicxml.read(data)[0])
+    if kind == ".mid":
+        return piano_roll(midi_to_mtf(data, "carry_delta")[0])  # at the true times, which features are not of
+    piece = (pieces.tunes if kind == ".abc" else pieces.read)(data, kind)[(number or 1) - 1]
+    if not piece.ok:
+        raise InputError(piece.error)
+    if kind == ".abc":
+        return engrave(xml_abc.abc_to_musicxml(first_bars(piece.text)).decode())
+    return piano_roll(piece.text)
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -59,7 +52,7 @@ def first_bars(tune: str) -> str:
 
 
 def engrave(score: str) -> str:
-    """Draws the first bars of a MusicXML score as one SVG, without its title. Raises batch.Refused."""
+    """Draws the first bars of a MusicXML score as one SVG picture, without its title. Raises InputError."""
     import verovio
 
     verovio.enableLog(verovio.LOG_OFF)
@@ -70,10 +63,10 @@ def engrave(score: str) -> str:
     toolkit.setOptions({"inputFrom": "xml", "xmlIdSeed": 1, **page, **look})  # seeded: the same picture each time
     toolkit.select({"measureRange": f"start-{BARS}"})
     if not toolkit.loadData(score):
-        raise batch.Refused("verovio cannot read it")
+        raise InputError("verovio cannot read it")
     svg = toolkit.renderToSVG(1)
     if 'class="measure' not in svg:
-        raise batch.Refused("verovio drew no bar of it")
+        raise InputError("verovio drew no bar of it")
     return svg
 
 
@@ -92,7 +85,7 @@ def piano_roll(mtf: str) -> str:
     ticks_per_beat, meters, notes = _notes(mtf)
     pitched = [note for note in notes if note[2] != _DRUMS] or notes
     if not pitched:
-        raise batch.Refused("there is no note in it")
+        raise InputError("there is no note in it")
     earliest = min(note[0] for note in pitched)
     if ticks_per_beat > 0:
         first, lines = bar_lines(ticks_per_beat, meters, earliest, BARS)
@@ -186,6 +179,6 @@ def _notes(mtf: str) -> tuple[int, list[tuple[int, int, int]], list[tuple[int, i
                 elif sounding.get((channel, pitch)):
                     notes.append((sounding[channel, pitch].pop(0), time, channel, pitch))
         except (ValueError, IndexError):
-            raise batch.Refused(f"not MTF: {line[:60]!r}") from None
+            raise InputError(f"not MTF: {line[:60]!r}") from None
     notes += [(start, time, *where) for where, starts in sounding.items() for start in starts]
     return ticks_per_beat, meters, sorted(notes)

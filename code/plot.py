@@ -275,7 +275,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         sub.add_argument(source, metavar=source.upper(), type=Path)
         sub.add_argument("out", metavar="OUT", type=command_line.picture, help="the picture: .png or .svg")
         if source == "features":
-            sub.add_argument("--labels", metavar="CSV", type=Path, help="file,label; default: labels from file names")
+            sub.add_argument("--labels", metavar="CSV", type=Path, help="file,label; default: names up to the first _")
         return sub
 
     command("loss", loss, "log", "draw training and evaluation loss by epoch, from the log of a training")

@@ -75,29 +75,17 @@ def split_data(data: Sequence[T], eval_ratio: float = EVAL_SPLIT) -> tuple[list[
 
 def encoder_config() -> BertConfig:
     """Returns the configuration of the patch encoder with the sizes of config.py."""
-    return BertConfig(
-        vocab_size=1,
-        hidden_size=config.M3_HIDDEN_SIZE,
-        num_hidden_layers=config.PATCH_NUM_LAYERS,
-        num_attention_heads=config.M3_HIDDEN_SIZE // HEAD_SIZE,
-        intermediate_size=config.M3_HIDDEN_SIZE * 4,
-        max_position_embeddings=config.PATCH_LENGTH,
-    )
+    size, limit = config.M3_HIDDEN_SIZE, config.PATCH_LENGTH
+    sizes = {"hidden_size": size, "num_attention_heads": size // HEAD_SIZE, "intermediate_size": size * 4}
+    return BertConfig(vocab_size=1, num_hidden_layers=config.PATCH_NUM_LAYERS, max_position_embeddings=limit, **sizes)
 
 
 def decoder_config() -> GPT2Config:
     """Returns the configuration of the token decoder with the sizes of config.py."""
-    return GPT2Config(
-        vocab_size=VOCABULARY,
-        n_positions=PATCH_SIZE,
-        n_embd=config.M3_HIDDEN_SIZE,
-        n_layer=config.TOKEN_NUM_LAYERS,
-        n_head=config.M3_HIDDEN_SIZE // HEAD_SIZE,
-        n_inner=config.M3_HIDDEN_SIZE * 4,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-    )
+    size = config.M3_HIDDEN_SIZE
+    sizes = {"n_embd": size, "n_head": size // HEAD_SIZE, "n_inner": size * 4, "n_layer": config.TOKEN_NUM_LAYERS}
+    ids = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+    return GPT2Config(vocab_size=VOCABULARY, n_positions=PATCH_SIZE, **sizes, **ids)
 
 
 def empty(make: Callable[..., M], *args: object) -> M:

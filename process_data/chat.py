@@ -17,7 +17,7 @@ import time
 
 import openai
 
-import files
+from shared import files
 
 TIMEOUT = 600.0  # seconds for one attempt
 ATTEMPTS = 8  # of one request if the server fails or cannot be reached: with the pauses below, about two minutes

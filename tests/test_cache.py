@@ -296,7 +296,7 @@ def read_files(paths):
         if "crash" in words:
             yield path, "", [Piece("", error="ended by signal 11")]
             continue
-        key = pieces.key(path.read_bytes(), pieces.kind(path))
+        key = pieces.digest(path.read_bytes(), pieces.kind(path))
         bad = Piece("", "", "bad tune")
         yield path, key, [bad if word == "bad" else Piece(word, word.upper(), warning=word[1:]) for word in words]
 
@@ -382,7 +382,7 @@ def test_a_bad_piece_is_remembered_and_a_crash_is_not(setup, embedded):
     }
     assert all(entry.vectors.shape == (1, WIDTH) and not entry.vectors.any() for entry in known.values())
     remembered = cache.FeatureCache()
-    assert remembered.get(pieces.key(b"bad", ".abc")).errors == ["bad tune"]
+    assert remembered.get(pieces.digest(b"bad", ".abc")).errors == ["bad tune"]
     assert len(list(remembered.folder.iterdir())) == 1
 
 

@@ -368,12 +368,12 @@ def test_the_longest_report_of_a_failure(start, monkeypatch):
 @pytest.mark.parametrize("more", [-1, 0, 1])
 def test_the_longest_field_that_is_told_whole(more):
     size = prompts.LONGEST_FIELD + more
-    record = dict.fromkeys(prompts.merge_jsonl.METADATA) | {"lyrics": "x" * size, "tags": ["y" * (size - 4), "zzzz"]}
+    record = dict.fromkeys(prompts.records.METADATA) | {"lyrics": "x" * size, "tags": ["y" * (size - 4), "zzzz"]}
     told, cut = prompts.known(record)
     assert told["lyrics"] == "x" * min(size, 4000)
     assert told["tags"] == ["y" * (size - 4), "zzz" if more > 0 else "zzzz"]
     assert cut == [
-        f"{field}: the model was told the first 4000 of 4001 characters" for field in ("lyrics", "tags") if more > 0
+        f"{field}: the model was sent the first 4000 of 4001 characters" for field in ("lyrics", "tags") if more > 0
     ]
 
 
