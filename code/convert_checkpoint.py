@@ -45,11 +45,9 @@ def to_hub(path: Path, folder: Path) -> None:
     model = empty_clamp2() if is_clamp2 else empty(M3Model, encoder_config(), decoder_config())
     load_weights(model, weights, path)
     require_equal(weights, model.state_dict(), path)
-    facts = {name: checkpoint[name] for name in FACTS if name in checkpoint}
-    if math.isinf(facts.get("min_eval_loss", 0)):  # never evaluated; JSON has no infinity
+    facts = {name: checkpoint[name] for name in FACTS if checkpoint.get(name, False) is not False}
+    if not math.isfinite(facts.get("min_eval_loss", 0)):  # never evaluated; JSON has no infinity
         facts["min_eval_loss"] = None
-    if not checkpoint["is_clamp3"]:
-        del facts["is_clamp3"]
     temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
     temporary.mkdir(parents=True)
     try:

@@ -70,10 +70,10 @@ def assign(names: list[tuple[Path, str]], labels: dict[str, str] | None) -> list
         piece = key(name)
         entries = [piece, (root / piece).as_posix(), PurePosixPath(piece).name]
         entry = next((entry for entry in entries if entry in labels), None)
-        assigned.append(None if entry is None else labels[entry])
+        assigned.append(labels[entry] if entry else None)
         users[entry].add(piece)
     for entry, pieces in users.items():
-        if entry is not None and len(pieces) > 1:
+        if entry and len(pieces) > 1:
             some = " and ".join(sorted(pieces)[:2])
             raise InputError(f"the label of {entry!r} fits {len(pieces)} pieces, {some}: name them by their paths")
     return assigned

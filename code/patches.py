@@ -124,7 +124,9 @@ class M3Patchilizer:
             join_size: up to which size messages of MTF are joined to a patch; default: P.
         """
         size = self.patch_size
-        text = _transliterate(text).translate(_SPECIAL_IDS)
+        if not text.isascii():
+            text = _NOT_ASCII.sub(lambda run: unidecode_expect_nonascii(run[0]), text)
+        text = text.translate(_SPECIAL_IDS)
         parts = _split_mtf(text, join_size or size) if is_mtf(text) else _split_abc(text)
         if add_special_patches:
             parts = [chr(BOS) * size, *parts, chr(EOS) * size]
@@ -158,12 +160,6 @@ class M3Patchilizer:
     def patch2bar(self, patch: Sequence[int]) -> str:
         """Converts the ids of a patch to text."""
         return "".join(map(chr, patch)).translate(_SPECIAL_IDS)
-
-
-def _transliterate(text: str) -> str:
-    if text.isascii():
-        return text
-    return _NOT_ASCII.sub(lambda run: unidecode_expect_nonascii(run[0]), text)
 
 
 def _patches(parts: list[str], size: int) -> np.ndarray:

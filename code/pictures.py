@@ -25,7 +25,7 @@ def draw_all(sources: list[Path]) -> Iterator[tuple[Path, str, str]]:
 
 
 def draw(source: Path) -> str:
-    """The SVG of one piece. Raises InputError, and whatever a converter may raise."""
+    """Draws one piece as SVG. Raises InputError, and whatever a converter may raise."""
     path, number = pieces.locate(source)
     files.require_piece(path)
     data, kind = path.read_bytes(), pieces.kind(path)
@@ -39,9 +39,6 @@ def draw(source: Path) -> str:
     if kind == ".abc":
         return engrave(xml_abc.abc_to_musicxml(first_bars(piece.text)).decode())
     return piano_roll(piece.text)
-
-
-# --- scores -----------------------------------------------------------------------------------------------------------
 
 
 def first_bars(tune: str) -> str:
@@ -69,8 +66,6 @@ def engrave(score: str) -> str:
         raise InputError("verovio drew no bar of it")
     return svg
 
-
-# --- piano rolls ------------------------------------------------------------------------------------------------------
 
 _COLOURS = ("#2f6db3", "#c25a2b", "#3b8f5a", "#8a4fa8", "#b0892a", "#b5446e")
 _DRUMS = 9  # a channel without pitches
@@ -109,28 +104,27 @@ def piano_roll(mtf: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height + _BOTTOM}"'
         ' font-family="system-ui, sans-serif" font-size="10" fill="#666">'
     ]
+
+    def text(left: float, words: object, anchor: str = "start", down: int = height + 13) -> None:
+        svg.append(f'<text x="{left}" y="{down}" text-anchor="{anchor}">{words}</text>')
+
     for pitch in range(low, high + 1, 12):
         svg.append(f'<path d="M{_LEFT} {y(pitch)}H{_WIDTH - 2}" stroke="#ddd"/>')
-        svg.append(f'<text x="{_LEFT - 5}" y="{max(y(pitch), 10)}" text-anchor="end">C{pitch // 12 - 1}</text>')
-    for number, time in enumerate(lines, start=first):
-        svg.append(f'<path d="M{x(time)} 0V{height}" stroke="#bbb"/>')
-        if ticks_per_beat > 0 and time < end:
-            svg.append(f'<text x="{x(time) + 3}" y="{height + 13}">{number + 1}</text>')
+        text(_LEFT - 5, f"C{pitch // 12 - 1}", "end", max(y(pitch), 10))
+    svg += [f'<path d="M{x(time)} 0V{height}" stroke="#bbb"/>' for time in lines]
     if ticks_per_beat > 0:
-        svg.append(f'<text x="{_LEFT - 5}" y="{height + 13}" text-anchor="end">bar</text>')
+        text(_LEFT - 5, "bar", "end")
+        for number, time in enumerate(lines[:-1], start=first + 1):
+            text(x(time) + 3, number)
     else:
         for time, anchor in ((begin, "start"), (end, "end")):
-            label = f"{float(time / per_second):.4g} s" if per_second else f"tick {time}"
-            svg.append(f'<text x="{x(time)}" y="{height + 13}" text-anchor="{anchor}">{label}</text>')
+            text(x(time), f"{float(time / per_second):.4g} s" if per_second else f"tick {time}", anchor)
     channels = sorted({note[2] for note in shown})
     for start, stop, channel, pitch in shown:
-        left = x(start)
-        width = max(1.5, round(x(min(Fraction(stop), end)) - left - 0.5, 2))
+        width = max(1.5, round(x(min(Fraction(stop), end)) - x(start) - 0.5, 2))
         colour = _COLOURS[channels.index(channel) % len(_COLOURS)]
-        svg.append(
-            f'<rect x="{left}" y="{y(pitch + 1)}" width="{width}" height="{_ROW}" rx="1.5" fill="{colour}"'
-            ' fill-opacity=".85" class="note"/>'
-        )
+        place = f'x="{x(start)}" y="{y(pitch + 1)}" width="{width}" height="{_ROW}"'
+        svg.append(f'<rect {place} rx="1.5" fill="{colour}" fill-opacity=".85" class="note"/>')
     return "".join([*svg, "</svg>"])
 
 

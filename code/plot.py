@@ -18,7 +18,7 @@ import itertools
 import json
 import math
 import sys
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,9 +45,7 @@ MARKERS = "os^Dv"  # the second ten classes are squares, and so on
 OTHER_COLOR, NO_LABEL = "#c8ccd0", "(no label)"
 FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Noto Sans", "Arial Unicode MS")
 STYLE: dict = {
-    "font.size": 10,
-    "axes.labelpad": 10,
-    "grid.color": "#e6e6e6",
+    **{"font.size": 10, "axes.labelpad": 10, "grid.color": "#e6e6e6"},
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), "#666666"),
     **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), "#333333"),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
@@ -188,17 +186,14 @@ def label_groups(of_name: list[str | None]) -> list[tuple[str, list[int], dict]]
 
     Grey are the unlabelled and, if there are too many labels, the smallest.
     """
-    rows: dict[str | None, list[int]] = defaultdict(list)
-    for row, label in enumerate(of_name):
-        rows[label].append(row)
-    by_size = sorted((label for label in rows if label is not None), key=lambda label: -len(rows[label]))
+    sizes = Counter(label for label in of_name if label)
     looks = [{"color": color, "marker": marker} for marker in MARKERS for color in COLORS]
-    grey = [*by_size[len(looks) - 1 :], None] if len(by_size) > len(looks) else [None]
-    rest = [row for label in grey for row in rows[label]]
-    groups = [(NO_LABEL if len(grey) == 1 else "other labels", rest, {"color": OTHER_COLOR if by_size else COLORS[0]})]
-    for label, look in zip([label for label in by_size if label not in grey], looks, strict=False):
-        groups.append((shorten(label), rows[label], look))
-    return [(f"{name} ({len(some)})", some, look) for name, some, look in groups if some]
+    named = [label for label, _ in sizes.most_common(len(looks) - (len(sizes) > len(looks)))]
+    grey_name = NO_LABEL if len(named) == len(sizes) else "other labels"
+    groups = [(grey_name, {None, *sizes}.difference(named), {"color": OTHER_COLOR if sizes else COLORS[0]})]
+    groups += [(shorten(label), {label}, look) for label, look in zip(named, looks, strict=False)]
+    result = [(name, [row for row, label in enumerate(of_name) if label in some], look) for name, some, look in groups]
+    return [(f"{name} ({len(rows)})", rows, look) for name, rows, look in result if rows]
 
 
 def similarity(args: argparse.Namespace) -> int:
@@ -233,14 +228,11 @@ def name_rows(axis, names: list[str], of_name: list[str | None]) -> None:
         runs = [(start, end) for start, end in itertools.pairwise([0, *inner, count]) if end - start > count / 80]
         texts = [shorten(of_name[start] or NO_LABEL) for start, _ in runs]
         axis.set_ticks([(start + end - 1) / 2 for start, end in runs], texts, fontsize=8)
-        line = axis.axes.axhline if axis is axis.axes.yaxis else axis.axes.axvline
         for start in inner:
-            line(start - 0.5, color="white", lw=0.6)
+            (axis.axes.axvline if axis.axis_name == "x" else axis.axes.axhline)(start - 0.5, color="white", lw=0.6)
     else:
         axis.set_ticks([])
-    if axis is axis.axes.xaxis:
-        axis.set_tick_params(rotation=90)
-    axis.set_tick_params(length=0)
+    axis.set_tick_params(length=0, rotation=90 if axis.axis_name == "x" else 0)
 
 
 def confusion(matrix: np.ndarray, classes: list[str], out: Path) -> None:
