@@ -297,7 +297,7 @@ class CLaMP2Model(nn.Module, HubModel):
             checkpoints.load(self.music_model, path, "encoder.")
             start = printable(path)
         else:
-            start = f"random weights: CLAMP2_LOAD_M3 is True, but {printable(path)} does not exist; train M3 first"
+            start = f"new weights: CLAMP2_LOAD_M3 is True, but {printable(path)} does not exist; train M3 first"
         Processes().say(f"the music encoder starts from {start}")
 
     @property
