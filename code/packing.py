@@ -135,7 +135,8 @@ class Packed(Tensors):
         self.tokens = torch.from_numpy(tokens)
         if tokens.ndim == 2:
             real = tokens != PAD
-            sizes = np.where(real.any(1), real.shape[1] - real[:, ::-1].argmax(1), 0)  # up to the last that is real
+            sizes = real.shape[1] - real[:, ::-1].argmax(1)  # up to the last that is real
+            sizes[~real[:, -1] & (sizes == real.shape[1])] = 0  # where none is real
             small = np.int16 if tokens.shape[1] * VOCABULARY <= 2**15 else np.int32  # to be moved fast
             places = np.arange(tokens.shape[1], dtype=small)
             used = places < sizes[:, None]  # [N, P]
