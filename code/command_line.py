@@ -18,14 +18,11 @@ def extractor(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
     parser.add_argument("input_dir", type=Path, help=f"a folder of {', '.join(suffixes)} files, or one such file")
     parser.add_argument("output_dir", type=Path, help="where the features go; a second start continues there")
     parser.add_argument("--remove_orphans", action="store_true", help="remove features whose file is gone")
-    parser.add_argument("--download", action="store_true", help="fetch the published weights if none are there")
+    parser.add_argument("--download", action="store_true", help="download the published weights if none are there")
     if ".txt" in suffixes:
-        parser.add_argument(
-            "--normalize",
-            action="store_true",
-            help="one vector per file, pooled and projected into the space that text and music share: for semantic"
-            " search; compare by cosine, its norm is not 1; without it, one per patch or token: for classification",
-        )
+        about = "one vector per file, in the space of text and music, for search; compare by cosine, its norm is not 1;"
+        about += " without it, one per patch or token: for classification"
+        parser.add_argument("--normalize", action="store_true", help=about)
     return parser
 
 
@@ -38,9 +35,7 @@ def converter(doc: str, convert: Run | None = None) -> argparse.ArgumentParser:
 
 
 def probe(doc: str, train: Run | None = None, predict: Run | None = None) -> argparse.ArgumentParser:
-    summary, _, rest = doc.partition("\n\n")
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=layout)
+    parser = trainer(doc)
     commands = parser.add_subparsers(required=True, metavar="{train,predict}")
 
     def command(name: str, run: Run | None, about: str) -> argparse.ArgumentParser:
@@ -49,15 +44,9 @@ def probe(doc: str, train: Run | None = None, predict: Run | None = None) -> arg
         if name == "predict":
             sub.add_argument("model", metavar="MODEL", type=Path, help="a file that `train --model` wrote")
         sub.add_argument("features", metavar="FEATURES", type=Path, nargs="+", help="folders of .npy feature files")
-        sub.add_argument(
-            "--labels", metavar="CSV", type=Path, help="file,label; default: names up to their first underscore"
-        )
-        sub.add_argument(
-            "--json", metavar="FILE", type=Path, help="write scores, predictions and what was left out there"
-        )
-        sub.add_argument(
-            "--confusion", metavar="FILE", type=picture, help="draw the confusion matrix there (.png, .svg)"
-        )
+        sub.add_argument("--labels", metavar="CSV", type=Path, help="file,label; default: names up to the first _")
+        sub.add_argument("--json", metavar="FILE", type=Path, help="write scores, predictions and files left out")
+        sub.add_argument("--confusion", metavar="FILE", type=picture, help="draw the confusion matrix (.png, .svg)")
         sub.add_argument("--batch_size", type=at_least(1), default=32, metavar="N", help="files a step (default: 32)")
         return sub
 
@@ -68,19 +57,16 @@ def probe(doc: str, train: Run | None = None, predict: Run | None = None) -> arg
     sub.add_argument("--hidden_size", type=at_least(1), metavar="N", help="default: the width of the features")
     sub.add_argument("--learning_rate", type=positive, default=1e-3, metavar="X", help="default: 0.001")
     sub.add_argument("--epochs", type=at_least(1), default=100, metavar="N", help="at most (default: 100)")
-    sub.add_argument(
-        "--patience", type=at_least(1), default=10, metavar="N", help="stop after N without gain (default: 10)"
-    )
+    sub.add_argument("--patience", type=at_least(1), default=10, metavar="N", help="stop N epochs after the best (10)")
     sub.add_argument(
         "--seed", type=at_least(0), default=0, metavar="N", help="of the splits and the model (default: 0)"
     )
-
-    sub = command("predict", predict, "the label of each feature file")
+    sub = command("predict", predict, "predict the label of each feature file")
     sub.add_argument("--evaluate", action="store_true", help="compare with the labels of the files instead of listing")
     return parser
 
 
-def at_least(smallest: int):
+def at_least(smallest: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if not text.isdigit() or int(text) < smallest:
             raise argparse.ArgumentTypeError(f"{text}: not a number from {smallest}")
@@ -90,14 +76,13 @@ def at_least(smallest: int):
 
 
 def positive(text: str) -> float:
-    number = float(text)  # a ValueError is argparse's to report
+    number = float(text)  # argparse reports a ValueError
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text}: not a positive number")
     return number
 
 
 def picture(text: str) -> Path:
-    """Parses the path of a picture."""
     if Path(text).suffix.lower() not in (".png", ".svg"):
         raise argparse.ArgumentTypeError(f"{text}: a picture ends in .png or .svg")
     return Path(text)

@@ -79,23 +79,23 @@ from files import InputError, tell_mistake
 
 
 def resolve(path: str) -> Path:
-    """The path that a constant names: relative ones are relative to the folder of this file."""
+    """Resolves the path that a constant names, from the folder of this file."""
     return Path(__file__).resolve().parent / Path(path).expanduser()
 
 
 def source() -> str:
-    """Where a user sets a constant: this file, or the one that CLAMP2_CONFIG names."""
+    """Names the file in which the user sets constants: this one, or that of CLAMP2_CONFIG."""
     return os.environ.get("CLAMP2_CONFIG") or str(resolve("config.py"))
 
 
 def text_model() -> str:
-    """TEXT_MODEL_NAME as `from_pretrained` takes it: the path of a folder, where there is one, or a hub name."""
+    """Returns TEXT_MODEL_NAME for `from_pretrained`: the path of a folder, if there is one, or a hub name."""
     folder = resolve(TEXT_MODEL_NAME)
     return str(folder) if folder.is_dir() else TEXT_MODEL_NAME
 
 
 def _stop(problem: str) -> NoReturn:
-    """Ends the program with one line, which one of several processes prints."""
+    """Ends the program with a one-line error, from one process."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from processes import Processes  # which imports torch
 
@@ -104,7 +104,6 @@ def _stop(problem: str) -> NoReturn:
 
 
 def _override(names: dict, file: Path) -> None:
-    """Sets the constants that `file` assigns."""
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -121,7 +120,7 @@ def _override(names: dict, file: Path) -> None:
             case ast.Assign([ast.Name(name)], expression) | ast.AnnAssign(ast.Name(name), _, ast.expr() as expression):
                 pass
             case _:
-                _stop(f"{where}: only assignments such as `M3_BATCH_SIZE = 8` can stand here")
+                _stop(f"{where}: only assignments such as `M3_BATCH_SIZE = 8` are allowed")
         if not name.isupper() or name.startswith("_") or name not in names:
             close = difflib.get_close_matches(name, filter(str.isupper, names), 3)
             _stop(f"{where}: config.py has no {name}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
@@ -138,7 +137,7 @@ def _override(names: dict, file: Path) -> None:
 
 
 _PRECISIONS, _LOGGERS = ("auto", "float32", "bfloat16", "float16"), ("none", "tensorboard", "wandb")
-_RANGES: list[tuple[str, Callable[[Any], bool], str]] = [  # constants, whether a value is allowed, what is
+_RANGES: list[tuple[str, Callable[[Any], bool], str]] = [  # constants, whether a value is allowed, in words
     ("PATCH_SIZE", lambda n: n > 1, "a number from 2"),
     ("PATCH_LENGTH PATCH_NUM_LAYERS TOKEN_NUM_LAYERS CLAMP2_HIDDEN_SIZE M3_BATCH_SIZE CLAMP2_BATCH_SIZE M3_NUM_EPOCH"
      " CLAMP2_NUM_EPOCH M3_LEARNING_RATE CLAMP2_LEARNING_RATE MAX_TEXT_LENGTH LOGIT_SCALE",
@@ -162,7 +161,7 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [  # constants, whether 
 
 
 def _check(names: dict) -> None:
-    """Ends the program if a constant has a value that it cannot have."""
+    """Ends the program if a constant is out of its range."""
     for constants, is_allowed, wanted in _RANGES:
         for name in constants.split():
             if not is_allowed(names[name]):

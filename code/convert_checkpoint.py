@@ -5,9 +5,9 @@
     python code/convert_checkpoint.py clamp2-hub weights.pth                -> a checkpoint for the scripts
     hf upload me/clamp2 clamp2-hub                                          the folder as a repository of the hub
 
-The sizes and the text model are those of config.py. The folder is loaded with `M3Model.from_pretrained("m3-hub")` or
-`CLaMP2Model.from_pretrained("clamp2-hub")`, without the network. Weights, epochs and losses come back as they were; the
-state of the optimizer, which only a training needs, is not in the folder.
+The sizes and the text model are those of config.py. `M3Model.from_pretrained("m3-hub")` or
+`CLaMP2Model.from_pretrained("clamp2-hub")` loads the folder, without the network. It holds weights, epochs and losses
+exactly, but not the state of the optimizer.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 import sys
-import tempfile
+import uuid
 from pathlib import Path
 
 import command_line
@@ -38,51 +38,40 @@ FACTS = ("epoch", "best_epoch", "min_eval_loss", "is_clamp3")  # of a checkpoint
 
 
 def to_hub(path: Path, folder: Path) -> None:
-    """Converts a checkpoint into a folder of the hub's form, whole or not at all. Raises InputError."""
-    if folder.exists():
-        raise InputError(f"{folder}: is there already; name a new folder")
+    """Converts a checkpoint to a folder of the hub's form, whole or not at all. Raises InputError."""
     checkpoint = load_checkpoint(path)
     weights = checkpoint["model"]
     is_clamp2 = any(name.startswith("text_model.") for name in weights)
     model = empty_clamp2() if is_clamp2 else empty(M3Model, encoder_config(), decoder_config())
     load_weights(model, weights, path)
     require_equal(weights, model.state_dict(), path)
-    facts = {name: finite(checkpoint[name]) for name in FACTS if name in checkpoint}
-    if not checkpoint["is_clamp3"]:
-        del facts["is_clamp3"]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    facts = {name: checkpoint[name] for name in FACTS if checkpoint.get(name, False) is not False}
+    if not math.isfinite(facts.get("min_eval_loss", 0)):  # never evaluated; JSON has no infinity
+        facts["min_eval_loss"] = None
+    temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
+    temporary.mkdir(parents=True)
     try:
         settings: dict = dict(model._hub_mixin_config or {})  # type: ignore[arg-type]
-        model.save_pretrained(
-            temporary, config=settings | {"checkpoint": facts}, model_card_kwargs={"made from": path.name, **facts}
-        )
+        card = {"made from": path.name, **facts}
+        model.save_pretrained(temporary, config=settings | {"checkpoint": facts}, model_card_kwargs=card)
         if is_clamp2:
             load_tokenizer().save_pretrained(temporary)
-        mask = os.umask(0)  # mkdtemp's folder and safetensors' files are for their owner alone
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)
-        for file in temporary.iterdir():
-            file.chmod(0o666 & ~mask)
+        for file in temporary.iterdir():  # safetensors' files are for their owner alone
+            file.chmod((temporary / "config.json").stat().st_mode)
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(
-        files.printable(
-            f"{folder}: {type(model).__name__}, {len(weights)} entries, {', '.join(sorted(os.listdir(folder)))}"
-        )
-    )
+    names = ", ".join(sorted(os.listdir(folder)))
+    print(files.printable(f"{folder}: {type(model).__name__}, {len(weights)} entries, {names}"))
     if checkpoint["has_audio"]:
         print(AUDIO_LEFT_OUT)
 
 
 def from_hub(folder: Path, path: Path) -> None:
-    """Converts a folder of the hub's form into a checkpoint. Raises InputError."""
+    """Converts a folder of the hub's form to a checkpoint. Raises InputError."""
     settings = folder / "config.json"
     if not settings.is_file() or not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder}: not a folder that this script has made (config.json and model.safetensors)")
-    if path.exists():
-        raise InputError(f"{path}: is there already; name a new file")
     try:
         known = json.loads(settings.read_text(encoding="utf-8"))
         model = (CLaMP2Model if "text_config" in known else M3Model).from_pretrained(folder)
@@ -93,13 +82,8 @@ def from_hub(folder: Path, path: Path) -> None:
     print(files.printable(f"{path}: {type(model).__name__}, {len(model.state_dict())} entries"))
 
 
-def finite(value: float) -> float | None:
-    """Replaces infinity, the loss of a checkpoint that was never evaluated, by None, which JSON has."""
-    return value if math.isfinite(value) else None
-
-
 def require_equal(weights: dict[str, Tensor], loaded: dict[str, Tensor], path: Path) -> None:
-    """Raises InputError unless the model holds every entry as it is in the file."""
+    """Raises InputError unless the model holds every entry exactly as the file does."""
     for name, value in weights.items():
         if value.dtype != loaded[name].dtype or not torch.equal(value, loaded[name]):
             raise InputError(
@@ -109,6 +93,8 @@ def require_equal(weights: dict[str, Tensor], loaded: dict[str, Tensor], path: P
 
 
 def convert(args: argparse.Namespace) -> int:
+    if args.target.exists():
+        raise InputError(f"{args.target}: is there already; name a new one")
     (from_hub if args.source.is_dir() else to_hub)(args.source, args.target)
     return 0
 

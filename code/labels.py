@@ -1,4 +1,4 @@
-"""Labelled features: the label of each feature file, splits that keep the share of a class, scores of predictions."""
+"""Labelled features: the label of each feature file, stratified splits, scores of predictions."""
 
 import csv
 from collections import Counter, defaultdict
@@ -33,9 +33,9 @@ def from_name(name: str) -> str | None:
 
 
 def from_csv(path: Path) -> dict[str, str]:
-    """Read a CSV of two columns, file and label (with or without a header line), as {without_suffix(file): label}.
+    """Reads a CSV of two columns, file and label, as {without_suffix(file): label}; a header line is optional.
 
-    Rows with an empty label are skipped. Raises InputError and OSError.
+    Skips rows with an empty label. Raises InputError and OSError.
     """
     labels: dict[str, str] = {}
     try:
@@ -58,9 +58,9 @@ def from_csv(path: Path) -> dict[str, str]:
 
 
 def assign(names: list[tuple[Path, str]], labels: dict[str, str] | None) -> list[str | None]:
-    """Find the label of each (folder, name in it): by path, else by stem; in the file name if `labels` is None.
+    """Finds the label, or None, of each (folder, name in it): by path, else by stem; in the name if `labels` is None.
 
-    None where there is no label. Raises InputError if one entry of `labels` fits two pieces.
+    Raises InputError if one entry of `labels` fits two pieces.
     """
     if labels is None:
         return [from_name(name) for _, name in names]
@@ -70,49 +70,48 @@ def assign(names: list[tuple[Path, str]], labels: dict[str, str] | None) -> list
         piece = without_suffix(name)
         entries = [piece, (root / piece).as_posix(), PurePosixPath(piece).name]
         entry = next((entry for entry in entries if entry in labels), None)
-        assigned.append(None if entry is None else labels[entry])
+        assigned.append(labels[entry] if entry else None)
         users[entry].add(piece)
     for entry, pieces in users.items():
-        if entry is not None and len(pieces) > 1:
+        if entry and len(pieces) > 1:
             some = " and ".join(sorted(pieces)[:2])
             raise InputError(f"the label of {entry!r} fits {len(pieces)} pieces, {some}: name them by their paths")
     return assigned
 
 
 def gather(roots: list[Path], labelled: bool, csv_file: Path | None, width: int = 0) -> tuple[list[Example], list[str]]:
-    """List the usable feature files below `roots`, with their labels if `labelled`; and why others were left out.
+    """Lists the usable feature files below `roots`, with their labels if `labelled`; and why others were left out.
 
-    Every file is read once. Raises InputError if nothing is left, or if a width is not `width` (0: that of the first).
+    Raises InputError if nothing is left, or if a width is not `width` (0: that of the first).
     """
-    found = [(root, path) for root in roots for path in features.find(root)]
-    names = [(root, features.relative_name(path, root)) for root, path in found]
+    paths = [(root, path) for root in roots for path in features.find(root)]
+    names = [(root, features.relative_name(path, root)) for root, path in paths]
     known = from_csv(csv_file) if labelled and csv_file else None
-    of_file = assign(names, known) if labelled else [None] * len(found)
+    of_file = assign(names, known) if labelled else [None] * len(names)
     examples: list[Example] = []
     left_out: list[str] = []
     whose = f"the model has {width}"
-    for number, label in enumerate(tqdm(of_file, desc="checking", unit="file", delay=2, disable=None)):
-        path = found[number][1]
-        if labelled and label is None:
-            left_out.append(f"{path}: no label" + ("" if csv_file else " before an underscore in its name"))
-            continue
+    files = list(zip(paths, names, of_file, strict=True))
+    for (_, path), (_, name), label in tqdm(files, desc="checking", unit="file", delay=2, disable=None):
         try:
-            found_width = features.read(path).shape[-1]
+            if labelled and label is None:
+                raise InputError(f"{path}: no label" + ("" if csv_file else " before an underscore in its name"))
+            found = features.read(path).shape[-1]
         except InputError as error:
             left_out.append(str(error))
             continue
         if not width:
-            width, whose = found_width, f"{path} has {found_width}"
-        if found_width != width:
-            raise InputError(f"{path}: width {found_width}, but {whose}: these are features of two models")
-        examples.append(Example(path, without_suffix(names[number][1]), label))
+            width, whose = found, f"{path} has {found}"
+        if found != width:
+            raise InputError(f"{path}: width {found}, but {whose}: these are features of two models")
+        examples.append(Example(path, without_suffix(name), label))
     if not examples:
-        raise InputError(f"none of {len(found)} feature files can be used; the first: {left_out[0]}")
+        raise InputError(f"none of {len(files)} feature files can be used; the first: {left_out[0]}")
     return examples, left_out
 
 
 def drop_small_classes(examples: list[Example], smallest: int) -> tuple[list[Example], list[str]]:
-    """Keep the classes of at least `smallest` pieces; also returns why the other files were left out.
+    """Keeps the classes of at least `smallest` pieces; also returns why the other files were left out.
 
     Raises InputError if fewer than two classes are kept.
     """
@@ -120,16 +119,12 @@ def drop_small_classes(examples: list[Example], smallest: int) -> tuple[list[Exa
     if sum(size >= smallest for size in sizes.values()) < 2:
         there = ", ".join(f"{label} {size}" for label, size in sizes.most_common(10))
         raise InputError(f"a probe needs two classes of {smallest} pieces or more; there are: {there}")
-    small = [example for example in examples if sizes[str(example.label)] < smallest]
-    left_out = [f"{item.path}: its class, {item.label}, has fewer than {smallest} pieces" for item in small]
-    return [example for example in examples if sizes[str(example.label)] >= smallest], left_out
-
-
-# --- splits -----------------------------------------------------------------------------------------------------------
+    kept, small = _split(examples, {example.piece for example in examples if sizes[str(example.label)] < smallest})
+    return kept, [f"{item.path}: its class, {item.label}, has fewer than {smallest} pieces" for item in small]
 
 
 def hold_out(examples: list[Example], share: float, rng: np.random.Generator) -> tuple[list[Example], list[Example]]:
-    """Hold out `share` of each class, rounded: at least one piece, but never all. Returns (the others, held out).
+    """Holds out `share` of each class, rounded: at least one piece, but never all. Returns (the others, held out).
 
     Files of one piece stay together. (A stratified split by scikit-learn may hold out nothing of a small class.)
     """
@@ -141,13 +136,13 @@ def hold_out(examples: list[Example], share: float, rng: np.random.Generator) ->
 
 
 def folds(examples: list[Example], number: int, rng: np.random.Generator) -> list[tuple[list[Example], list[Example]]]:
-    """Hold out each piece in one of `number` folds, which differ by one piece of a class at most; see `hold_out`."""
+    """Holds out each piece in one of `number` folds, which differ by one piece of a class at most; see `hold_out`."""
     dealt = [piece for pieces in _shuffled_classes(examples, rng) for piece in pieces]
     return [_split(examples, set(dealt[fold::number])) for fold in range(number)]
 
 
 def _shuffled_classes(examples: list[Example], rng: np.random.Generator) -> list[list[tuple[str, str]]]:
-    """The pieces of each class, shuffled; the order of the files does not matter."""
+    """Shuffles the pieces of each class; the order of the files does not matter."""
     classes: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for piece in sorted({example.piece for example in examples}):
         classes[piece[0]].append(piece)
@@ -160,13 +155,8 @@ def _split(examples: list[Example], held_out: set[tuple[str, str]]) -> tuple[lis
 
 
 def scores(confusion: np.ndarray) -> dict[str, float]:
-    """Accuracy, macro-F1 (0 for a class that is never right) and the largest class's share, from [C, C] counts.
-
-    A row of the confusion matrix is a true class, a column a predicted one.
-    """
-    f1 = 2 * confusion.diagonal() / np.maximum(confusion.sum(axis=0) + confusion.sum(axis=1), 1)
-    return {
-        "accuracy": float(confusion.trace() / confusion.sum()),
-        "macro_f1": float(f1.mean()),
-        "majority": float(confusion.sum(axis=1).max() / confusion.sum()),
-    }
+    """Computes accuracy, macro-F1 (0: a class never right) and the largest class's share of [C true, C predicted]."""
+    true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    f1 = 2 * confusion.diagonal() / np.maximum(true + predicted, 1)
+    accuracy, majority = confusion.trace() / true.sum(), true.max() / true.sum()
+    return {"accuracy": float(accuracy), "macro_f1": float(f1.mean()), "majority": float(majority)}

@@ -1,8 +1,7 @@
-"""Linear probe: measure how well frozen features predict a label (rhythm, composer, genre, emotion).
+"""Linear probe: measures how well frozen features predict a label (rhythm, composer, genre, emotion).
 
-Each vector in time goes through a linear layer and a ReLU, their mean over time through a second linear layer; trained
-with cross-entropy. Features are `.npy` files, temporal [1, T, H] or pooled [1, H], in one or several folders. A label
-is the beginning of a file's name (`jig_17.npy` -> jig), or is in a CSV of two columns: file (path or stem), label.
+Features are `.npy` files, temporal [1, T, H] or pooled [1, H], in one or several folders. A label is the beginning of a
+file's name (`jig_17.npy` -> jig), or is in a CSV of two columns: file (path or stem), label.
 
 examples:
   python linear_probe.py train features/ --model probe.pth --confusion confusion.png
@@ -11,7 +10,7 @@ examples:
   python linear_probe.py predict probe.pth test_features/ --labels test.csv --evaluate
 
 `train` holds out 20 % of each class as the test set, and 10 % of the rest as the validation set. `--folds K` instead
-cross-validates; `--model` then keeps a model trained on all pieces. Files that share label and path, but for folder and
+cross-validates; `--model` then saves a model trained on all pieces. Files that share label and path, but for folder and
 extension, are one piece, and stay on one side of every split.
 Exit status: 0; 1 if a file was left out; 2 if nothing could be done.
 """
@@ -58,13 +57,13 @@ class LinearProbe(nn.Module):
         self.output = nn.Linear(hidden, num_classes)
 
     def forward(self, sequences: Tensor, mask: Tensor) -> Tensor:
-        """Sequences [B, T, H], mask [B, T] (1 where there is a vector, 0 where there is padding) -> logits [B, C]."""
+        """Classifies sequences [B, T, H] with masks [B, T] (0: padding): logits [B, C]."""
         hidden = torch.relu(self.hidden(sequences)) * mask.unsqueeze(-1)  # [B, T, hidden]
         return self.output(hidden.sum(dim=1) / mask.sum(dim=1, keepdim=True))
 
 
 class FeatureDataset(Dataset):
-    """Features [T, H] and class index (-1: no label) of each example; files are kept in memory up to `CACHE_BYTES`."""
+    """Features [T, H] and class index (-1: no label) of each example, kept in memory up to `CACHE_BYTES`."""
 
     def __init__(self, examples: list[Example], classes: list[str]):
         self.examples = examples
@@ -86,7 +85,7 @@ class FeatureDataset(Dataset):
 
 
 def collate(batch: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Sequences [T, H] of different lengths -> [B, T, H] padded with zeros, mask [B, T], class indices [B]."""
+    """Pads sequences [T, H] with zeros: [B, T, H], mask [B, T], class indices [B]."""
     sequences, targets = zip(*batch, strict=True)
     mask = pad_sequence([torch.ones(len(sequence)) for sequence in sequences], batch_first=True)
     return pad_sequence(list(sequences), batch_first=True), mask, torch.tensor(targets)
@@ -94,7 +93,7 @@ def collate(batch: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.inference_mode()
 def predict_logits(model: LinearProbe, batches: DataLoader) -> tuple[Tensor, Tensor]:
-    """Logits [N, C] and class indices [N] of all examples, on the model's device."""
+    """Returns logits [N, C] and class indices [N] of all examples, on the model's device."""
     model.eval()
     device = model.output.weight.device
     outputs = [(model(sequences.to(device), mask.to(device)), targets) for sequences, mask, targets in batches]
@@ -105,28 +104,21 @@ def predict_logits(model: LinearProbe, batches: DataLoader) -> tuple[Tensor, Ten
 def fit(
     train: list[Example], validation: list[Example], classes: list[str], args: argparse.Namespace
 ) -> tuple[LinearProbe, list[dict]]:
-    """Train a probe; return the model of lowest validation loss, and the losses of each epoch.
-
-    Stops when the validation loss has not fallen for `args.patience` epochs. The seed decides everything.
-    """
+    """Trains a probe; returns the model of lowest validation loss, and the losses of each epoch."""
     torch.manual_seed(args.seed)
     width = features.read(train[0].path).shape[-1]
     device = pick_device()
     model = LinearProbe(width, args.hidden_size or width, len(classes)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
     weight = None
-    if args.balanced:  # every class counts the same, however many examples it has
+    if args.balanced:
         sizes = Counter(example.label for example in train)
         weight = torch.tensor([len(train) / (len(classes) * sizes[label]) for label in classes], device=device)
-    order = torch.Generator().manual_seed(args.seed)
-    batches = DataLoader(
-        FeatureDataset(train, classes), args.batch_size, shuffle=True, generator=order, collate_fn=collate
-    )
+    order, dataset = torch.Generator().manual_seed(args.seed), FeatureDataset(train, classes)
+    batches = DataLoader(dataset, args.batch_size, shuffle=True, generator=order, collate_fn=collate)
     for_validation = DataLoader(FeatureDataset(validation, classes), args.batch_size, collate_fn=collate)
 
     history: list[dict] = []
-    best: dict = {"eval_loss": float("inf"), "epoch": 0}
-    best_state = copy.deepcopy(model.state_dict())
     with tqdm(range(1, args.epochs + 1), desc="training", unit="epoch", delay=2, disable=None) as epochs:
         for epoch in epochs:
             model.train()
@@ -143,12 +135,17 @@ def fit(
                 raise InputError(f"the loss is not finite in epoch {epoch}: lower --learning_rate; are features huge?")
             history.append({"epoch": epoch} | losses)
             epochs.set_postfix({name: f"{loss:.4f}" for name, loss in losses.items()})
-            if eval_loss < best["eval_loss"]:
-                best, best_state = history[-1], copy.deepcopy(model.state_dict())
-            elif epoch - best["epoch"] >= args.patience:
+            best = best_epoch(history)
+            if epoch == best:
+                best_state = copy.deepcopy(model.state_dict())
+            elif epoch - best >= args.patience:
                 break
     model.load_state_dict(best_state)
     return model, history
+
+
+def best_epoch(history: list[dict]) -> int:
+    return min(history, key=lambda losses: losses["eval_loss"])["epoch"]
 
 
 def pick_device() -> torch.device:
@@ -158,25 +155,23 @@ def pick_device() -> torch.device:
 def evaluate(
     model: LinearProbe, examples: list[Example], classes: list[str], batch_size: int
 ) -> tuple[list[dict], np.ndarray]:
-    """Classify examples: one record each, and the confusion matrix [C, C] (true class, predicted) of those labelled."""
+    """Classifies examples: a record of each, and the confusion matrix [C true, C predicted] of those labelled."""
     batches = DataLoader(FeatureDataset(examples, classes), batch_size, collate_fn=collate)
     logits, targets = predict_logits(model, batches)
     best, count = logits.argmax(dim=-1), len(classes)
-    records = []
+    records: list[dict] = []
     for example, row, label in zip(examples, logits.softmax(dim=-1).tolist(), best.tolist(), strict=True):
-        record: dict = {"file": str(example.path), "predicted": classes[label], "label": example.label}
-        records.append(record | {"probabilities": {c: round(p, 6) for c, p in zip(classes, row, strict=True)}})
+        shares = {name: round(share, 6) for name, share in zip(classes, row, strict=True)}
+        predicted = {"predicted": classes[label], "label": example.label, "probabilities": shares}
+        records.append({"file": str(example.path)} | predicted)
     cells = (targets * count + best)[targets >= 0].cpu()
     return records, torch.bincount(cells, minlength=count**2).view(count, count).numpy()
 
 
-# --- commands ---------------------------------------------------------------------------------------------------------
-
-
 def train(args: argparse.Namespace) -> int:
     made_with = provenance.agreed(features.made_with(args.features))
-    examples, left_out = labels.gather(args.features, True, args.labels)
-    examples, dropped = labels.drop_small_classes(examples, max(3, args.folds))
+    found, left_out = labels.gather(args.features, True, args.labels)
+    examples, dropped = labels.drop_small_classes(found, max(3, args.folds))
     left_out += dropped
     sizes = Counter(str(example.label) for example in examples)
     classes = sorted(sizes)
@@ -185,17 +180,16 @@ def train(args: argparse.Namespace) -> int:
 
     rng = np.random.default_rng(args.seed)
     splits = labels.folds(examples, args.folds, rng) if args.folds else [labels.hold_out(examples, TEST_SHARE, rng)]
-    tested, predictions, confusion = [], [], np.zeros((len(classes), len(classes)), np.int64)
+    tested: list[dict] = []
+    predictions, confusion = [], np.zeros((len(classes), len(classes)), np.int64)
     for others, for_test in splits:
         for_fit, validation = labels.hold_out(others, VALIDATION_SHARE, rng)
         model, history = fit(for_fit, validation, classes, args)
         records, matrix = evaluate(model, for_test, classes, args.batch_size)
-        best = min(history, key=lambda losses: losses["eval_loss"])["epoch"]
+        best = best_epoch(history)
         tested.append(labels.scores(matrix) | {"best_epoch": best, "history": history})
-        print(
-            f"{len(for_fit)} to train on, {len(validation)} to stop by, {len(for_test)} to test; "
-            f"best epoch {best} of {len(history)}; {show(tested[-1])}"
-        )
+        parts = f"{len(for_fit)} to train on, {len(validation)} to stop by, {len(for_test)} to test"
+        print(f"{parts}; best epoch {best} of {len(history)}; {show(tested[-1])}")
         predictions += records
         confusion += matrix
     result = {"classes": classes, "test": labels.scores(confusion), "splits": tested}
@@ -243,7 +237,7 @@ def show(scores: dict) -> str:
 def finish(
     args: argparse.Namespace, result: dict, predictions: list[dict], confusion: np.ndarray, left_out: list[str]
 ) -> int:
-    """Report the files left out, write the requested files, and return the exit status."""
+    """Reports the files left out, writes the requested files, and returns the exit status."""
     features.report("left out", left_out)
     if args.json:
         result |= {"confusion": confusion.tolist(), "left_out": left_out, "predictions": predictions}
@@ -254,10 +248,7 @@ def finish(
 
 
 def load(path: Path) -> tuple[LinearProbe, list[str], dict]:
-    """Load a model that `train` wrote, its classes, and what its features were made with; see `provenance`.
-
-    Raises InputError and OSError.
-    """
+    """Loads a model that `train` wrote, its classes and its `provenance`. Raises InputError and OSError."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         classes, state, made_with = saved["classes"], saved["model"], saved.get("made_with", {})

@@ -1,9 +1,8 @@
-"""Sequences of different lengths computed without padding: every layer sees real tokens only.
+"""Runs transformers models on sequences of different lengths without padding.
 
-The tokens of a batch stand one after another in one row [1, N, H], and attention stays within each sequence: on an
-NVIDIA GPU in one call of a fused kernel, elsewhere in buckets (cpu.py). `packed_attention` is given to a
-transformers model as its attention implementation, named "packed". What a batch needs is made on the host, by the
-loader's workers, and moved in one copy, so that the host never waits for the GPU.
+The tokens of a batch are one row [1, N, H], and attention stays within each sequence: on an NVIDIA GPU in one call of a
+fused kernel, elsewhere in buckets (cpu.py). Loader workers prepare all indices, and one copy moves a batch, so that
+the host never waits for the GPU.
 
 Symbols: B sequences, N tokens (or patches) of all of them, P characters of a patch, C characters of all patches,
 H hidden size, A heads, D = H / A.
@@ -26,41 +25,30 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from cpu import Buckets, bucket_attention
 from patches import PAD, VOCABULARY
 
-_ALIGNMENT = 16  # bytes; of the tensors in a block
+_ALIGNMENT = 16  # bytes, of the tensors in a block
 
 
 class Tensors:
-    """A record of tensors, and of further records, which moves as one block of memory."""
+    """A record of tensors and of further records, which moves as one block of memory."""
 
     def joined(self, pin: bool = False) -> Self:
-        """The record with its tensors in one block of memory: a worker hands it over as one, and one copy moves it."""
+        """Returns the record with its tensors in one block, which moves at once."""
         tensors: list[Tensor] = []
-
-        def note(tensor: Tensor) -> Tensor:
-            tensors.append(tensor)
-            return tensor
-
-        self._each(note)
+        self._each(lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
         is_block = len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
         if is_block and all(tensor.is_contiguous() for tensor in tensors) and not pin:
             return self
-        block = torch.empty(sum(_aligned(tensor.nbytes) for tensor in tensors), dtype=torch.uint8, pin_memory=pin)
-        end = 0
-
-        def put(tensor: Tensor) -> Tensor:
-            nonlocal end
-            start, end = end, end + _aligned(tensor.nbytes)
-            return _view(block, start, tensor).copy_(tensor)
-
-        return self._each(put)
+        ends = np.cumsum([0] + [-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors]).tolist()
+        block = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=pin)
+        starts = iter(ends)
+        return self._each(lambda tensor: _view(block, next(starts), tensor).copy_(tensor))
 
     def pin_memory(self) -> Self:
-        """The record in memory from which a GPU reads by itself. DataLoader calls it."""
+        """Returns the record in pinned memory. DataLoader calls it."""
         return self.joined(pin=True)
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Self:
-        """The record on a device. The host does not wait for the copy if it is pinned."""
-        record = self.joined()
+        """Returns the record on a device. The host does not wait for the copy if the record is pinned."""
         blocks: list[Tensor] = []
 
         def place(tensor: Tensor) -> Tensor:
@@ -69,10 +57,10 @@ class Tensors:
                 blocks.append(block.to(device, non_blocking=non_blocking))
             return _view(blocks[0], int(tensor.storage_offset()) * tensor.element_size(), tensor)
 
-        return record._each(place)
+        return self.joined()._each(place)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """A record of `change(tensor)` in the place of each tensor."""
+        """Returns a record with `change(tensor)` in place of each tensor."""
         record = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
@@ -85,23 +73,18 @@ class Tensors:
 
 
 def _view(block: Tensor, start: int, tensor: Tensor) -> Tensor:
-    """The bytes from `start` on as a tensor like `tensor`."""
+    """Views the bytes from `start` on as a tensor like `tensor`."""
     return block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
 
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
 class Packing(Tensors):
-    """Where the tokens of B sequences stand in one row of N.
+    """The layout of B sequences in one row of N tokens.
 
     Args:
-        mask: [B, T], true where there is a token. A sequence has its token in order, but may have holes.
-        positions: [N], as the model counts the tokens; default: their columns in the mask.
-    Attributes: `sequences` [N], `columns` [N]: the row and the column of a token in the mask; `positions` [N];
-    `lengths` [B]; `offsets` [B + 1], where sequences begin and end. On the host: `counts`, the lengths as a NumPy
-    array, and `longest`, the greatest.
+        mask: [B, T], true where there is a token. A sequence may have holes.
+        positions: [N], of the tokens, as the model counts them; default: their columns in the mask.
+    Attributes: `sequences` [N], `columns` [N]: row and column of a token in the mask; `positions` [N]; `lengths` [B];
+    `offsets` [B + 1], the ends of the sequences. On the host: `counts`, the lengths, and `longest`, the greatest.
     """
 
     def __init__(self, mask: np.ndarray, positions: np.ndarray | None = None):
@@ -109,37 +92,32 @@ class Packing(Tensors):
         self.counts = mask.sum(1)
         self.longest = int(self.counts.max(initial=0))
         self.sequences, self.columns = (torch.from_numpy(index.astype(np.int32)) for index in mask.nonzero())
-        self._positions = None if positions is None else torch.from_numpy(positions)
+        self.positions = self.columns if positions is None else torch.from_numpy(positions)
         self.lengths = torch.from_numpy(self.counts)
         self.offsets = torch.from_numpy(np.concatenate([[0], self.counts.cumsum()]).astype(np.int32))
         self._buckets: Buckets | None = None
 
     @classmethod
     def of_lengths(cls, lengths: Sequence[int]) -> Self:
-        """Of sequences without holes."""
+        """Lays out sequences without holes."""
         return cls(np.arange(max(lengths, default=0)) < np.array(lengths, int)[:, None])
 
-    @property
-    def positions(self) -> Tensor:
-        return self.columns if self._positions is None else self._positions
-
     def pack(self, padded: Tensor) -> Tensor:
-        """[B, T, ...] -> [N, ...]"""
+        """Packs [B, T, ...] as [N, ...]."""
         return padded[self.sequences, self.columns]
 
     def unpack(self, packed: Tensor) -> Tensor:
-        """[N, ...] -> [B, T, ...], zero where there is no token."""
+        """Pads [N, ...] with zeros to [B, T, ...]."""
         padded = packed.new_zeros((len(self.counts), self.width, *packed.shape[1:]))
         return padded.index_put((self.sequences, self.columns), packed)
 
     def mean(self, packed: Tensor) -> Tensor:
-        """Mean over the tokens of each sequence: [N, H] -> [B, H], in float32 or wider."""
+        """Averages over the tokens of each sequence, in float32 or wider: [N, H] -> [B, H]."""
         dtype = torch.promote_types(packed.dtype, torch.float32)
         total = packed.new_zeros((len(self.counts), packed.shape[1]), dtype=dtype)
         return total.index_add(0, self.sequences, packed.to(dtype)) / self.lengths[:, None]
 
     def buckets(self) -> Buckets:
-        """For `bucket_attention`."""
         if self._buckets is None or self._buckets.tokens.device != self.lengths.device:
             self._buckets = Buckets(self.counts, self.lengths.device)
         return self._buckets
@@ -148,8 +126,8 @@ class Packing(Tensors):
 class Packed(Tensors):
     """A batch for one tower: a packing, and the tokens of all sequences, ids [N] or patches [N, P].
 
-    Of patches also what the patch embedding reads, the characters before each patch's last PADs: `characters` [C], as
-    numbers of columns of its weight, `starts` [N], where a patch begins in them, and `sizes` [N], how many it has.
+    For the patch embedding, patches are also their characters before the trailing PADs: `characters` [C], as columns of
+    its weight, `starts` [N], where each patch begins in them, and `sizes` [N], the number of each.
     """
 
     def __init__(self, packing: Packing, tokens: np.ndarray):
@@ -159,8 +137,8 @@ class Packed(Tensors):
             real = tokens != PAD
             sizes = real.shape[1] - real[:, ::-1].argmax(1)  # up to the last that is real
             sizes[~real[:, -1] & (sizes == real.shape[1])] = 0  # where none is real
-            columns = tokens.shape[1] * VOCABULARY
-            places = np.arange(tokens.shape[1], dtype=np.int16 if columns <= 2**15 else np.int32)  # small, to be moved
+            small = np.int16 if tokens.shape[1] * VOCABULARY <= 2**15 else np.int32  # to be moved fast
+            places = np.arange(tokens.shape[1], dtype=small)
             used = places < sizes[:, None]  # [N, P]
             self.characters = torch.from_numpy((places * VOCABULARY + tokens.astype(places.dtype))[used])
             self.starts = torch.from_numpy((sizes.cumsum() - sizes).astype(np.int32))
@@ -168,21 +146,18 @@ class Packed(Tensors):
 
     @classmethod
     def of(cls, sequences: Sequence[np.ndarray]) -> Self:
-        """Of token ids [T] or patches [T, P] each."""
+        """Packs sequences of token ids [T] or patches [T, P]."""
         return cls(Packing.of_lengths([len(sequence) for sequence in sequences]), np.concatenate(sequences))
 
 
 class Characters(Tensors):
-    """Patches as the token decoder reads them: packed characters, each with the next one to be predicted.
-
-    Nothing is computed for PAD, nor for a patch's last character as an input.
+    """Patches as the token decoder reads them: packed characters without PAD, each with the next one as its label.
 
     Args:
         patches: [S, P].
-        rows: [S], the place in the packed row of each patch's feature; default: 0, 1, ...
-    Attributes: `packing`, with a sequence for each patch; `inputs`, `labels` [n]; `firsts`, which inputs are the first
-    of their patch, where the patch's feature stands in place of a character; `rows`, the places of these features in
-    the packed row; `count`, n as a tensor.
+        rows: [S], the row of each patch's feature; default: 0, 1, ...
+    Attributes: `packing`, a sequence for each patch; `inputs`, `labels` [n]; `firsts`, the first input of each patch,
+    which its feature replaces; `rows`, the rows of these features; `count`, n as a tensor.
     """
 
     def __init__(self, patches: np.ndarray, rows: np.ndarray | None = None):
@@ -209,10 +184,9 @@ def packed_attention(
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each sequence of a packed row, in the form transformers asks for.
+    """Attends within each sequence of a packed row, [1, A, N, D] -> [1, N, A, D]; causal where `module.is_causal`.
 
-    query, key, value: [1, A, N, D]. Returns [1, N, A, D]. Causal where `module.is_causal`. Without `packing`, padded
-    batches as usual.
+    Has the signature of an attention function of transformers. Without `packing`, attends in padded batches.
     """
     if packing is None:
         return sdpa_attention_forward(
@@ -227,11 +201,11 @@ def packed_attention(
 def gpu_attention(
     query: Tensor, key: Tensor, value: Tensor, packing: Packing, p: float, causal: bool, scale: float | None
 ) -> Tensor:
-    """`bucket_attention` in one call of the kernels behind PyTorch's attention over jagged tensors.
+    """Computes `bucket_attention` in one call of the kernels behind PyTorch's attention over jagged tensors.
 
-    PyTorch's own attention over jagged tensors takes the host longer than the GPU computes, and `varlen_attn` has no
-    dropout. The flash kernel has no float32, and not every GPU has it for float16. The efficient kernel is for these,
-    but not with dropout: over jagged tensors its backward pass drops other weights than its forward pass.
+    PyTorch's own attention over jagged tensors takes the host longer than the GPU, and `varlen_attn` has no dropout.
+    The flash kernel has no float32, and no float16 on some GPUs; for these, the efficient kernel, but not with dropout:
+    over jagged tensors its backward pass drops other weights than its forward pass.
     """
     if query.dtype != torch.bfloat16 and p:
         return bucket_attention(query, key, value, packing, p, causal, scale)
@@ -247,28 +221,28 @@ def gpu_attention(
 
 
 def packable(config: PreTrainedConfig) -> bool:
-    """Whether a text model runs packed: learned absolute positions, attention through transformers' interface."""
+    """Whether a text model can run packed: absolute positions, and attention through transformers' interface."""
     return config.model_type in ("bert", "roberta", "xlm-roberta", "camembert")
 
 
 def first_position(config: PreTrainedConfig) -> int:
-    """The position id of a sequence's first token: RoBERTa's kin count from behind the padding id."""
+    """Returns the position id of a sequence's first token: RoBERTa and its relatives start after the padding id."""
     return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
 
 
 def run_packed(model: PreTrainedModel, packing: Packing, first: int = 0, **inputs: Tensor) -> Tensor:
-    """The last hidden state [N, H] of a transformers model on packed `input_ids` [N] or `inputs_embeds` [N, H]."""
+    """Runs a transformers model on packed `input_ids` [N] or `inputs_embeds` [N, H]: the last hidden state [N, H]."""
     inputs = {name: value[None] for name, value in inputs.items()}
     positions = packing.positions[None] + first
-    # Attention knows from `packing` what belongs together. A mask of four dimensions is handed on as it is; without
-    # one, transformers would look for packed sequences in the positions, and wait for a GPU to find out.
+    # Without a mask of four dimensions, transformers would look for packed sequences in the positions, and wait for
+    # the GPU.
     no_mask = positions.new_empty((1, 1, 1, 1))
     output = model(position_ids=positions, attention_mask=no_mask, packing=packing, use_cache=False, **inputs)
     return output.last_hidden_state[0]
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
-    """Makes a transformers model attend through `packed_attention`; called directly, it takes padded batches."""
+    """Makes a transformers model attend through `packed_attention`; called directly, it still takes padded batches."""
     AttentionInterface.register("packed", packed_attention)
     AttentionMaskInterface.register("packed", sdpa_mask)
     model.set_attn_implementation("packed")
@@ -277,9 +251,8 @@ def use_packed_attention(model: PreTrainedModel) -> None:
 def compile_layers(model: torch.nn.Module) -> None:
     """Compiles the layers of models with packed attention, for sequences of any length.
 
-    Fewer kernels then read and write less: a fifth of the GPU's time in CLaMP 2's training. M3's gains nothing, as its
-    small batches keep the host busier than the GPU. What cannot be compiled, as without a C compiler, runs as it is,
-    with PyTorch's warning.
+    Saves a fifth of the GPU's time in CLaMP 2's training, nothing in M3's, whose small batches keep the host busier. A
+    layer that cannot be compiled, as without a C compiler, runs as it is, with PyTorch's warning.
     """
     torch._dynamo.config.suppress_errors = True
     for module in model.modules():

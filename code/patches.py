@@ -1,4 +1,4 @@
-"""Music text as patches, what M3 reads (paper, section 3.2): bars of interleaved ABC, runs of messages of MTF.
+"""Cuts music text into patches for M3 (paper, section 3.2): bars of interleaved ABC, runs of messages of MTF.
 
 Symbols: T patches of a piece, P characters of a patch (PATCH_SIZE).
 """
@@ -6,7 +6,7 @@ Symbols: T patches of a piece, P characters of a patch (PATCH_SIZE).
 import math
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -39,11 +39,7 @@ _SPECIAL_IDS = dict.fromkeys(range(4))
 
 
 def read_music(path: Path) -> str:
-    """The text of an interleaved ABC (.abc) or MTF (.mtf) file.
-
-    Raises InputError if the file is of another type, cannot be read, is not UTF-8, is empty, holds no note, or is
-    standard ABC, which the model was not trained on.
-    """
+    """Reads an interleaved ABC (.abc) or MTF (.mtf) file. Raises InputError, for a file without a note too."""
     if path.suffix.lower() not in (".abc", ".mtf"):
         raise InputError(f"{path}: neither an .abc nor an .mtf file; process_data/ makes them from MusicXML and MIDI")
     text = read_utf8(path)
@@ -54,13 +50,13 @@ def read_music(path: Path) -> str:
 
 
 def checked_music(text: str, suffix: str) -> str:
-    """The text of an interleaved ABC or MTF file. Raises InputError if there is no music in it."""
+    """Returns the text of an interleaved ABC or MTF file. Raises InputError for another text, or one without a note."""
     if not text.strip():
         raise InputError("the file is empty")
     if is_mtf(text) != (suffix.lower() == ".mtf"):
         raise InputError(f"begins {text[:20]!r}, which is not what {suffix} files begin with")
-    has_music = "\nnote_on " in text if is_mtf(text) else any(_NOTE.search(line) for line in _body_lines(text))
-    if not has_music:
+    body = (line for line in text.split("\n") if not line.startswith("%") and not _FIELD.match(line))
+    if not ("\nnote_on " in text if is_mtf(text) else any(map(_NOTE.search, body))):
         raise InputError("there is no note in it")
     if not (is_mtf(text) or is_interleaved(text)):
         raise InputError(
@@ -70,37 +66,26 @@ def checked_music(text: str, suffix: str) -> str:
 
 
 def remove_unit_length(text: str) -> str:
-    """Removes the header lines `L:1/8`, which say the same in every file of the published pipeline.
-
-    Both published trainers and `extract_m3.py` do so; `extract_clamp2.py` does not (see KEEP_UNIT_LENGTH in config.py).
-    """
+    """Removes the header lines `L:1/8`; see KEEP_UNIT_LENGTH in config.py."""
     return _UNIT_LENGTH.sub("", "\n" + text)[1:]
 
 
-def _body_lines(text: str) -> Iterator[str]:
-    return (line for line in text.split("\n") if not line.startswith("%") and not _FIELD.match(line))
-
-
 def remove_instrument_info(text: str) -> str:
-    """Takes the instruments out of a piece: the names of voices (ABC), the programs of channels (MTF, all become 0)."""
+    """Removes the names of voices (ABC), or sets the programs of channels to 0 (MTF)."""
     if is_mtf(text):
-        return _PROGRAM.sub(r"\1 0", text)  # the first line is no program
+        return _PROGRAM.sub(r"\1 0", text)
     return _VOICE.sub(lambda line: _VOICE_NAME.sub("", line[0]), "\n" + text)[1:]
 
 
 def random_segment(length: int, limit: int, rng: random.Random) -> slice:
-    """Which `limit` of `length` patches or tokens a training keeps: the first, the last, or those from a random place,
-    equally likely."""
+    """Chooses `limit` of `length` patches or tokens: the first, the last or a random segment, equally likely."""
     last = max(0, length - limit)
     start = rng.choice((0, last, rng.randint(0, last)))
     return slice(start, start + limit)
 
 
 class M3Patchilizer:
-    """Cuts music text into patches: bars of ABC, runs of like messages of MTF (paper, section 3.2).
-
-    A patch is BOS, the ASCII codes of its characters and EOS, cut to `patch_size` and filled up with PAD.
-    """
+    """Converts music text to patches, each BOS, ASCII codes and EOS, cut to `patch_size` or padded with PAD."""
 
     pad_token_id, bos_token_id, eos_token_id, mask_token_id = PAD, BOS, EOS, MASK
     delimiters: ClassVar[list[str]] = ["|:", "::", ":|", "[|", "||", "|]", "|"]  # barlines, the longest first
@@ -118,12 +103,8 @@ class M3Patchilizer:
         truncate: bool = False,
         random_truncate: bool = False,
     ) -> list[list[int]]:
-        """The published call: `encode_array` as lists.
-
-        As there, `patch_size` limits how many messages of MTF are joined, and the patches stay PATCH_SIZE wide.
-        """
-        join_size = patch_size or self.patch_size
-        return self.encode_array(item, add_special_patches, truncate, random_truncate, join_size=join_size).tolist()
+        """As published: `encode_array` as lists. `patch_size` limits only how many messages of MTF are joined."""
+        return self.encode_array(item, add_special_patches, truncate, random_truncate, join_size=patch_size).tolist()
 
     def encode_array(
         self,
@@ -134,19 +115,18 @@ class M3Patchilizer:
         rng: random.Random | None = None,
         join_size: int | None = None,
     ) -> np.ndarray:
-        """Text -> patches, uint8 [T, P].
+        """Converts interleaved ABC or MTF, transliterated to ASCII, to patches, uint8 [T, P].
 
         Args:
-            text: interleaved ABC, or MTF, which is known by its first line. It is transliterated to ASCII first.
             add_special_patches: put a patch of BOS before and one of EOS after.
-            truncate: keep `patch_length` patches, the first ones.
-            random_truncate: of those that `truncate` keeps, the first, the last, or those from a random place, equally
-                likely.
-            rng: where the randomness comes from; default: Python's own.
-            join_size: the size of a patch up to which messages of MTF are joined; default: P.
+            truncate: keep the first `patch_length` patches or, with `random_truncate`, a `random_segment`.
+            rng: default: Python's `random`.
+            join_size: up to which size messages of MTF are joined to a patch; default: P.
         """
         size = self.patch_size
-        text = _transliterate(text).translate(_SPECIAL_IDS)
+        if not text.isascii():
+            text = _NOT_ASCII.sub(lambda run: unidecode_expect_nonascii(run[0]), text)
+        text = text.translate(_SPECIAL_IDS)
         parts = _split_mtf(text, join_size or size) if is_mtf(text) else _split_abc(text)
         if add_special_patches:
             parts = [chr(BOS) * size, *parts, chr(EOS) * size]
@@ -157,7 +137,7 @@ class M3Patchilizer:
         return _patches(parts, size)
 
     def decode(self, patches: np.ndarray | Sequence[Sequence[int]]) -> str:
-        """Patches [T, P] -> text. Inverts `encode` up to what the size of a patch cuts off."""
+        """Converts patches [T, P] to text; inverts `encode`, but for what the size of a patch cuts off."""
         parts = [self.patch2bar(row) for row in np.asarray(patches).tolist()]
         text = "".join(parts)
         if not is_mtf(text):
@@ -169,34 +149,28 @@ class M3Patchilizer:
         return "\n".join(lines) + ("\n" if text.endswith("\n") else "")
 
     def split_bars(self, body: str) -> list[str]:
-        """A line of ABC, cut after each barline."""
+        """Cuts a line of ABC after each barline."""
         return _split_bars(_mark_bar_ends(body))
 
     def bar2patch(self, bar: str, patch_size: int | None = None) -> list[int]:
-        """The text of a patch -> its ids [P]."""
+        """Converts the text of a patch to ids [P]."""
         (patch,) = _patches([bar.encode("ascii", "ignore").decode()], patch_size or self.patch_size)
         return patch.tolist()
 
     def patch2bar(self, patch: Sequence[int]) -> str:
-        """The ids of a patch -> its text."""
+        """Converts the ids of a patch to text."""
         return "".join(map(chr, patch)).translate(_SPECIAL_IDS)
 
 
-def _transliterate(text: str) -> str:
-    if text.isascii():
-        return text
-    return _NOT_ASCII.sub(lambda run: unidecode_expect_nonascii(run[0]), text)
-
-
 def _patches(parts: list[str], size: int) -> np.ndarray:
-    """The ASCII texts of patches -> their ids, uint8 [T, P]."""
+    """Converts ASCII texts of patches to ids, uint8 [T, P]."""
     bos, eos = chr(BOS), chr(EOS)
-    rows = np.array([f"{bos}{part}{eos}" for part in parts], f"S{size}")  # which cuts them, or fills them up with 0
+    rows = np.array([f"{bos}{part}{eos}" for part in parts], f"S{size}")  # cut, or padded with 0
     return rows.view(np.uint8).reshape(-1, size)
 
 
 def _split_mtf(text: str, patch_size: int) -> list[str]:
-    """Joins consecutive lines of one message type, the type named once, while they fit into a patch."""
+    """Joins consecutive lines of one message type, named once, while they fit into a patch."""
     room = patch_size - 4  # BOS, a tab, the newline and EOS
     parts: list[str] = []
     kind, joined = None, ""
@@ -208,7 +182,7 @@ def _split_mtf(text: str, patch_size: int) -> list[str]:
             parts.append(joined + "\n")
             kind, joined = new_kind, line
     parts.append(joined + ("\n" if text.endswith("\n") else ""))
-    return parts[1:]  # the first is what there was before the first line
+    return parts[1:]  # the first is that before the first line
 
 
 def _split_abc(text: str) -> list[str]:
@@ -222,7 +196,7 @@ def _split_abc(text: str) -> list[str]:
 
 
 def _mark_bar_ends(text: str) -> str:
-    """Puts a mark behind each barline. The long ones are rare, and to replace a character takes no time."""
+    """Puts a mark after each barline. Long ones are rare, and replacing one character is fast."""
     pieces = _LONG_BARLINE.split(text)  # text, long barline, text, ..., text
     pieces[0::2] = [piece.replace("|", "|" + _BAR_END) for piece in pieces[0::2]]
     pieces[1::2] = [barline + _BAR_END for barline in pieces[1::2]]
@@ -230,7 +204,7 @@ def _mark_bar_ends(text: str) -> str:
 
 
 def _split_bars(marked_line: str) -> list[str]:
-    """Cuts a line after each barline. Text after the last one is kept if a note or a rest is in it."""
+    """Cuts a line after each barline. Text after the last one is kept if it holds a note or a rest."""
     bars = marked_line.split(_BAR_END)
     if bars[0] in M3Patchilizer.delimiters:  # a barline that opens the line belongs to the first bar
         bars[:2] = [bars[0] + bars[1]]
@@ -245,8 +219,10 @@ def _split_bars(marked_line: str) -> list[str]:
 def mask_patches(
     target_patches: "Sequence[Sequence[int]] | np.ndarray | Tensor", patchilizer: M3Patchilizer, mode: str = "train"
 ) -> "tuple[Tensor, Tensor]":
-    """The published call of `corrupt_patches`: ids [T, P] -> the corrupted ids, int64 [T, P], and which patches were
-    selected, float [T]. `mode` is "train" or "eval"; the randomness is that of Python's `random`."""
+    """As published: `corrupt_patches` of ids [T, P] in mode "train" or "eval", by Python's `random`.
+
+    Returns the corrupted ids, int64 [T, P], and which patches were selected, float [T].
+    """
     import torch
 
     patches = np.asarray(target_patches, np.uint8)
@@ -258,13 +234,10 @@ def mask_patches(
 def corrupt_patches(
     patches: np.ndarray, rng: np.random.Generator, train: bool = True, mask_ratio: float = config.M3_MASK_RATIO
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Corrupts a piece for M3 to restore (paper, section 3.2). One draw for the whole piece decides how.
+    """Corrupts a piece, uint8 [T, P], for M3 to restore (paper, section 3.2). One draw for the piece decides how.
 
-    Args:
-        patches: uint8 [T, P].
-        train: if not, the selected patches are left as they are.
-    Returns:
-        the corrupted patches, uint8 [T, P], and which patches were selected, bool [T]: ceil(mask_ratio * T) of them.
+    Returns the corrupted patches, and which were selected, bool [T]: ceil(mask_ratio * T), left as they are unless
+    `train`.
     """
     count = math.ceil(mask_ratio * len(patches))
     selected = np.zeros(len(patches), bool)

@@ -1,6 +1,6 @@
-"""The first bars of a piece as an SVG picture: ABC and MusicXML engraved by verovio, MIDI and MTF as a piano roll.
+"""Draws the first bars of a piece as SVG: ABC and MusicXML engraved by verovio, MIDI and MTF as a piano roll.
 
-Drawn in worker processes, because verovio is a C++ library that a strange score can crash or keep busy for ever.
+This takes place in worker processes, because verovio is a C++ library that a strange score can crash or keep busy.
 """
 
 import math
@@ -25,7 +25,7 @@ def draw_all(sources: list[Path]) -> Iterator[tuple[Path, str, str]]:
 
 
 def draw(source: Path) -> str:
-    """The SVG of one piece. Raises InputError, and whatever a converter may raise."""
+    """Draws one piece as SVG. Raises InputError, and whatever a converter may raise."""
     path, number = pieces.locate(source)
     files.require_piece(path)
     data, kind = path.read_bytes(), pieces.kind(path)
@@ -41,11 +41,8 @@ def draw(source: Path) -> str:
     return piano_roll(piece.text)
 
 
-# --- scores -----------------------------------------------------------------------------------------------------------
-
-
 def first_bars(tune: str) -> str:
-    """Cuts an interleaved tune, which has a line for each bar, so that only its first bars are converted."""
+    """Cuts an interleaved tune, which has a line for each bar, after its first bars."""
     lines = tune.splitlines(keepends=True)
     bars = [place for place, line in enumerate(lines) if line.startswith("[V:")]
     return "".join(lines[: bars[BARS]] if len(bars) > BARS else lines)
@@ -57,24 +54,10 @@ def engrave(score: str) -> str:
 
     verovio.enableLog(verovio.LOG_OFF)
     toolkit = verovio.toolkit()
-    toolkit.setOptions(
-        {
-            "inputFrom": "xml",
-            "header": "none",
-            "footer": "none",
-            "pageWidth": PAGE_WIDTH,
-            "pageHeight": 60000,  # the largest, for all systems; it is then adjusted
-            "adjustPageHeight": True,
-            "pageMarginTop": 20,
-            "pageMarginBottom": 20,
-            "pageMarginLeft": 40,
-            "pageMarginRight": 20,
-            "scale": 40,
-            "svgViewBox": True,
-            "svgFormatRaw": True,
-            "xmlIdSeed": 1,  # the same picture each time
-        }
-    )
+    margins = {"pageMarginTop": 20, "pageMarginBottom": 20, "pageMarginLeft": 40, "pageMarginRight": 20}
+    page = {"pageWidth": PAGE_WIDTH, "pageHeight": 60000, "adjustPageHeight": True, "scale": 40, **margins}  # one page
+    look = {"header": "none", "footer": "none", "svgViewBox": True, "svgFormatRaw": True}
+    toolkit.setOptions({"inputFrom": "xml", "xmlIdSeed": 1, **page, **look})  # seeded: the same picture each time
     toolkit.select({"measureRange": f"start-{BARS}"})
     if not toolkit.loadData(score):
         raise InputError("verovio cannot read it")
@@ -84,18 +67,15 @@ def engrave(score: str) -> str:
     return svg
 
 
-# --- piano rolls ------------------------------------------------------------------------------------------------------
-
 _COLOURS = ("#2f6db3", "#c25a2b", "#3b8f5a", "#8a4fa8", "#b0892a", "#b5446e")
-_DRUMS = 9  # the channel whose notes are no pitches
+_DRUMS = 9  # a channel without pitches
 _WIDTH, _ROW, _LEFT, _BOTTOM = 840, 5, 34, 18  # in units of the picture
 
 
 def piano_roll(mtf: str) -> str:
     """Draws the notes of the first bars that sound, by time and pitch, a colour for each channel.
 
-    Where ticks are no part of a beat, there are no bars: of SMPTE time 16 seconds are shown, else all of it. Below
-    stand the numbers of the bars, or else the first and the last second, or tick.
+    MTF without beats has no bars: in SMPTE time, 16 seconds are shown, else the whole piece.
     """
     ticks_per_beat, meters, notes = _notes(mtf)
     pitched = [note for note in notes if note[2] != _DRUMS] or notes
@@ -124,37 +104,36 @@ def piano_roll(mtf: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height + _BOTTOM}"'
         ' font-family="system-ui, sans-serif" font-size="10" fill="#666">'
     ]
+
+    def text(left: float, words: object, anchor: str = "start", down: int = height + 13) -> None:
+        svg.append(f'<text x="{left}" y="{down}" text-anchor="{anchor}">{words}</text>')
+
     for pitch in range(low, high + 1, 12):
         svg.append(f'<path d="M{_LEFT} {y(pitch)}H{_WIDTH - 2}" stroke="#ddd"/>')
-        svg.append(f'<text x="{_LEFT - 5}" y="{max(y(pitch), 10)}" text-anchor="end">C{pitch // 12 - 1}</text>')
-    for number, time in enumerate(lines, start=first):
-        svg.append(f'<path d="M{x(time)} 0V{height}" stroke="#bbb"/>')
-        if ticks_per_beat > 0 and time < end:
-            svg.append(f'<text x="{x(time) + 3}" y="{height + 13}">{number + 1}</text>')
+        text(_LEFT - 5, f"C{pitch // 12 - 1}", "end", max(y(pitch), 10))
+    svg += [f'<path d="M{x(time)} 0V{height}" stroke="#bbb"/>' for time in lines]
     if ticks_per_beat > 0:
-        svg.append(f'<text x="{_LEFT - 5}" y="{height + 13}" text-anchor="end">bar</text>')
+        text(_LEFT - 5, "bar", "end")
+        for number, time in enumerate(lines[:-1], start=first + 1):
+            text(x(time) + 3, number)
     else:
         for time, anchor in ((begin, "start"), (end, "end")):
-            label = f"{float(time / per_second):.4g} s" if per_second else f"tick {time}"
-            svg.append(f'<text x="{x(time)}" y="{height + 13}" text-anchor="{anchor}">{label}</text>')
+            text(x(time), f"{float(time / per_second):.4g} s" if per_second else f"tick {time}", anchor)
     channels = sorted({note[2] for note in shown})
     for start, stop, channel, pitch in shown:
-        left = x(start)
-        width = max(1.5, round(x(min(Fraction(stop), end)) - left - 0.5, 2))
+        width = max(1.5, round(x(min(Fraction(stop), end)) - x(start) - 0.5, 2))
         colour = _COLOURS[channels.index(channel) % len(_COLOURS)]
-        svg.append(
-            f'<rect x="{left}" y="{y(pitch + 1)}" width="{width}" height="{_ROW}" rx="1.5" fill="{colour}"'
-            ' fill-opacity=".85" class="note"/>'
-        )
+        place = f'x="{x(start)}" y="{y(pitch + 1)}" width="{width}" height="{_ROW}"'
+        svg.append(f'<rect {place} rx="1.5" fill="{colour}" fill-opacity=".85" class="note"/>')
     return "".join([*svg, "</svg>"])
 
 
 def bar_lines(
     ticks_per_beat: int, meters: list[tuple[int, int, int]], earliest: int, bars: int
 ) -> tuple[int, list[Fraction]]:
-    """Returns the bar that `earliest` is in, counted from 0, and the times of `bars` + 1 bar lines from its start on.
+    """Returns the number, from 0, of the bar of `earliest`, and the times of `bars` + 1 bar lines from there on.
 
-    meters: (time, numerator, denominator), by time. Each begins a bar; before the first, it is 4/4.
+    meters: (time, numerator, denominator), by time. Each begins a bar; 4/4 before the first.
     """
     changes = [(0, 4, 4), *(meter for meter in meters if meter[1] > 0 and meter[2] > 0)]
     ends = [*(time for time, _, _ in changes[1:]), math.inf]

@@ -1,4 +1,4 @@
-"""Draw the loss curves of a training, a map of a feature folder or a matrix of similarities, as PNG or SVG.
+"""Draws the loss curves of a training, a map of a feature folder or a matrix of similarities, as PNG or SVG.
 
 examples:
   python plot.py loss logs_m3.txt loss.png
@@ -7,8 +7,8 @@ examples:
   python plot.py similarity features/music similarity.png --labels labels.csv
   python plot.py similarity features/text similarity.png --other features/music
 
-A feature folder holds `.npy` files, pooled [1, H] or temporal [1, T, H] (averaged over T), or is packed. Labels come
-from the file names (`jig_17.npy` -> jig) or from a CSV of two columns: file (path or stem), label.
+A feature folder holds `.npy` files, pooled [1, H] or temporal [1, T, H] (averaged over T), or is packed. A label is the
+beginning of a file's name (`jig_17.npy` -> jig), or is in a CSV of two columns: file (path or stem), label.
 Exit status: 0; 1 if something was skipped; 2 if nothing could be drawn.
 """
 
@@ -18,7 +18,7 @@ import itertools
 import json
 import math
 import sys
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,27 +38,25 @@ import retrieval
 from features import Features
 from files import InputError
 
-MAP_POINTS, MATRIX_ROWS = 20_000, 1000  # a larger folder is thinned to this many evenly spaced pieces
-NAMED_ROWS = 40  # a matrix of at most this many rows shows the name of each file
+MAP_POINTS, MATRIX_ROWS = 20_000, 1000  # of a larger folder, so many evenly spaced pieces are drawn
+NAMED_ROWS = 40  # the most rows of a matrix that are named by file
 COLORS = ["#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#717581", "#e76300", "#92dadd", "#a96b59", "#b9ac70", "#2c7a3f"]
 MARKERS = "os^Dv"  # the second ten classes are squares, and so on
 OTHER_COLOR, NO_LABEL = "#c8ccd0", "(no label)"
 FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Noto Sans", "Arial Unicode MS")
 STYLE: dict = {
-    "font.size": 10,
-    "axes.labelpad": 10,
-    "grid.color": "#e6e6e6",
+    **{"font.size": 10, "axes.labelpad": 10, "grid.color": "#e6e6e6"},
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), "#666666"),
     **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), "#333333"),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    "text.parse_math": False,  # a "$" in a name is a "$"
-    "svg.hashsalt": "clamp2",  # the same picture is the same file
+    "text.parse_math": False,  # a "$" is no formula
+    "svg.hashsalt": "clamp2",  # the same picture, the same file
 }
 
 
 @contextlib.contextmanager
 def drawing(path: Path, width: float, height: float) -> Iterator[Axes]:
-    """Yield the axes of a new figure (sizes in inches), then write it to `path`, whole or not at all."""
+    """Yields the axes of a new figure (sizes in inches), then writes it to `path`, whole or not at all."""
     fonts = ["DejaVu Sans", *(font for font in FALLBACK_FONTS if font in get_font_names())]
     with mpl.rc_context(STYLE | {"font.family": fonts}):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -73,14 +71,10 @@ def shorten(text: str, limit: int = 32) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-# --- loss curves ------------------------------------------------------------------------------------------------------
-
-
 def read_losses(log: Path) -> tuple[np.ndarray, list[str]]:
-    """Read (epoch, training loss, evaluation loss) of every epoch from a log: [E, 3], NaN for a missing loss.
+    """Reads (epoch, training loss, evaluation loss) from a log, [E, 3], NaN for a missing loss; and unreadable lines.
 
-    Of an epoch that was trained again after an interruption, the last entry counts. Returns the unreadable lines too.
-    Raises InputError and OSError.
+    Of an epoch trained again after an interruption, the last entry counts. Raises InputError and OSError.
     """
     losses: dict[int, list] = {}
     unreadable: list[str] = []
@@ -108,26 +102,23 @@ def loss(args: argparse.Namespace) -> int:
         for name, color, values in zip(("training", "evaluation"), (COLORS[0], COLORS[2]), curves, strict=True):
             if np.isfinite(values).any():
                 axes.plot(epochs, values, color=color, label=name, lw=1.8, marker="o", ms=4 if len(rows) <= 30 else 0)
-        evaluation = np.where(np.isfinite(curves[1]), curves[1], np.inf)
-        if evaluation.min() < np.inf:
-            best = evaluation.argmin()
+        evaluation = curves[1]
+        if np.isfinite(evaluation).any():
+            best = np.where(np.isfinite(evaluation), evaluation, np.inf).argmin()
             text = f"lowest evaluation loss: {evaluation[best]:.4g}, epoch {epochs[best]:.0f}"
             axes.plot(epochs[best], evaluation[best], "o", color=COLORS[2], ms=8, mfc="white", mew=1.8, label=text)
         axes.set(xlabel="epoch", ylabel="loss")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         axes.grid(axis="y")
-        axes.figure.legend(loc="outside upper left", ncols=3)  # outside, where it covers no curve
+        axes.figure.legend(loc="outside upper left", ncols=3)
     features.report("lines skipped that are not JSON", unreadable, len(unreadable))
     return 1 if unreadable else 0
 
 
-# --- features ---------------------------------------------------------------------------------------------------------
-
-
 def load(folder: Path, csv_file: Path | None, limit: int) -> tuple[Features, list[str | None]]:
-    """Load at most `limit` evenly spaced pieces of a folder, as vectors of length 1, and their labels.
+    """Loads at most `limit` evenly spaced pieces of a folder, as vectors of length 1, and their labels.
 
-    They are sorted by label, then by path, so that the partners in two folders are in the same row.
+    Sorted by label, then by path, so that partners in two folders are in the same row.
     """
     loaded = features.load(folder, mean_over_time=True)
     of_name = labels.assign([(folder, name) for name in loaded.names], labels.from_csv(csv_file) if csv_file else None)
@@ -143,23 +134,23 @@ def load(folder: Path, csv_file: Path | None, limit: int) -> tuple[Features, lis
     return loaded, [of_name[i] for i in order]
 
 
-def report(loaded: list[Features], of_name: list[str | None]) -> int:
-    """Name the pieces without a label (if any piece has one) and the skipped files; return the exit status."""
-    if any(of_name):
-        names = [name for folder in loaded for name in folder.names]
-        unlabelled = [name for name, label in zip(names, of_name, strict=True) if label is None]
+def report(*loaded: tuple[Features, list[str | None]]) -> int:
+    """Reports the pieces without a label (if any has one) and the skipped files; returns the exit status."""
+    pieces = [piece for folder, of_name in loaded for piece in zip(folder.names, of_name, strict=True)]
+    unlabelled = [name for name, label in pieces if label is None]
+    if len(unlabelled) < len(pieces):
         features.report("have no label", unlabelled, len(unlabelled))
-    skipped = [line for folder in loaded for line in folder.skipped]
+    skipped = [line for folder, _ in loaded for line in folder.skipped]
     features.report("skipped", skipped, len(skipped))
     return 1 if skipped else 0
 
 
 def project(matrix: np.ndarray, method: str) -> tuple[np.ndarray, list[str]]:
-    """[N, H] -> [N, 2], by principal components or t-SNE (van der Maaten and Hinton, 2008); and the axes' names."""
+    """Projects [N, H] to [N, 2] by PCA or t-SNE (van der Maaten and Hinton, 2008); returns the axes' names too."""
     from sklearn.decomposition import PCA  # here, because scikit-learn takes a second to import
     from sklearn.manifold import TSNE
 
-    if method == "tsne":  # neighbours stay neighbours, distances are not kept
+    if method == "tsne":
         perplexity = min(30, (len(matrix) - 1) / 3)
         return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(matrix), ["", ""]
     pca = PCA(2, svd_solver="full")
@@ -189,36 +180,32 @@ def feature_map(args: argparse.Namespace) -> int:
             legend = axes.legend(drawn, names, loc="center left", bbox_to_anchor=(1, 0.5), ncols=columns)
             for handle in filter(None, legend.legend_handles):
                 handle.set(sizes=[36], alpha=1)
-    return report([loaded], of_name)
+    return report((loaded, of_name))
 
 
 def label_groups(of_name: list[str | None]) -> list[tuple[str, list[int], dict]]:
-    """Group rows by label: (name for the legend, rows, colour and marker), largest first, after the unlabelled in grey.
+    """Groups rows by label: (name for the legend, rows, colour and marker), grey ones first, then by size.
 
-    If there are more labels than looks, the smallest are grey too.
+    Grey are the unlabelled and, if there are too many labels, the smallest.
     """
-    rows: dict[str | None, list[int]] = defaultdict(list)
-    for row, label in enumerate(of_name):
-        rows[label].append(row)
-    by_size = sorted((label for label in rows if label is not None), key=lambda label: -len(rows[label]))
+    sizes = Counter(label for label in of_name if label)
     looks = [{"color": color, "marker": marker} for marker in MARKERS for color in COLORS]
-    grey = [*by_size[len(looks) - 1 :], None] if len(by_size) > len(looks) else [None]
-    rest = [row for label in grey for row in rows[label]]
-    groups = [(NO_LABEL if len(grey) == 1 else "other labels", rest, {"color": OTHER_COLOR if by_size else COLORS[0]})]
-    for label, look in zip([label for label in by_size if label not in grey], looks, strict=False):
-        groups.append((shorten(label), rows[label], look))
-    return [(f"{name} ({len(some)})", some, look) for name, some, look in groups if some]
+    named = [label for label, _ in sizes.most_common(len(looks) - (len(sizes) > len(looks)))]
+    grey_name = NO_LABEL if len(named) == len(sizes) else "other labels"
+    groups = [(grey_name, {None, *sizes}.difference(named), {"color": OTHER_COLOR if sizes else COLORS[0]})]
+    groups += [(shorten(label), {label}, look) for label, look in zip(named, looks, strict=False)]
+    result = [(name, [row for row, label in enumerate(of_name) if label in some], look) for name, some, look in groups]
+    return [(f"{name} ({len(rows)})", rows, look) for name, rows, look in result if rows]
 
 
 def similarity(args: argparse.Namespace) -> int:
     loaded = [load(folder, args.labels, MATRIX_ROWS) for folder in filter(None, (args.features, args.other))]
     (rows, row_labels), (columns, column_labels) = loaded[0], loaded[-1]
     provenance.agreed(rows.made_with | columns.made_with)
-    if rows.matrix.shape[1] != columns.matrix.shape[1]:
-        raise InputError(
-            f"{args.features} has width {rows.matrix.shape[1]}, {args.other} {columns.matrix.shape[1]}: "
-            "features of one model can be compared"
-        )
+    widths = [part.matrix.shape[1] for part in (rows, columns)]
+    if widths[0] != widths[1]:
+        problem = f"{args.features} has width {widths[0]}, {args.other} {widths[1]}"
+        raise InputError(f"{problem}: features of one model can be compared")
     scores = rows.matrix @ columns.matrix.T
     side = max(0.18 * min(max(scores.shape), NAMED_ROWS) + 1.5, 5)
     with drawing(args.out, side + 2.2, side) as axes:
@@ -230,11 +217,11 @@ def similarity(args: argparse.Namespace) -> int:
         if args.other:
             axes.set(xlabel=str(args.other), ylabel=str(args.features))
         axes.spines[:].set_visible(False)
-    return report([part for part, _ in loaded], [label for _, of_name in loaded for label in of_name])
+    return report(*loaded)
 
 
 def name_rows(axis, names: list[str], of_name: list[str | None]) -> None:
-    """Label the rows (or columns) of a matrix: a few by file name, many by runs of equal labels."""
+    """Labels the rows (or columns) of a matrix: a few by file name, many by runs of equal labels."""
     count = len(names)
     if count <= NAMED_ROWS:
         axis.set_ticks(range(count), [shorten(features.without_suffix(name)) for name in names], fontsize=7)
@@ -243,18 +230,15 @@ def name_rows(axis, names: list[str], of_name: list[str | None]) -> None:
         runs = [(start, end) for start, end in itertools.pairwise([0, *inner, count]) if end - start > count / 80]
         texts = [shorten(of_name[start] or NO_LABEL) for start, _ in runs]
         axis.set_ticks([(start + end - 1) / 2 for start, end in runs], texts, fontsize=8)
-        line = axis.axes.axhline if axis is axis.axes.yaxis else axis.axes.axvline
         for start in inner:
-            line(start - 0.5, color="white", lw=0.6)
+            (axis.axes.axvline if axis.axis_name == "x" else axis.axes.axhline)(start - 0.5, color="white", lw=0.6)
     else:
         axis.set_ticks([])
-    if axis is axis.axes.xaxis:
-        axis.set_tick_params(rotation=90)
-    axis.set_tick_params(length=0)
+    axis.set_tick_params(length=0, rotation=90 if axis.axis_name == "x" else 0)
 
 
 def confusion(matrix: np.ndarray, classes: list[str], out: Path) -> None:
-    """Draw [C, C] counts, true classes in rows; the colour is the share of the row."""
+    """Draws [C true, C predicted] counts; the colour is the share of the true class."""
     count = len(classes)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(max(0.5 * count, 2.5), 12)
@@ -276,9 +260,7 @@ def confusion(matrix: np.ndarray, classes: list[str], out: Path) -> None:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    summary, _, rest = __doc__.partition("\n\n")
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=layout)
+    parser = command_line.trainer(__doc__)
     commands = parser.add_subparsers(required=True, metavar="{loss,map,similarity}")
 
     def command(name: str, function, source: str, about: str) -> argparse.ArgumentParser:
@@ -287,7 +269,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         sub.add_argument(source, metavar=source.upper(), type=Path)
         sub.add_argument("out", metavar="OUT", type=command_line.picture, help="the picture: .png or .svg")
         if source == "features":
-            sub.add_argument("--labels", metavar="CSV", type=Path, help="file,label (default: labels from file names)")
+            sub.add_argument("--labels", metavar="CSV", type=Path, help="file,label; default: names up to the first _")
         return sub
 
     command("loss", loss, "log", "draw training and evaluation loss by epoch, from the log of a training")

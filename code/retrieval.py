@@ -1,7 +1,6 @@
-"""The mathematics of retrieval: exact cosine search, ranks and their measures, distances between two sets of features.
+"""Exact cosine search, ranks and their measures, and distances between two sets of features.
 
-Q queries, N references, H width. Matrices are float32 and may be memory-mapped: they are processed in blocks, and never
-in a Python loop over vectors.
+Q queries, N references, H width. Matrices are float32 and may be memory-mapped: they are processed in blocks.
 """
 
 from collections.abc import Iterator
@@ -12,35 +11,36 @@ from files import InputError
 
 BLOCK_BYTES = 64 << 20  # of references in memory at a time
 QUERY_BLOCK = 256  # queries compared with a block of references at a time
-TIE = 1e-6  # cosines closer than this are a tie: float32 rounding separates equal vectors by as much
+TIE = 1e-6  # cosines closer than this tie: float32 rounding separates equal vectors by as much
 HITS = (1, 10, 100)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Scale vectors [Q, H] to length 1. Raises InputError for a vector without a direction."""
+    """Scales vectors [Q, H] to length 1. Raises InputError for a vector without a direction."""
     return vectors / _norms(vectors, 0)[:, None]
 
 
 def top_k(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the `k` references (or all, if fewer) of highest cosine to each query.
+    """Finds the `k` references (or all, if fewer) of highest cosine to each query.
 
     Returns cosines and row numbers, [Q, k] each, best first; equal cosines by row number.
     """
     _same_width(queries, references)
     queries, k = unit(queries), min(k, len(references))
-    scores = np.full((len(queries), 0), -np.inf, np.float32)  # [Q, up to k], of the blocks so far
+    scores = np.zeros((len(queries), 0), np.float32)  # [Q, up to k], of the blocks so far
     rows = np.zeros((len(queries), 0), np.int64)
     for start, block, norms in _blocks(references):
-        parts = [_best(chunk @ block.T / norms, k) for chunk in _chunks(queries)]
-        scores = np.concatenate([scores, np.concatenate([score for score, _ in parts])], axis=1)
-        rows = np.concatenate([rows, np.concatenate([row for _, row in parts]) + start], axis=1)
+        parts = [_best(queries[some] @ block.T / norms, k) for some in _chunks(len(queries))]
+        new_scores, new_rows = (np.concatenate(part) for part in zip(*parts, strict=True))
+        scores = np.concatenate([scores, new_scores], axis=1)
+        rows = np.concatenate([rows, new_rows + start], axis=1)
         order = np.lexsort((rows, -scores), axis=1)[:, :k]
         scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
     return scores, rows
 
 
 def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` highest scores of each row of [q, n], in no order, and their columns."""
+    """Selects the `k` highest scores of each row of [q, n], in no order, and their columns."""
     if scores.shape[1] <= k:
         return scores, np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
     columns = np.argpartition(scores, -k, axis=1)[:, -k:]
@@ -48,17 +48,16 @@ def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ranks(queries: np.ndarray, references: np.ndarray, partners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rank (from 1) each query's partner among all references; returns ranks and the partners' cosines, [Q] each.
+    """Ranks (from 1) each query's partner among all references; returns ranks and the partners' cosines, [Q] each.
 
-    `partners` [Q] holds row numbers of `references`. Pessimistic: references that tie with the partner rank before it.
+    `partners` [Q] holds row numbers of `references`. References that tie with the partner rank before it.
     """
     _same_width(queries, references)
     queries = unit(queries)
     own = cosines(queries, references[partners])  # [Q]
     result = np.ones(len(queries), np.int64)
     for start, block, norms in _blocks(references):
-        for first in range(0, len(queries), QUERY_BLOCK):
-            some = slice(first, first + QUERY_BLOCK)
+        for some in _chunks(len(queries)):
             scores = queries[some] @ block.T / norms  # [q, n]
             here = np.flatnonzero((partners[some] >= start) & (partners[some] < start + len(block)))
             scores[here, partners[some][here] - start] = -np.inf  # the partner does not rank before itself
@@ -67,50 +66,49 @@ def ranks(queries: np.ndarray, references: np.ndarray, partners: np.ndarray) -> 
 
 
 def measures(rank: np.ndarray) -> dict[str, float]:
-    """Mean reciprocal rank, share of ranks up to 1, 10 and 100, and median rank; ranks begin at 1."""
+    """Computes mean reciprocal rank, share of ranks up to 1, 10 and 100, and median rank; ranks begin at 1."""
     rank = np.asarray(rank)
     hits = {f"Hit@{k}": float(np.mean(rank <= k)) for k in HITS}
     return {"MRR": float(np.mean(1 / rank))} | hits | {"median rank": float(np.median(rank))}
 
 
 def chance(n: int) -> dict[str, float]:
-    """The expected measures of a random order of `n` references, where every rank is equally likely."""
+    """Computes the measures expected of a random order of `n` references."""
     return measures(np.arange(1, n + 1))
 
 
 def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Cosine [N] of each row of [N, H] with the same row of another [N, H]."""
+    """Computes the cosine [N] of each row of [N, H] with the same row of another [N, H]."""
     _same_width(first, second)
     return np.einsum("nh,nh->n", unit(first), unit(second))
 
 
 def cosine_of_means(first: np.ndarray, second: np.ndarray) -> float:
-    """Cosine of the mean vectors of two sets, [N, H] and [M, H]."""
+    """Computes the cosine of the mean vectors of two sets, [N, H] and [M, H]."""
     _same_width(first, second)
     means = [unit(features.mean(axis=0, dtype=np.float64, keepdims=True)) for features in (first, second)]
     return float(means[0][0] @ means[1][0])
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Fréchet distance of the Gaussians with the means and covariances of two sets, [N, H] and [M, H]:
+    """Computes the Fréchet distance of two sets, [N, H] and [M, H], as Gaussians:
 
     |m1 - m2|² + tr(C1) + tr(C2) - 2 tr((C1 C2)^½)   (Heusel et al., arXiv 1706.08500)
 
-    The last trace is the sum of the singular values of C1^½ C2^½. Both sets need two pieces or more; with fewer than H
-    pieces the covariances are of low rank and the distance is biased upwards, so compare sets of equal size.
+    The last trace is the sum of the singular values of C1^½ C2^½. With fewer than H pieces the distance is biased
+    upwards, so compare sets of equal size. Raises InputError for fewer than two pieces.
     """
     _same_width(first, second)
-    if min(len(first), len(second)) < 2:
-        raise InputError(
-            f"a Fréchet distance needs two pieces in each folder; there are {len(first)} and {len(second)}"
-        )
+    sizes = len(first), len(second)
+    if min(sizes) < 2:
+        raise InputError("a Fréchet distance needs two pieces in each folder; there are {} and {}".format(*sizes))
     (mean1, root1), (mean2, root2) = _mean_and_root(first), _mean_and_root(second)
     spread = np.sum(root1**2) + np.sum(root2**2) - 2 * np.linalg.svd(root1 @ root2, compute_uv=False).sum()
     return float(np.sum((mean1 - mean2) ** 2) + max(spread, 0.0))
 
 
 def _mean_and_root(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [H] and square root [H, H] of the covariance, in float64."""
+    """Computes the mean [H] and the square root of the covariance [H, H], in float64."""
     mean = features.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((mean.size, mean.size))
     for _, block, _ in _blocks(features):
@@ -122,15 +120,15 @@ def _mean_and_root(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _blocks(matrix: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield all rows in blocks: (number of the first row, rows [n, H], their lengths [n])."""
+    """Yields all rows in blocks: (number of the first row, rows [n, H], their norms [n])."""
     rows = max(1, BLOCK_BYTES // (matrix.shape[1] * matrix.itemsize))
     for start in range(0, len(matrix), rows):
         block = np.asarray(matrix[start : start + rows])
         yield start, block, _norms(block, start)
 
 
-def _chunks(queries: np.ndarray) -> Iterator[np.ndarray]:
-    return (queries[first : first + QUERY_BLOCK] for first in range(0, len(queries), QUERY_BLOCK))
+def _chunks(count: int) -> Iterator[slice]:
+    return (slice(first, first + QUERY_BLOCK) for first in range(0, count, QUERY_BLOCK))
 
 
 def _norms(vectors: np.ndarray, start: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from packing import first_position
 
 
 def read_text(path: Path) -> list[str]:
-    """Read the distinct lines of a text file. Raises InputError if it is not UTF-8, or blank."""
+    """Reads the distinct lines of a text file. Raises InputError if it is not UTF-8, or blank."""
     lines = text_lines(read_utf8(path))
     if not lines:
         raise InputError(f"{path}: the file is empty")
@@ -27,17 +27,17 @@ def read_text(path: Path) -> list[str]:
 
 
 def text_lines(text: str) -> list[str]:
-    """The distinct non-blank lines of a text, in their order."""
+    """Lists the distinct non-blank lines of a text, in order."""
     return list(dict.fromkeys(line for line in text.split("\n") if line.strip()))
 
 
 def join_lines(lines: list[str], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Join lines by the tokenizer's separator, as the published code does."""
+    """Joins lines by the tokenizer's separator."""
     return (tokenizer.sep_token or "\n").join(lines)
 
 
 def tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """All token ids of a text, the special ones included: int64 [T]."""
+    """Returns all token ids of a text, the special ones included: int64 [T]."""
     return np.array(tokenizer(text, verbose=False)["input_ids"], np.int64)
 
 
@@ -46,19 +46,14 @@ def load_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def load_text_config() -> PreTrainedConfig:
-    """Load the text model's configuration, which is enough to load the weights of a CLaMP 2 checkpoint."""
-    text_config = _load(transformers.AutoConfig)
-    _check_positions(text_config)
-    return text_config
+    """Loads the text model's configuration, for a model whose weights are those of a CLaMP 2 checkpoint."""
+    return _check_positions(_load(transformers.AutoConfig))
 
 
 def load_text_model(name: str = "") -> PreTrainedModel:
-    """Load a pre-trained text model, by default that of config.py, in float32 whatever its checkpoint is in.
-
-    Raises InputError if the checkpoint lacks a weight other than those of the unused pooler.
-    """
+    """Loads a pre-trained text model, in float32. Raises InputError if a weight lacks, except the unused pooler's."""
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would report the pooler, from every process
+    logging.set_verbosity_error()  # every process would report the pooler
     model, info = _load(transformers.AutoModel, name, dtype=torch.float32, output_loading_info=True)
     logging.set_verbosity(verbosity)
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith("pooler.")):
@@ -70,22 +65,22 @@ def load_text_model(name: str = "") -> PreTrainedModel:
     return model
 
 
-def _check_positions(text_config: PreTrainedConfig) -> None:
-    """Raise InputError if the text model has too few positions for MAX_TEXT_LENGTH tokens."""
-    if getattr(text_config, "max_position_embeddings", None) is None:
-        return
-    positions = text_config.max_position_embeddings - first_position(text_config)
-    if positions < config.MAX_TEXT_LENGTH:
-        raise InputError(
-            f"MAX_TEXT_LENGTH = {config.MAX_TEXT_LENGTH}, but the text model has {positions} positions for tokens"
-            f" (TEXT_MODEL_NAME = {config.TEXT_MODEL_NAME!r}); set it in {config.source()}"
-        )
+def _check_positions(text_config: PreTrainedConfig) -> PreTrainedConfig:
+    """Raises InputError if the text model has too few positions for MAX_TEXT_LENGTH tokens."""
+    if count := getattr(text_config, "max_position_embeddings", None):
+        positions = count - first_position(text_config)
+        if positions < config.MAX_TEXT_LENGTH:
+            raise InputError(
+                f"MAX_TEXT_LENGTH = {config.MAX_TEXT_LENGTH}, but the text model has {positions} positions for tokens"
+                f" (TEXT_MODEL_NAME = {config.TEXT_MODEL_NAME!r}); set it in {config.source()}"
+            )
+    return text_config
 
 
 def _load(loader, name: str = "", **options):
     name = name or config.TEXT_MODEL_NAME
     folder = config.text_model() if name == config.TEXT_MODEL_NAME else name
-    logging.disable_progress_bar()  # loading takes a moment; each process would draw a bar
+    logging.disable_progress_bar()  # every process would draw one
     try:
         if not Path(folder).is_dir() and try_to_load_from_cache(folder, "config.json") is None:
             _require_hub(folder)
@@ -99,9 +94,9 @@ def _load(loader, name: str = "", **options):
 
 
 def _require_hub(name: str) -> None:
-    """Raise InputError if the hub cannot be reached: transformers would retry for half a minute."""
+    """Raises InputError if the hub cannot be reached: transformers would retry for half a minute."""
     try:
         published.metadata(name, "config.json")
     except InputError as error:
-        if not isinstance(error.__cause__, HfHubHTTPError):  # an error of the hub is for transformers to explain
+        if not isinstance(error.__cause__, HfHubHTTPError):  # which transformers explains
             raise

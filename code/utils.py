@@ -1,10 +1,9 @@
-"""The models, M3 and CLaMP 2, and their contrastive loss, under the published names and signatures.
+"""The models M3 and CLaMP 2 and the contrastive loss, under the published names and signatures.
 
-The public methods pack their padded batches first (`packing.py`), so that all computation takes one packed path.
-`patches.py` and `texts.py` make the models' inputs.
+The public methods pack padded batches first (`packing.py`), so that all computation takes one packed path.
 
 Symbols, here and in the other files: B batch, T patches (or text tokens) of a piece, P characters of a patch
-(PATCH_SIZE), N real patches (or tokens) of a batch, H hidden size.
+(PATCH_SIZE), N real patches (or tokens) of a batch, H hidden size, V vocabulary.
 """
 
 import copy
@@ -65,10 +64,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def split_data(data: Sequence[T], eval_ratio: float = EVAL_SPLIT) -> tuple[list[T], list[T]]:
-    """Splits data into (train, eval), the same way in every process and run; at least one piece is for evaluation.
-
-    Raises InputError for fewer than two pieces.
-    """
+    """Splits data into (train, eval), neither empty, the same in every run. Raises InputError for too few pieces."""
     if len(data) < 2:
         raise InputError(f"{len(data)} piece(s) cannot be split into training and evaluation data: 2 is the least")
     order = list(data)
@@ -79,61 +75,58 @@ def split_data(data: Sequence[T], eval_ratio: float = EVAL_SPLIT) -> tuple[list[
 
 def encoder_config() -> BertConfig:
     """Returns the configuration of the patch encoder with the sizes of config.py."""
-    return BertConfig(
-        vocab_size=1,
-        hidden_size=config.M3_HIDDEN_SIZE,
-        num_hidden_layers=config.PATCH_NUM_LAYERS,
-        num_attention_heads=config.M3_HIDDEN_SIZE // HEAD_SIZE,
-        intermediate_size=config.M3_HIDDEN_SIZE * 4,
-        max_position_embeddings=config.PATCH_LENGTH,
-    )
+    size, limit = config.M3_HIDDEN_SIZE, config.PATCH_LENGTH
+    sizes = {"hidden_size": size, "num_attention_heads": size // HEAD_SIZE, "intermediate_size": size * 4}
+    return BertConfig(vocab_size=1, num_hidden_layers=config.PATCH_NUM_LAYERS, max_position_embeddings=limit, **sizes)
 
 
 def decoder_config() -> GPT2Config:
     """Returns the configuration of the token decoder with the sizes of config.py."""
-    return GPT2Config(
-        vocab_size=VOCABULARY,
-        n_positions=PATCH_SIZE,
-        n_embd=config.M3_HIDDEN_SIZE,
-        n_layer=config.TOKEN_NUM_LAYERS,
-        n_head=config.M3_HIDDEN_SIZE // HEAD_SIZE,
-        n_inner=config.M3_HIDDEN_SIZE * 4,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-    )
+    size = config.M3_HIDDEN_SIZE
+    sizes = {"n_embd": size, "n_head": size // HEAD_SIZE, "n_inner": size * 4, "n_layer": config.TOKEN_NUM_LAYERS}
+    ids = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+    return GPT2Config(vocab_size=VOCABULARY, n_positions=PATCH_SIZE, **sizes, **ids)
 
 
 def empty(make: Callable[..., M], *args: object) -> M:
-    """Makes a model whose parameters have no memory yet, for `checkpoints.load` to fill."""
+    """Makes a model whose parameters take no memory, for `checkpoints.load` to fill."""
     with init_empty_weights(include_buffers=False):
         model = make(*args)
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
-            part.tie_weights()  # which `init_empty_weights` has replaced one by one
+            part.tie_weights()  # `init_empty_weights` separates tied weights
     return model
 
 
 def empty_clamp2() -> "CLaMP2Model":
-    """Makes a CLaMP 2 of the sizes of config.py for a checkpoint to be loaded into; see `empty`."""
+    """Makes a CLaMP 2 of the sizes of config.py; see `empty`."""
     return empty(CLaMP2Model.from_configs, load_text_config(), encoder_config(), config.CLAMP2_HIDDEN_SIZE)
 
 
 def on_host(padded: Tensor) -> np.ndarray:
-    """Copies the input of a public method to the host, where a batch is packed."""
-    padded = padded.float() if padded.dtype == torch.bfloat16 else padded  # which NumPy does not have
+    """Copies an input to the host, where batches are packed."""
+    padded = padded.float() if padded.dtype == torch.bfloat16 else padded  # NumPy has no bfloat16
     return padded.detach().cpu().numpy()
 
 
 def unflatten(patches: Tensor) -> Tensor:
-    """Reshapes patches [B, T, P], or [B, T * P] as the published trainer has them, to [B, T, P]."""
+    """Reshapes patches, [B, T, P] or [B, T * P] as in the published trainer, to [B, T, P]."""
     return patches.reshape(len(patches), -1, PATCH_SIZE)
 
 
-class M3PatchEncoder(nn.Module):
-    """Encodes patches as one feature each: a linear embedding of a patch's characters, then BERT over the patches."""
+def prepare(model: PreTrainedModel, packed: bool = True) -> None:
+    """Freezes a BERT's pooler, which only the published checkpoints use; installs packed attention and fast dropout."""
+    if pooler := getattr(model, "pooler", None):
+        pooler.requires_grad_(False)
+    use_cheap_dropout(model)
+    if packed:
+        use_packed_attention(model)
 
-    keep_unit_length = False  # M3 reads music without the header line `L:1/8`, in training and in extraction
+
+class M3PatchEncoder(nn.Module):
+    """Encodes each patch as a feature: a linear embedding of its characters, then BERT over the patches."""
+
+    keep_unit_length = False  # M3 never reads the header line `L:1/8`
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -141,24 +134,18 @@ class M3PatchEncoder(nn.Module):
         self.patch_embedding = nn.Linear(PATCH_SIZE * VOCABULARY, config.hidden_size)
         nn.init.normal_(self.patch_embedding.weight, std=0.02)
         self.base = BertModel(copy.deepcopy(config))
-        freeze_unused(self.base)
+        prepare(self.base)
         self.base.embeddings.word_embeddings.requires_grad_(False)  # replaced by the patch embedding
-        use_packed_attention(self.base)
-        use_cheap_dropout(self.base)
 
     def embed(self, batch: Packed) -> Tensor:
-        """Embeds packed patches, [N, H]: the linear layer of the one-hot patches, as a sum of its columns.
-
-        The columns of the PAD that fills up patches are summed once for each length.
-        """
+        """Embeds packed patches, [N, H]: the linear layer of the one-hot patches, as a sum of its weight's columns."""
         if type(self.patch_embedding) is not nn.Linear:  # replaced, by LoRA for instance
             return self.patch_embedding(F.one_hot(batch.tokens.long(), VOCABULARY).flatten(1).to(self.base.dtype))
         columns = self.patch_embedding.weight.t().contiguous()  # [P * V, H]: row p * V + v is for id v at position p
         characters = sum_rows(columns, batch.characters.int(), batch.starts)  # [N, H]
         pads = columns[PAD::VOCABULARY]  # [P, H]
-        # the sum of the PAD columns from each position on, [P + 1, H]
-        after = torch.cat([pads.flip(0).cumsum(0).flip(0), pads.new_zeros((1, pads.shape[1]))])
-        return characters + after.index_select(0, batch.sizes) + self.patch_embedding.bias
+        padding = F.pad(pads.flip(0).cumsum(0).flip(0), (0, 0, 0, 1))  # [P + 1, H]: the PADs from each position on
+        return characters + padding.index_select(0, batch.sizes) + self.patch_embedding.bias
 
     def features(self, batch: Packed, pooled: bool = False) -> Tensor:
         """Encodes packed patches as features [N, H]."""
@@ -190,19 +177,15 @@ class M3TokenDecoder(nn.Module):
         if config.activation_function == "gelu_new":
             config.activation_function = "gelu_pytorch_tanh"  # the same, in one kernel
         self.base = GPT2LMHeadModel(config)
-        use_packed_attention(self.base)
-        use_cheap_dropout(self.base)
+        prepare(self.base)
 
     def forward(self, patch_features: Tensor, target_patches: Tensor) -> M3Output:
-        """Computes the mean cross-entropy of the characters of patches [S, P], given their features [S, H]."""
+        """Computes the loss of patches [S, P] given their features [S, H]."""
         patches = on_host(target_patches.reshape(len(patch_features), -1))
         return self.restore(patch_features, Characters(patches).to(patch_features.device))
 
     def restore(self, features: Tensor, characters: Characters) -> M3Output:
-        """Computes the loss of packed characters. `features` [N, H] has a row for each of their patches.
-
-        A patch's feature takes the place of its BOS's embedding.
-        """
+        """Computes the loss of packed characters; a patch's feature (a row of [N, H]) replaces its BOS embedding."""
         embeddings = self.base.transformer.wte(characters.inputs.int())
         features = features.index_select(0, characters.rows).to(embeddings.dtype)
         embeddings = embeddings.index_copy(0, characters.firsts, features)
@@ -212,7 +195,7 @@ class M3TokenDecoder(nn.Module):
 
     @torch.no_grad()
     def generate(self, patch_feature: Tensor, tokens: Tensor) -> Tensor:
-        """Predicts the probabilities [V] of a patch's next character from its feature [H] and its first ids [n]."""
+        """Predicts the probabilities [V] of a patch's next character, given its feature [H] and first ids [n]."""
         tokens = tokens.flatten().long().to(patch_feature.device)
         packing = Packing.of_lengths([len(tokens)]).to(tokens.device)
         embeddings = self.base.transformer.wte(tokens)
@@ -222,13 +205,7 @@ class M3TokenDecoder(nn.Module):
 
 
 class M3Batch(Tensors):
-    """A training batch of M3: corrupted patches, and the characters of the selected ones to restore.
-
-    Args:
-        packing: of the pieces.
-        inputs, targets: [N, P], the corrupted and the original patches.
-        selected: [N], the patches to restore.
-    """
+    """A training batch of M3: corrupted patches `inputs` [N, P], and the characters of the `selected` [N] `targets`."""
 
     def __init__(self, packing: Packing, inputs: np.ndarray, selected: np.ndarray, targets: np.ndarray):
         rows = selected.nonzero()[0]
@@ -237,7 +214,7 @@ class M3Batch(Tensors):
 
 
 class M3Model(nn.Module, HubModel):
-    """M3, the multimodal music model: encodes corrupted patches and restores the selected ones (paper, section 3.2)."""
+    """M3, the multimodal music model: restores the selected ones of corrupted patches (paper, section 3.2)."""
 
     def __init__(self, encoder_config: BertConfig, decoder_config: GPT2Config):
         super().__init__()
@@ -252,13 +229,12 @@ class M3Model(nn.Module, HubModel):
     def forward(
         self, input_patches: Tensor, input_masks: Tensor, selected_indices: Tensor, target_patches: Tensor
     ) -> M3Output:
-        """input_patches, target_patches: ids [B, T, P] or [B, T * P]; input_masks, selected_indices: [B, T]."""
+        """Computes the loss of patches [B, T, P] or [B, T * P]; input_masks, selected_indices: [B, T]."""
         mask = on_host(input_masks) != 0
         arrays = (on_host(x)[mask] for x in (unflatten(input_patches), selected_indices, unflatten(target_patches)))
         return self.restore(M3Batch(Packing(mask), *arrays).to(self.device))
 
     def restore(self, batch: M3Batch) -> M3Output:
-        """Computes the loss of a packed batch."""
         return self.decoder.restore(self.encoder.features(batch.music), batch.characters)
 
 
@@ -278,14 +254,13 @@ class CLaMP2Model(nn.Module, HubModel):
         *,
         text_config: PreTrainedConfig | None = None,
     ):
-        """Makes a model of pre-trained parts to train; `from_configs` makes one without.
+        """Makes a model of pre-trained parts to train, or, given `text_config`, one with random weights.
 
         Args:
             music_config: of the M3 encoder.
             global_rank, world_size: of the processes whose pairs are compared; default: those of torch.distributed.
-            text_model_name: of a text model that `from_pretrained` takes.
+            text_model_name: a name or folder that `from_pretrained` takes.
             load_m3: start the music encoder from M3_WEIGHTS_PATH of config.py, if that file exists.
-            text_config: see `from_configs`.
         Raises InputError if the text model or M3's weights cannot be used.
         """
         super().__init__()
@@ -294,45 +269,36 @@ class CLaMP2Model(nn.Module, HubModel):
             self.text_model = load_text_model(text_model_name)
         else:
             self.text_model = AutoModel.from_config(copy.deepcopy(text_config), dtype=torch.float32)
-        freeze_unused(self.text_model)
-        use_cheap_dropout(self.text_model)
-        if packable(self.text_model.config):
-            use_packed_attention(self.text_model)
+        prepare(self.text_model, packable(self.text_model.config))
         self.text_proj = nn.Linear(self.text_model.config.hidden_size, hidden_size)
         nn.init.normal_(self.text_proj.weight, std=0.02)
         self.music_model = M3PatchEncoder(music_config)
         self.music_proj = nn.Linear(music_config.hidden_size, hidden_size)
         nn.init.normal_(self.music_proj.weight, std=0.02)
         joined = has_distributed and dist.is_initialized()
-        self.loss_fn = ClipLoss(
-            gather_with_grad=True,
-            rank=global_rank if global_rank is not None else dist.get_rank() if joined else 0,
-            world_size=world_size if world_size is not None else dist.get_world_size() if joined else 1,
-        )
+        rank, size = (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
+        rank, size = rank if global_rank is None else global_rank, size if world_size is None else world_size
+        self.loss_fn = ClipLoss(gather_with_grad=True, rank=rank, world_size=size)
         if load_m3 and text_config is None:
             self._start_from_m3(config.resolve(config.M3_WEIGHTS_PATH))
-        # for the hub's `config.json`, so that `from_pretrained` needs neither the text model's name nor its weights
-        parts = {"music_config": music_config, "text_config": self.text_model.config}
-        self._hub_mixin_config = {name: self._encode_arg(part) for name, part in parts.items()}
-        self._hub_mixin_config["hidden_size"] = hidden_size
+        parts = {"music_config": music_config, "text_config": self.text_model.config, "hidden_size": hidden_size}
+        self._hub_mixin_config = {name: self._encode_arg(part) for name, part in parts.items()}  # for loading
 
     @classmethod
     def from_configs(
         cls, text_config: PreTrainedConfig, music_config: BertConfig, hidden_size: int = CLAMP2_HIDDEN_SIZE
     ) -> "CLaMP2Model":
-        """Makes a model with random weights, for a checkpoint to be loaded into."""
+        """Makes a model with random weights."""
         return cls(music_config, hidden_size=hidden_size, text_config=text_config)
 
     def _start_from_m3(self, path: Path) -> None:
         """Loads the encoder of M3 weights, if they exist, into the music encoder."""
-        if not path.exists():
-            Processes().say(
-                f"the music encoder starts from new weights: CLAMP2_LOAD_M3 is True, but {printable(path)} does not"
-                " exist; train M3 first to begin with what it has learnt"
-            )
-            return
-        checkpoints.load(self.music_model, path, "encoder.")
-        Processes().say(f"the music encoder starts from {printable(path)}")
+        if path.exists():
+            checkpoints.load(self.music_model, path, "encoder.")
+            start = printable(path)
+        else:
+            start = f"new weights: CLAMP2_LOAD_M3 is True, but {printable(path)} does not exist; train M3 first"
+        Processes().say(f"the music encoder starts from {start}")
 
     @property
     def device(self) -> torch.device:
@@ -340,11 +306,11 @@ class CLaMP2Model(nn.Module, HubModel):
 
     @property
     def keep_unit_length(self) -> bool:
-        """Whether music is embedded with its header line `L:1/8`; CLaMP 3 never reads it."""
+        """Whether the model reads the header line `L:1/8`; CLaMP 3 never does."""
         return config.KEEP_UNIT_LENGTH and not self.is_clamp3
 
     def features(self, batch: Packed, pooled: bool = False) -> Tensor:
-        """Encodes packed patches or token ids: [N, H], or pooled and projected, [B, CLAMP2_HIDDEN_SIZE]."""
+        """Encodes packed patches or token ids as [N, H], or pooled and projected, [B, CLAMP2_HIDDEN_SIZE]."""
         is_music = batch.tokens.ndim == 2
         hidden = self.music_model.features(batch) if is_music else self._encode_text(batch)
         if not pooled:
@@ -353,7 +319,6 @@ class CLaMP2Model(nn.Module, HubModel):
         return projection(batch.packing.mean(hidden).to(projection.weight.dtype))
 
     def _encode_text(self, batch: Packed) -> Tensor:
-        """Encodes packed token ids: [N, H of the text model]."""
         config, packing = self.text_model.config, batch.packing
         if packable(config):
             return run_packed(self.text_model, packing, first_position(config), input_ids=batch.tokens)
@@ -362,9 +327,9 @@ class CLaMP2Model(nn.Module, HubModel):
         return packing.pack(output.last_hidden_state)
 
     def get_text_features(self, text_inputs: Tensor, text_masks: Tensor, get_normalized: bool = False) -> Tensor:
-        """Encodes token ids with masks [B, T]: [B, T, H].
+        """Encodes token ids with masks [B, T] as [B, T, H].
 
-        get_normalized: pool and project, [B, CLAMP2_HIDDEN_SIZE]. The name is the published one; the norm is not 1.
+        get_normalized: pool and project, [B, CLAMP2_HIDDEN_SIZE]. The name is published; the norm is not 1.
         """
         ids, mask, positions = on_host(text_inputs), on_host(text_masks) != 0, None
         if first_position(self.text_model.config):  # RoBERTa and its relatives count tokens, wherever the padding is
@@ -372,7 +337,7 @@ class CLaMP2Model(nn.Module, HubModel):
         return self._padded(Packed(Packing(mask, positions), ids[mask]), get_normalized)
 
     def get_music_features(self, music_inputs: Tensor, music_masks: Tensor, get_normalized: bool = False) -> Tensor:
-        """Like `get_text_features`, for patches [B, T, P] or [B, T * P] with masks [B, T]."""
+        """As `get_text_features`, for patches [B, T, P] or [B, T * P] with masks [B, T]."""
         mask = on_host(music_masks) != 0
         return self._padded(Packed(Packing(mask), on_host(unflatten(music_inputs))[mask]), get_normalized)
 
@@ -383,7 +348,7 @@ class CLaMP2Model(nn.Module, HubModel):
 
     @staticmethod
     def avg_pooling(input_features: Tensor, input_masks: Tensor) -> Tensor:
-        """Averages features [B, T, H] over what the masks [B, T] select: [B, H]."""
+        """Averages features [B, T, H] over the true entries of masks [B, T]: [B, H]."""
         packing = Packing(on_host(input_masks) != 0).to(input_features.device)
         return packing.mean(packing.pack(input_features)).to(input_features.dtype)
 
@@ -402,10 +367,8 @@ class ClipLoss(nn.Module):
 
     Args:
         local_loss: return the loss of this process's rows, not the mean over all processes.
-        gather_with_grad: backpropagate into the features of other processes too, as `train_clamp2.py` needs; else they
-            are constants.
-        cache_labels: has no effect; labels cost nothing.
-        rank, world_size: of the processes whose pairs are compared. With 1, this process compares its own pairs.
+        gather_with_grad: backpropagate into the features of other processes; else they are constants.
+        cache_labels: has no effect.
         use_horovod: not supported.
     """
 
@@ -420,7 +383,7 @@ class ClipLoss(nn.Module):
     ):
         super().__init__()
         if use_horovod:
-            raise ValueError("Horovod is not supported; processes are joined by torch.distributed")
+            raise ValueError("Horovod is not supported; use torch.distributed")
         self.local_loss, self.gather_with_grad = local_loss, gather_with_grad
         self.rank, self.world_size = rank, world_size
 
@@ -435,7 +398,7 @@ class ClipLoss(nn.Module):
         with torch.autocast(text_features.device.type, enabled=False):
             text_features, music_features = text_features.float(), music_features.float()
             all_text, all_music, first = self._all(text_features), self._all(music_features), 0
-            if not (self.local_loss or self.gather_with_grad):  # the other rows hold a part of the gradient
+            if not (self.local_loss or self.gather_with_grad):  # the other rows contribute to the gradient
                 text_features, music_features = all_text, all_music
             elif self.world_size > 1:
                 first = self.rank * len(text_features)
@@ -450,7 +413,7 @@ class ClipLoss(nn.Module):
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _all(self, features: Tensor) -> Tensor:
-        """Gathers features [B, H] of all processes in the order of their ranks: [B of all, H]."""
+        """Gathers features [B, H] of all processes, by rank: [B of all, H]."""
         if self.world_size == 1:
             return features
         if self.gather_with_grad:
@@ -474,10 +437,3 @@ class _Gather(torch.autograd.Function):
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def freeze_unused(model: nn.Module) -> None:
-    """Freezes a BERT's pooler, which the published checkpoints hold, but nothing uses."""
-    for name, parameter in model.named_parameters():
-        if name.startswith("pooler."):
-            parameter.requires_grad_(False)

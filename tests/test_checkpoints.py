@@ -345,29 +345,6 @@ def test_a_training_writes_no_safetensors(tmp_path):
     assert result.returncode == 2 and "w.safetensors: a training writes a .pth file" in result.stderr
 
 
-@pytest.mark.parametrize("kind", ["M3Model", "CLaMP2Model"])
-def test_the_first_form_of_the_hub_is_read(tmp_path, kind):
-    """`config.json` held sizes in place of the configuration of the encoder."""
-    sizes = {"patch_size": 64, "patch_length": 512, "patch_num_layers": 2}
-    if kind == "M3Model":
-        sizes |= {"hidden_size": 64, "token_num_layers": 1}
-    else:
-        text = AutoConfig.from_pretrained(KIT / "tiny-xlmr")
-        sizes |= {
-            "hidden_size": 48,
-            "music_hidden_size": 64,
-            "text_config": json.loads(text.to_json_string(use_diff=False)),
-        }
-    state = weights(M3 if kind == "M3Model" else CLAMP2)
-    state.pop("decoder.base.lm_head.weight", None)  # tied
-    save_file(state, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(sizes | {"checkpoint": {"epoch": 1}}))
-    model = getattr(utils, kind).from_pretrained(tmp_path)
-    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
-    encoder = model.encoder if kind == "M3Model" else model.music_model
-    assert (encoder.config.num_attention_heads, encoder.config.intermediate_size) == (1, 256)
-
-
 def test_published_clamp3_is_downloaded(tmp_path, clamp3):
     assert published.CLAMP3_C2.replace("_c2_", "_saas_") == published.CLAMP3_SAAS in published.REPOSITORIES
     name = published.CLAMP3_C2
