@@ -62,7 +62,7 @@ M3_BATCH_SIZE = 16
 M3_MASK_RATIO = 0.15  # the decoder takes most of the time
 TEXT_MODEL_NAME = "../$run/text-model"
 CLAMP2_HIDDEN_SIZE = 128
-CLAMP2_NUM_EPOCH = 65
+CLAMP2_NUM_EPOCH = 75
 CLAMP2_LEARNING_RATE = 1e-3
 CLAMP2_BATCH_SIZE = 64
 WARMUP_STEPS = 20
@@ -73,7 +73,7 @@ CLAMP2_WEIGHTS_PATH = "../$run/weights_clamp2.pth"
 FEATURE_CACHE = "../$run/cache"
 END
 # The last epochs, at a tenth of the rate: results depend less on which steps are the last ones.
-{ cat $run/config.py; printf 'CLAMP2_NUM_EPOCH = 80\nCLAMP2_LEARNING_RATE = 1e-4\n'; } > $run/config_slow.py
+{ cat $run/config.py; printf 'CLAMP2_NUM_EPOCH = 85\nCLAMP2_LEARNING_RATE = 1e-4\n'; } > $run/config_slow.py
 
 export CLAMP2_CONFIG=$run/config.py OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES='' HF_HUB_OFFLINE=1
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 # glibc keeps freed memory for the next step
@@ -94,8 +94,8 @@ python code/train_clamp2.py
 CLAMP2_CONFIG=$run/config_slow.py python code/train_clamp2.py
 
 mkdir -p $run/held_out/abc $run/held_out/mtf
-cp -p $run/interleaved/test/* $run/held_out/abc
-cp -p $run/mtf/test/* $run/held_out/mtf
+cp -Rp $run/interleaved/test/. $run/held_out/abc
+cp -Rp $run/mtf/test/. $run/held_out/mtf
 python code/extract_clamp2.py $run/held_out $run/features --normalize
 python code/semantic_search.py metrics $run/features/text $run/features/abc --json $run/text_to_abc.json
 python code/semantic_search.py metrics $run/features/text $run/features/mtf --json $run/text_to_mtf.json
@@ -115,7 +115,9 @@ python code/plot.py similarity $run/features/abc $run/similarity.png --labels $r
 python process_data/batch_mtf2midi.py $run/mtf/test $run/again
 python process_data/batch_interleaved_abc.py $run/interleaved/test $run/again --reverse
 mkdir -p $run/library
-cp $run/scores/test/[0-9A-H]* $run/again/[I-R]*.mid $run/again/[S-Za-z]*.abc $run/library
+find $run/scores/test -name '[0-9A-H]*' -exec cp {} $run/library ';'
+find $run/again -name '[I-R]*.mid' -exec cp {} $run/library ';'
+find $run/again -name '[S-Za-z]*.abc' -exec cp {} $run/library ';'
 python code/semantic_search.py search "a jig in D major" $run/library --top_k 12 --html $run/hits.html --json $run/hits_0.json
 python code/semantic_search.py search "a reel in A major, in 2/4 time" $run/library --top_k 3 --json $run/hits_1.json
 python code/semantic_search.py search "Hornpipe in B-Dur, 2/4-Takt" $run/library --top_k 3 --json $run/hits_2.json

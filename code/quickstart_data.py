@@ -32,6 +32,7 @@ TEST, VALIDATION = 300, 48  # pieces that are held out; the others are for train
 DANCES = ("reel", "hornpipe", "jig", "slip jig", "strathspey", "clog", "highland fling")
 OTHER_NAMES = {"slipjig": "slip jig", "fling": "highland fling"}
 NGRAM, SAME = 8, 0.25  # tunes that share this part of their runs of eight intervals are versions of one tune
+COMMON = 10  # pieces in training of a class that zero-shot classification asks for
 TICKS = 48  # of a quarter note
 VELOCITY, VIOLIN, CHOIR = 90, 40, 52  # the latter two are MIDI programs
 NOTES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
@@ -178,40 +179,35 @@ def step_name(fifths: int) -> str:
 
 
 def notes_of(part: Element) -> list[tuple[int, int, int]]:
-    """(onset, length, pitch) of the notes of a part of MusicXML, in ticks and as MIDI pitch.
+    """(onset, length, pitch) of the notes of a part of MusicXML with one voice, in ticks and as MIDI pitch.
 
     Repeats are read once, tied notes are joined, and grace notes left out.
     """
     notes: list[tuple[int, int, int]] = []
     tied: dict[int, int] = {}  # pitch -> the note that a tie leads on from
-    divisions, start = 1, 0.0
-    for measure in part.findall("measure"):
-        now = end = onset = start
-        for element in measure:
-            divisions = int(element.findtext("divisions", divisions))
-            length = float(element.findtext("duration", "0")) * TICKS / divisions
-            if element.tag == "backup":
-                now -= length
-                continue
-            if length and element.find("chord") is None:
-                onset, now = now, now + length
-            end = max(end, now)
-            pitch = element.find("pitch")
-            if pitch is None or not length:
-                continue
-            number = 12 * int(pitch.findtext("octave", "4")) + 12 + SEMITONES[pitch.findtext("step", "C")]
-            number += int(float(pitch.findtext("alter", "0")))
-            begin, stop = round(onset), round(onset + length)
-            ties = {tie.get("type") for tie in element.findall("tie")}
-            if "stop" in ties and number in tied:
-                begin = notes[tied[number]][0]
-                notes[tied[number]] = (begin, stop - begin, number)
-            else:
-                tied[number] = len(notes)
-                notes.append((begin, stop - begin, number))
-            if "start" not in ties:
-                tied.pop(number, None)
-        start = end
+    divisions, now, onset = 1, 0.0, 0.0
+    for element in part.iterfind("measure/*"):
+        divisions = int(element.findtext("divisions", divisions))
+        length = float(element.findtext("duration", "0")) * TICKS / divisions
+        if element.tag == "backup":
+            raise files.InputError("a part of a score has several voices, which the quick start does not read")
+        if length and element.find("chord") is None:
+            onset, now = now, now + length
+        pitch = element.find("pitch")
+        if pitch is None or not length:
+            continue
+        number = 12 * int(pitch.findtext("octave", "4")) + 12 + SEMITONES[pitch.findtext("step", "C")]
+        number += int(float(pitch.findtext("alter", "0")))
+        begin, stop = round(onset), round(onset + length)
+        ties = {tie.get("type") for tie in element.findall("tie")}
+        if "stop" in ties and number in tied:
+            begin = notes[tied[number]][0]
+            notes[tied[number]] = (begin, stop - begin, number)
+        else:
+            tied[number] = len(notes)
+            notes.append((begin, stop - begin, number))
+        if "start" not in ties:
+            tied.pop(number, None)
     return notes
 
 
@@ -359,10 +355,12 @@ def prepare(folder: Path, seed: int) -> None:
             texts += [*metadata_lines(record), *record["summary_en"], *summaries(record["summary_nen"])]
         elif part == "test":
             write(folder / f"held_out/text/{piece.name}.txt", record["summary_en"][0])
-    for piece in pieces:
-        for asked, template in FACTS.items():
-            label = getattr(piece, asked).replace("/", "_")
-            write(folder / f"held_out/prompts/{asked}/{label}.txt", text_of(piece, template))
+    for asked, template in FACTS.items():
+        counts = Counter(getattr(piece, asked) for piece in parts["train"])
+        for piece in parts["train"]:
+            label = getattr(piece, asked)
+            if counts[label] >= COMMON:
+                write(folder / f"held_out/prompts/{asked}/{label.replace('/', '_')}.txt", text_of(piece, template))
     write(folder / "dances.csv", "".join(f"{piece.name},{piece.dance}\n" for piece in pieces))
     make_text_model(texts, folder / "text-model", seed)
     write(folder / "test.json", json.dumps([vars(piece) for piece in parts["test"]]))

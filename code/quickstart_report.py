@@ -26,6 +26,8 @@ def read(path: Path):
 def zero_shot(folder: Path, asked: str, kind: str) -> dict[str, float]:
     """The share of held-out pieces whose nearest class is the right one, beside the share of the largest class.
 
+    Pieces of a class that is too rare in training are left out: nothing can be learnt about its name.
+
     Args:
         asked: "dance", "meter" or "key".
         kind: "abc" or "mtf".
@@ -33,14 +35,14 @@ def zero_shot(folder: Path, asked: str, kind: str) -> dict[str, float]:
     truth = {piece["name"]: piece[asked] for piece in read(folder / "test.json")}
     classes, music = features.load(folder / f"features/prompts/{asked}"), features.load(folder / "features" / kind)
     _, nearest = retrieval.top_k(music.matrix, classes.matrix, 1)
-    guesses = [features.key(classes.names[row]).replace("_", "/") for row in nearest[:, 0]]  # `6_8.npy` -> `6/8`
-    right = [guess == truth[features.key(name)] for guess, name in zip(guesses, music.names, strict=True)]
-    largest = Counter(truth.values()).most_common(1)[0][1]
+    labels = [features.key(name).replace("_", "/") for name in classes.names]  # `6_8.npy` -> `6/8`
+    guesses = [(labels[row], truth[features.key(name)]) for row, name in zip(nearest[:, 0], music.names, strict=True)]
+    guesses = [(guess, label) for guess, label in guesses if label in labels]
     return {
-        "accuracy": sum(right) / len(right),
-        "majority": largest / len(truth),
-        "pieces": len(right),
-        "classes": len(classes.names),
+        "accuracy": sum(guess == label for guess, label in guesses) / len(guesses),
+        "majority": Counter(label for _, label in guesses).most_common(1)[0][1] / len(guesses),
+        "pieces": len(guesses),
+        "classes": len(labels),
     }
 
 
