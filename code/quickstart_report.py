@@ -1,17 +1,21 @@
-"""What the quick start found: a table, each number beside what chance or the largest class gives; hits; pictures."""
+"""Results of the quick start: a table with each number beside chance or the largest class, hits, pictures.
 
+python code/quickstart_report.py FOLDER     print them, and write results.json to the folder of the run
+"""
+
+import argparse
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
 import features
+import files
 import retrieval
 
 ASKED = {"dance": "rhythm", "meter": "meter", "key": "key"}
-RETRIEVALS = (("text", "abc"), ("text", "mtf"), ("abc", "mtf"))
 NAMES = {"text": "text", "abc": "ABC", "mtf": "MIDI"}
+RETRIEVALS = (("text", "abc"), ("text", "mtf"), ("abc", "mtf"))
 PICTURES = ("loss_m3.png", "loss_clamp2.png", "map.png", "similarity.png", "probe.png", "hits.html")
 
 
@@ -20,102 +24,99 @@ def read(path: Path):
 
 
 def zero_shot(folder: Path, asked: str, kind: str) -> dict[str, float]:
-    """How often the nearest class is that of a held-out piece, beside the share of the largest class.
+    """The share of held-out pieces whose nearest class is the right one, beside the share of the largest class.
 
-    The mean of its prompts' features, each of length 1, stands for a class ("prompt ensembling", Radford et al. 2021).
+    Pieces of a class that is too rare in training are left out: nothing can be learnt about its name.
 
     Args:
-        asked: "dance", "meter" or "key"; pieces without it are left out.
+        asked: "dance", "meter" or "key".
         kind: "abc" or "mtf".
     """
-    known = {piece["name"]: piece[asked] for piece in read(folder / "test.json")}
-    prompts = features.load(folder / "features" / "prompts" / asked)
-    labels = np.array([label_of(name) for name in prompts.names])
-    classes = sorted(set(labels))
-    of_classes = np.stack([retrieval.unit(prompts.matrix[labels == label]).mean(0) for label in classes])  # [C, H]
-    music = features.load(folder / "features" / kind)
-    _, nearest = retrieval.top_k(music.matrix, of_classes, 1)
-    pairs = [
-        (classes[row], known[features.without_suffix(name)])
+    truth = {piece["name"]: piece[asked] for piece in read(folder / "test.json")}
+    classes, music = features.load(folder / f"features/prompts/{asked}"), features.load(folder / "features" / kind)
+    _, nearest = retrieval.top_k(music.matrix, classes.matrix, 1)
+    labels = [features.without_suffix(name).replace("_", "/") for name in classes.names]  # `6_8.npy` -> `6/8`
+    guesses = [
+        (labels[row], truth[features.without_suffix(name)])
         for row, name in zip(nearest[:, 0], music.names, strict=True)
     ]
-    pairs = [(guess, truth) for guess, truth in pairs if truth in classes]
-    largest = Counter(truth for _, truth in pairs).most_common(1)[0][1]
+    guesses = [(guess, label) for guess, label in guesses if label in labels]
     return {
-        "accuracy": sum(guess == truth for guess, truth in pairs) / len(pairs),
-        "majority": largest / len(pairs),
-        "pieces": len(pairs),
-        "classes": len({truth for _, truth in pairs}),
+        "accuracy": sum(guess == label for guess, label in guesses) / len(guesses),
+        "majority": Counter(label for _, label in guesses).most_common(1)[0][1] / len(guesses),
+        "pieces": len(guesses),
+        "classes": len(labels),
     }
-
-
-def folder_of(label: str) -> str:
-    """The folder of a class's prompts: `6/8` -> `6_8`."""
-    return label.replace("/", "_")
-
-
-def label_of(name: str) -> str:
-    """`6_8/0.npy` -> `6/8`"""
-    return name.split("/")[0].replace("_", "/")
 
 
 def results(folder: Path) -> dict:
     """All numbers of a run."""
-    found: dict = {
+    retrievals = {
+        f"{NAMES[query]} to {NAMES[reference]}": read(folder / f"{query}_to_{reference}.json")
+        for query, reference in RETRIEVALS
+    }
+    return {
         "zero-shot": {
             f"{ASKED[asked]}, {NAMES[kind]}": zero_shot(folder, asked, kind)
             for asked in ASKED
             for kind in ("abc", "mtf")
         },
-        "retrieval": {},
+        "retrieval": {
+            name: {part: found[part] for part in ("measured", "by_chance")} for name, found in retrievals.items()
+        },
         "probe": read(folder / "probe.json")["test"],
     }
-    for query, reference in RETRIEVALS:
-        told = read(folder / f"{query}_to_{reference}.json")
-        found["retrieval"][f"{NAMES[query]} to {NAMES[reference]}"] = {
-            "measured": told["measured"],
-            "by_chance": told["by_chance"],
-        }
-    return found
 
 
 def table(found: dict) -> str:
     """The numbers in lines of text."""
     lines = [f"{'on pieces held out of all training':38}{'measured':>9}  beside"]
-    for name, told in found["zero-shot"].items():
-        beside = f"{told['majority']:.3f}  most frequent of {told['classes']} classes, {told['pieces']} pieces"
-        lines.append(f"zero-shot {name:28}{told['accuracy']:9.3f}  {beside}")
+    for name, shot in found["zero-shot"].items():
+        beside = f"{shot['majority']:.3f}  largest of {shot['classes']} classes, {shot['pieces']} pieces"
+        lines.append(f"{'zero-shot ' + name:38}{shot['accuracy']:9.3f}  {beside}")
     probe = found["probe"]
-    lines.append(
-        f"{'linear probe rhythm, M3, ABC':38}{probe['accuracy']:9.3f}  {probe['majority']:.3f}  most frequent"
-        f" class; macro-F1 {probe['macro_f1']:.3f}"
-    )
-    for name, told in found["retrieval"].items():
+    beside = f"{probe['majority']:.3f}  largest class; macro-F1 {probe['macro_f1']:.3f}"
+    lines.append(f"{'linear probe rhythm, M3, ABC':38}{probe['accuracy']:9.3f}  {beside}")
+    for name, ranked in found["retrieval"].items():
         for measure in ("MRR", "Hit@1", "Hit@10"):
-            value, chance = told["measured"][measure], told["by_chance"][measure]
+            value, chance = ranked["measured"][measure], ranked["by_chance"][measure]
             times = f", {value / chance:.1f} times that" if measure == "MRR" else ""
             lines.append(f"{name + ' ' + measure:38}{value:9.3f}  {chance:.4f} by chance{times}")
     return "\n".join(lines)
 
 
-def hits(folder: Path, number: int) -> str:
-    """The first hits of a query, with what is known of each."""
+def hits(folder: Path, path: Path) -> str:
+    """The first hits of a search, with the facts about each."""
     pieces = {piece["name"]: piece for piece in read(folder / "test.json")}
-    told = read(folder / f"hits_{number}.json")
-    lines = [f"“{told['query']}”"]
-    for hit in told["hits"][:3]:
+    search = read(path)
+    lines = [f"“{search['query']}”"]
+    for hit in search["hits"][:3]:
         piece = pieces[features.without_suffix(hit["name"])]
-        what = f"{piece['title']}: {piece['dance'] or 'dance'}, {piece['key']}, {piece['meter']}"
-        lines.append(f"  {hit['rank']}  {hit['score']:.3f}  {hit['name']:38} {what}")
+        facts = f"{piece['title']}: {piece['dance']}, {piece['key']}, {piece['meter']}"
+        lines.append(f"  {hit['rank']}  {hit['score']:.3f}  {hit['name']:38} {facts}")
     return "\n".join(lines)
 
 
-def show(folder: Path, queries: int, shown_as: str) -> dict:
-    """Prints everything; returns the numbers."""
-    found = results(folder)
-    print(f"\n{table(found)}\n")
-    for number in range(queries):
-        print(hits(folder, number))
-    print("\npictures, and a page with the first query's hits engraved:")
-    print("\n".join(f"  {shown_as}/{name}" for name in PICTURES))
-    return found
+def main(argv: list[str] | None = None) -> int:
+    summary, _, rest = __doc__.partition("\n\n")
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=layout)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of the run")
+    folder = parser.parse_args(argv).folder
+    try:
+        found = results(folder)
+        print(f"\n{table(found)}\n")
+        for path in sorted(folder.glob("hits_*.json")):
+            print(hits(folder, path))
+        print("\npictures, and a page with the first query's hits engraved:")
+        print("\n".join(f"  {folder / name}" for name in PICTURES))
+        with files.atomic_write(folder / "results.json", "w", encoding="utf-8") as file:
+            json.dump(found, file, indent=1)
+    except (files.InputError, OSError) as error:
+        print(f"error: {files.printable(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
