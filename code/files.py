@@ -192,9 +192,18 @@ def remove_leftovers(root: Path, below: bool = True) -> None:
     pattern = glob.escape(_TEMPORARY) + "*"
     for file in root.rglob(pattern) if below else root.glob(pattern):
         pid = file.name.removeprefix(_TEMPORARY).partition("-")[0]
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
+        if pid.isdigit() and not _is_running(int(pid)):
             file.unlink(missing_ok=True)
-        except (PermissionError, ValueError):  # another user's process, or no process id
-            continue
+
+
+def _is_running(pid: int) -> bool:
+    """A zombie is not: in a container, process 1 may never collect a killed worker."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    with contextlib.suppress(OSError):  # where there is no /proc, as on a Mac
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True

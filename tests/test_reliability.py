@@ -273,9 +273,13 @@ def test_a_full_disk_ends_a_conversion_in_one_line_and_it_continues(tmp_path):
     assert len({path.read_bytes() for path in out.glob("*.mid")}) == 1 and len(list(out.glob("*.mid"))) == 9
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
+@pytest.mark.parametrize("collected", [True, False])
+def test_what_a_killed_process_left_is_removed(tmp_path, collected):
+    """Also while it is a zombie, as a worker can stay in a container."""
     process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    if collected:
+        process.wait()
     import files
 
     left = tmp_path / f"{files._TEMPORARY}{process.pid}-0"
@@ -288,6 +292,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert not left.exists() and ours.exists() and below.exists()
     remove_leftovers(tmp_path)
     assert not below.exists() and ours.exists()
+    process.wait()
 
 
 # --- several processes ----------------------------------------------------------------------------------------------
