@@ -22,6 +22,7 @@ hardly be told apart; 2 if nothing could be done.
 
 import argparse
 import csv
+import itertools
 import json
 import re
 import sys
@@ -89,8 +90,6 @@ def _read_classes(where: str, classes: object, template: str) -> Question:
         if not isinstance(sentences, list) or not sentences or not all(map(_is_sentence, sentences)):
             raise InputError(f"{where}: {name!r} needs a sentence, or a list of sentences")
         question[name] = [template.replace("{}", sentence) for sentence in sentences]
-        if other := next((other for other in question if other != name and question[other] == question[name]), None):
-            raise InputError(f"{where}: {other!r} and {name!r} have the same sentences")
     return question
 
 
@@ -101,7 +100,7 @@ def _is_sentence(value: object) -> bool:
 def embed(question: Question) -> np.ndarray:
     """Embed the classes of a question, [C, H]: each is the mean of its sentences. Raises InputError."""
     vectors = {}
-    for sentence, entry in cache.features_of({sentence for sentences in question.values() for sentence in sentences}):
+    for sentence, entry in cache.features_of(list(dict.fromkeys(itertools.chain(*question.values())))):
         if entry.errors[0]:
             raise InputError(f"{sentence}: {entry.errors[0]}")
         if entry.warnings[0]:
