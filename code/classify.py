@@ -103,8 +103,6 @@ def embed(question: Question) -> np.ndarray:
     for sentence, entry in cache.features_of(list(dict.fromkeys(itertools.chain(*question.values())))):
         if entry.errors[0]:
             raise InputError(f"{sentence}: {entry.errors[0]}")
-        if entry.warnings[0]:
-            print(files.printable(f"{sentence}: {entry.warnings[0]}"), file=sys.stderr)
         vectors[sentence] = retrieval.unit(entry.vectors)[0]
     means = [np.mean([vectors[sentence] for sentence in sentences], axis=0) for sentences in question.values()]
     return retrieval.unit(np.stack(means))

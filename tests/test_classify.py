@@ -248,6 +248,9 @@ def test_folders_of_music_and_single_files(tmp_path):
     first = done.stdout.splitlines()[0]
     assert first.startswith("classes  0.") and f"  {answers['duo.abc']}  duo.abc" in first
 
+    done = run_script(CODE / "classify.py", "music", *command, "--template", "\udce9 {}", config=config, cwd=tmp_path)
+    assert done.returncode == 2 and "a quick jig: not UTF-8 (byte 0)" in done.stderr.splitlines()[-1], done.stderr
+
 
 JIG = {"jig": "A jig.", "reel": "A reel."}
 MISTAKES = {
