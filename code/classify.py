@@ -2,7 +2,7 @@
 
 examples:
   python classify.py music/ --classes classes.json
-  python classify.py music/ --classes classes.json --template "a {} for the fiddle" --csv labels.csv
+  python classify.py music/ --classes classes.json --template "a {} for the fiddle" --csv answers.csv
   python classify.py features/abc --classes classes.json --labels dances.csv --confusion confusion.png
   python classify.py features/abc --classes classes.json --labels dances.csv meters.csv --json scores.json
   python classify.py music/ --classes classes.json --download      # downloads the published weights
