@@ -60,6 +60,7 @@ TESTS = {  # the tests of a file, the quickest to notice a fault first
     "code/packing.py": ["test_packing", "test_models", "test_published_calls"],
     "code/retrieval.py": ["test_retrieval_numbers", "test_retrieval"],
     "code/linear_probe.py": ["test_probe_numbers", "test_linear_probe"],
+    "code/classify.py": ["test_classify"],
     "process_data/interleaving.py": MUSIC,
     "process_data/abc_voices.py": MUSIC,
     "process_data/bar_lengths.py": MUSIC,
