@@ -75,7 +75,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from files import InputError, tell_mistake
+from files import InputError, print_error
 
 
 def resolve(path: str) -> Path:
@@ -100,7 +100,7 @@ def _stop(problem: str) -> NoReturn:
         from processes import Processes  # which imports torch
 
         sys.exit(Processes().report(InputError(problem)))
-    sys.exit(tell_mistake(problem))
+    sys.exit(print_error(problem))
 
 
 def _override(names: dict, file: Path) -> None:

@@ -153,7 +153,7 @@ def extract(
     dtype = precision(job.device, config.EXTRACT_PRECISION)
     device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
     kind = str(dtype).removeprefix("torch.")
-    job.say(printable(f"{len(files)} files, {job.world_size} x {device}, {kind}, {weights_path}"))
+    job.print(printable(f"{len(files)} files, {job.world_size} x {device}, {kind}, {weights_path}"))
     if model is not None:
         with (
             tqdm(total=len(todo), desc="extraction", unit="file", disable=job.rank != 0) as bar,

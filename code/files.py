@@ -31,7 +31,7 @@ class InputError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
-def tell_mistake(problem: object) -> int:
+def print_error(problem: object) -> int:
     """Print a user error on one line. Returns the exit status."""
     print(f"error: {printable(problem)}", file=sys.stderr)
     return 2
@@ -69,7 +69,7 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None = None) 
     try:
         return args.run(args)
     except (InputError, OSError) as error:
-        return tell_mistake(error)
+        return print_error(error)
     except KeyboardInterrupt:
         return 130
 

@@ -71,7 +71,7 @@ class Processes:
             join(self.device)
             self.store  # noqa: B018 (connects)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Prints on rank 0, above its progress bar. Escapes control characters but line breaks."""
         if self.rank == 0:
             tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)

@@ -35,7 +35,7 @@ class RunLog:
         width = max(map(len, [*constants, *facts]))
         lines = [f"{self.name}, {datetime.datetime.now():%Y-%m-%d %H:%M:%S}"]
         lines += [printable(f"  {name:{width}} {value}") for name, value in [*constants.items(), *facts.items()]]
-        self.processes.say("\n".join(lines))
+        self.processes.print("\n".join(lines))
         self.write("\n".join(lines) + "\n\n")
         if self.logger == "tensorboard" and self.processes.rank == 0:
             from torch.utils.tensorboard import SummaryWriter
@@ -48,7 +48,7 @@ class RunLog:
                     writer.add_scalar(name, value, step)
 
             self._plot, self.close = plot, writer.close
-            self.processes.say(printable(f"curves: tensorboard --logdir {folder}"))
+            self.processes.print(printable(f"curves: tensorboard --logdir {folder}"))
         elif self.logger == "wandb" and self.processes.rank == 0:
             import wandb
 
@@ -73,7 +73,7 @@ class RunLog:
             f"Epoch {record['epoch']}\ntrain_loss: {record['train_loss']}\neval_loss: {record['eval_loss']}\n"
             f"time: {time.asctime()}\n{json.dumps(record)}\n\n"
         )
-        self.processes.say(
+        self.processes.print(
             f"epoch {record['epoch']}: train_loss {record['train_loss']:.4f}, eval_loss {record['eval_loss']:.4f},"
             f" {record['seconds']} s" + (f", {record['bad_pieces']} bad pieces" if record["bad_pieces"] else "")
         )
@@ -81,7 +81,7 @@ class RunLog:
             self._plot({k: v for k, v in record.items() if k != "learning_rate"}, step)  # a curve of the steps
 
     def bad_piece(self, problem: str) -> None:
-        self.processes.say(printable(f"bad piece or file, another one in its place: {problem}"))
+        self.processes.print(printable(f"bad piece or file, another one in its place: {problem}"))
         self.write(printable(f"bad piece: {problem}") + "\n")
 
     def write(self, text: str) -> None:

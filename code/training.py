@@ -117,11 +117,11 @@ class Training:
             summary = f"Best Eval Epoch : {progress.best_epoch}\nMin Eval Loss : {progress.min_eval_loss}\n"
             self.log.write(summary)
             missing = "" if path.exists() else f" (missing; the last epoch's are in {self.settings.latest_path.name})"
-            self.processes.say(f"{summary}bad pieces: {len(progress.bad_pieces)}\nweights: {path}{missing}")
+            self.processes.print(f"{summary}bad pieces: {len(progress.bad_pieces)}\nweights: {path}{missing}")
             return 0
         except Stopped:
             where = f"epoch {progress.epoch} after step {progress.step}"
-            self.processes.say(f"stopped in {where}, as asked; the same command continues there")
+            self.processes.print(f"stopped in {where}, as asked; the same command continues there")
             return INTERRUPTED
         finally:
             close_loader(train_loader)
@@ -134,9 +134,9 @@ class Training:
         evaluates_otherwise = self._compare()
         self.log.begin(self._facts(), (progress.epoch - 1) * self.steps + progress.step)
         if not self.continues and self.processes.rank == 0 and (kept := keep(path)):
-            self.processes.say(f"{path.name} is kept as {kept.name}, for the best weights of this run to take its name")
+            self.processes.print(f"{path.name} is kept as {kept.name}: the best weights of this run take its name")
         if progress.epoch > settings.num_epoch:
-            self.processes.say(
+            self.processes.print(
                 f"nothing is left to do: {progress.epoch - 1} epochs are done, and {settings.constant('num_epoch')} ="
                 f" {settings.num_epoch}. To continue, raise it; to begin anew, name another"
                 f" {settings.constant('weights_path')}; both in {config.source()}"
@@ -339,7 +339,7 @@ class Training:
         load_weights(self.model, load_checkpoint(path)["model"], path)
         self.progress.min_eval_loss = self._evaluate()
         load_weights(self.model, current, self.settings.latest_path)
-        self.processes.say(f"eval_loss of {path.name}: {self.progress.min_eval_loss:.6f}")
+        self.processes.print(f"eval_loss of {path.name}: {self.progress.min_eval_loss:.6f}")
 
     def evaluation_batches(self, loader: Loader) -> Iterator[Any]:
         """Yields the batches of an evaluation, on the device. Raises Stopped, on all ranks together."""
@@ -389,5 +389,5 @@ class Training:
             began = time.monotonic()
             save_checkpoint(self.settings.latest_path, state)
             if (seconds := time.monotonic() - began) >= 1:  # a cluster's time limit must leave room for it
-                self.processes.say(f"saved {self.settings.latest_path.name} in {seconds:.1f} s")
+                self.processes.print(f"saved {self.settings.latest_path.name} in {seconds:.1f} s")
         self.processes.wait_for_all()  # a launcher would kill rank 0 while it saves, 30 s after another one has ended

@@ -298,7 +298,7 @@ class CLaMP2Model(nn.Module, HubModel):
             start = printable(path)
         else:
             start = f"new weights: CLAMP2_LOAD_M3 is True, but {printable(path)} does not exist; train M3 first"
-        Processes().say(f"the music encoder starts from {start}")
+        Processes().print(f"the music encoder starts from {start}")
 
     @property
     def device(self) -> torch.device:

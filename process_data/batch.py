@@ -87,7 +87,7 @@ def main(
     except OSError as error:
         problem = f"{error.filename}: {error.strerror}"
     if problem:
-        return files.tell_mistake(f"{problem}; the same command goes on from here")
+        return files.print_error(f"{problem}; the same command goes on from here")
     return 128 + interrupted if interrupted else int(report.failed > 0)
 
 

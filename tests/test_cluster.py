@@ -342,7 +342,7 @@ def test_one_process_alone_prints_no_rank(capsys, monkeypatch):
 
 
 def test_what_would_steer_a_terminal_is_escaped(capsys):
-    Processes(0, 0, 1).say("saved latest_\x1b[31m.pth\nweights: \x9b\udcff.pth")
+    Processes(0, 0, 1).print("saved latest_\x1b[31m.pth\nweights: \x9b\udcff.pth")
     assert capsys.readouterr().out == "saved latest_\\x1b[31m.pth\nweights: \\x9b\\udcff.pth\n"
 
 

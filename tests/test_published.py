@@ -41,7 +41,7 @@ constants.DOWNLOAD_CHUNK_SIZE = 100_000  # of which the kit's files have several
 try:
     published.provide(pathlib.Path(sys.argv[1]), True)
 except files.InputError as error:
-    sys.exit(files.tell_mistake(error))
+    sys.exit(files.print_error(error))
 """
 
 
