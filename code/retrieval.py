@@ -4,7 +4,7 @@ Q queries, N references, H width. Matrices are float32 and may be memory-mapped:
 in a Python loop over vectors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -66,6 +66,20 @@ def ranks(queries: np.ndarray, references: np.ndarray, partners: np.ndarray) -> 
     return result, own
 
 
+def best_of_several(queries: np.ndarray, rank: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rank the best partner of queries that have several; the other partners do not rank before it.
+
+    Args:
+        queries: the query's number of each pair of query and partner, [P]; `rank` and `own` [P]: see `ranks`.
+    Returns the pairs of the best partners, and their ranks, [Q] each, by the queries' numbers.
+    """
+    order = np.lexsort((-own, queries))
+    _, first, group = np.unique(queries[order], return_index=True, return_inverse=True)
+    best = order[first]
+    ties = own[order] >= own[best][group] - np.float32(TIE)
+    return best, rank[best] - (np.bincount(group, ties).astype(np.int64) - 1)
+
+
 def measures(rank: np.ndarray) -> dict[str, float]:
     """Mean reciprocal rank, share of ranks up to 1, 10 and 100, and median rank; ranks begin at 1."""
     rank = np.asarray(rank)
@@ -73,9 +87,18 @@ def measures(rank: np.ndarray) -> dict[str, float]:
     return {"MRR": float(np.mean(1 / rank))} | hits | {"median rank": float(np.median(rank))}
 
 
-def chance(n: int) -> dict[str, float]:
-    """The expected measures of a random order of `n` references, where every rank is equally likely."""
-    return measures(np.arange(1, n + 1))
+def chance(n: int, partners: Sequence[int] | np.ndarray = (1,)) -> dict[str, float]:
+    """The expected measures of a random order of `n` references, for queries of so many `partners` among them."""
+    rank, later = (
+        np.arange(1, n + 1),
+        np.zeros(n + 1),
+    )  # later[r]: how likely is it that no partner is among the first r?
+    for count, times in zip(*np.unique(partners, return_counts=True), strict=True):
+        free = n - np.arange(n + 1)[:, None] - np.arange(count)  # [n + 1, count]
+        later += times / len(partners) * np.prod(np.maximum(free, 0) / (n - np.arange(count)), axis=1)
+    hits = {f"Hit@{k}": round(float(1 - later[min(k, n)]), 12) for k in HITS}
+    medians = [rank[np.argmax(1 - later[1:] >= half)] for half in (0.5 - 1e-9, 0.5 + 1e-9)]  # two, of an even number
+    return {"MRR": float(-np.diff(later) @ (1 / rank))} | hits | {"median rank": float(np.mean(medians))}
 
 
 def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -92,33 +115,49 @@ def cosine_of_means(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Fréchet distance of the Gaussians with the means and covariances of two sets, [N, H] and [M, H]:
+    """Fréchet distance of the Gaussians with the means and sample covariances of two sets, [N, H] and [M, H].
 
-    |m1 - m2|² + tr(C1) + tr(C2) - 2 tr((C1 C2)^½)   (Heusel et al., arXiv 1706.08500)
-
-    The last trace is the sum of the singular values of C1^½ C2^½. Both sets need two pieces or more; with fewer than H
-    pieces the covariances are of low rank and the distance is biased upwards, so compare sets of equal size.
+    Both sets need two pieces or more; with fewer than H pieces the covariances are of low rank and the distance is
+    biased upwards, so compare sets of equal size.
     """
     _same_width(first, second)
     if min(len(first), len(second)) < 2:
         raise InputError(
             f"a Fréchet distance needs two pieces in each folder; there are {len(first)} and {len(second)}"
         )
-    (mean1, root1), (mean2, root2) = _mean_and_root(first), _mean_and_root(second)
-    spread = np.sum(root1**2) + np.sum(root2**2) - 2 * np.linalg.svd(root1 @ root2, compute_uv=False).sum()
+    mean, covariance = gaussian(first)
+    return frechet_of_gaussians(mean, root(covariance), *gaussian(second))
+
+
+def frechet_of_gaussians(mean1: np.ndarray, root1: np.ndarray, mean2: np.ndarray, covariance2: np.ndarray) -> float:
+    """|m1 - m2|² + tr(C1) + tr(C2) - 2 tr((C1 C2)^½)   (Heusel et al., arXiv 1706.08500), where `root1` is C1^½.
+
+    The last trace is that of (C1^½ C2 C1^½)^½.
+    """
+    values = _eigenvalues(np.linalg.eigvalsh(root1 @ covariance2 @ root1))
+    spread = np.sum(root1**2) + np.trace(covariance2) - 2 * np.sqrt(values).sum()
     return float(np.sum((mean1 - mean2) ** 2) + max(spread, 0.0))
 
 
-def _mean_and_root(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [H] and square root [H, H] of the covariance, in float64."""
+def gaussian(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [H] and sample covariance [H, H], in float64."""
     mean = features.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((mean.size, mean.size))
     for _, block, _ in _blocks(features):
         centred = block - mean
         covariance += centred.T @ centred
-    values, vectors = np.linalg.eigh(covariance / (len(features) - 1))
-    values[values < values.max() * mean.size * np.finfo(np.float64).eps] = 0  # rounding errors of zeros
-    return mean, (vectors * np.sqrt(values)) @ vectors.T
+    return mean, covariance / (len(features) - 1)
+
+
+def root(covariance: np.ndarray) -> np.ndarray:
+    """Square root [H, H] of a covariance."""
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(_eigenvalues(values))) @ vectors.T
+
+
+def _eigenvalues(values: np.ndarray) -> np.ndarray:
+    """Eigenvalues of a covariance, where those that are rounding errors are zero."""
+    return np.where(values < values.max() * values.size * np.finfo(np.float64).eps, 0, values)
 
 
 def _blocks(matrix: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
