@@ -130,6 +130,23 @@ def test_a_sentence_is_a_text_file_of_that_sentence(music, config, tmp_path):
     assert from_file == from_sentence and len(from_file) == 10
 
 
+def test_many_queries_are_those_of_single_searches(music, config, tmp_path):
+    """From standard input: sentences, a tune of a book and a text, with one loading of the model."""
+    lines = ["Ein langsamer Walzer, nach 1850", f"{music}/book.abc#2", f"{music}/lines.txt", "no.mid", "a jig"]
+    script = "import io, sys, semantic_search as s, clamp2; load = clamp2.load_clamp2\n"
+    script += "clamp2.load_clamp2 = lambda: print('loaded', file=sys.stderr) or load()\n"
+    script += "sys.stdin = io.TextIOWrapper(io.BytesIO(sys.argv.pop().encode())); sys.exit(s.main(sys.argv[1:]))"
+    fresh = write_config(tmp_path / "kit.py", **KIT_MODEL, FEATURE_CACHE=str(tmp_path / "cache"))
+    done = run("-c", script, "search", "--queries", "-", music, "\n".join(lines) + "\n", config=fresh, cwd=CODE)
+    assert done.returncode == 1 and done.stderr.count("loaded") == 1, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["query"] for answer in answers] == lines and "no such file" in answers[3]["error"]
+    for line, answer in zip(lines, answers, strict=True):
+        if "hits" in answer:
+            expected, _ = search(line, music, config=config)
+            assert {hit["name"]: hit["score"] for hit in answer["hits"]} == pytest.approx(expected, abs=1e-5)
+
+
 def test_second_search_needs_no_model_and_a_moved_file_is_known(music, config, tmp_path):
     hits, _ = search("a jig", music, config=config)
     shutil.copytree(music, tmp_path / "moved")
