@@ -20,9 +20,9 @@ the extension and, of several pieces of one text, a number: `waltz.1.abc`, `walt
   novelty          the mean distance of a generated piece to the nearest real one; a cosine from --copy on is named
 
 In brackets, 95 % bootstrap intervals: generated pieces are drawn anew, the real ones stay. (That of a Fréchet distance
-is for as many pieces: it holds the bias of a finite sample.) --json FILE has the same, and the values of each piece; its
-FMD (as of the package frechet-music-distance) is the squared distance to the real mean. On arrays in memory, for reward
-functions (`embed_music` and `embed_texts` of clamp2.py make them):
+is for as many pieces: it holds the bias of a finite sample.) --json FILE has the same, and the values of each piece;
+its FMD (as of the package frechet-music-distance) is the squared distance to the real mean. On arrays in memory, for
+reward functions (`embed_music` and `embed_texts` of clamp2.py make them):
 
   import evaluate
   rewards = evaluate.score(music, texts)  # [N, H] and [N, H], or one text [1, H] for all -> cosines [N]
