@@ -187,11 +187,11 @@ def find_texts(generated: list[str], prompts: list[str]) -> dict[int, int]:
     """Finds the text of each piece by its path: row of the piece -> row of the text. Raises InputError."""
     by_name: dict[str, int] = {}
     for row, name in enumerate(prompts):
-        if (other := by_name.setdefault(features.key(name), row)) != row:
+        if (other := by_name.setdefault(features.without_suffix(name), row)) != row:
             raise InputError(f"{prompts[other]} and {name} are texts of one name; keep one")
     found = {}
     for row, name in enumerate(generated):
-        key = features.key(name)
+        key = features.without_suffix(name)
         text = by_name.get(key, by_name.get(semantic_search.NUMBER.sub("", key)))
         if text is not None:
             found[row] = text

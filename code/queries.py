@@ -2,32 +2,27 @@
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 import cache
 import features
 import files
 import pieces
 import provenance
-from features import INPUT_SUFFIXES
+from features import INPUT_SUFFIXES, Features
 from files import InputError
 
 
-@dataclass
-class Query:
-    """A sentence, a text or a piece of music to search for, and its feature."""
-
-    matrix: np.ndarray  # [1, H]
-    heading: str  # in words
-    made_with: dict[str, dict]  # see `provenance`
-    source: Path | None = None  # the file that can be shown, `#N` of a tune included
+def read_query(query: str) -> Features:
+    """Read and embed a sentence or a file; its feature is named as a heading. Raises InputError."""
+    [read] = read_queries([query])
+    if isinstance(read, InputError):
+        raise read
+    return read
 
 
-def read_queries(queries: list[str]) -> list[Query | InputError]:
-    """Reads and embeds sentences and files; an InputError stands for one that cannot be used."""
+def read_queries(queries: list[str]) -> list[Features | InputError]:
+    """Read and embed sentences and files; an InputError stands for one that cannot be used."""
     found = [or_error(_find_query, query) for query in queries]
     sources = dict.fromkeys(place[0] for place in found if isinstance(place, tuple))
     entries = dict(cache.features_of(sources)) if sources else {}  # features alone need no weights
@@ -37,23 +32,29 @@ def read_queries(queries: list[str]) -> list[Query | InputError]:
     ]
 
 
+def shown_file(query: str) -> Path | None:
+    """Return the file of music or text that a query is, `#N` of a tune included."""
+    path, _ = pieces.locate(query)
+    return Path(query) if os.path.isfile(path) and path.suffix.lower() in INPUT_SUFFIXES else None
+
+
 def or_error(function, *arguments):
-    """Calls a function; returns the InputError that it raises, if it does."""
+    """Call a function; return the InputError that it raises, if it does."""
     try:
         return function(*arguments)
     except InputError as error:
         return error
 
 
-def _find_query(query: str) -> Query | tuple[cache.Source, int | None]:
-    """Reads a query of features; of others, returns the file or sentence to embed, and the number of its tune."""
+def _find_query(query: str) -> Features | tuple[cache.Source, int | None]:
+    """Read a query of features; of others, return the file or sentence to embed, and the number of its tune."""
     path, number = pieces.locate(query)
     suffix = path.suffix.lower()
     if suffix == ".npy":
         array = features.read(path)
         if array.ndim != 2:
             raise InputError(f"{path}: temporal features {list(array.shape)}; extract the query with --normalize")
-        return Query(array, path.name, provenance.of_files(path, [path]))
+        return Features([path.name], array, made_with=provenance.of_files(path, [path]))
     known = f"a query is a sentence, or a file of type .npy {' '.join(INPUT_SUFFIXES)}"
     if os.path.isdir(query):
         raise InputError(f"{query}: a folder; {known}")
@@ -67,7 +68,7 @@ def _find_query(query: str) -> Query | tuple[cache.Source, int | None]:
     return path if is_file else query, number
 
 
-def _embedded_query(query: str, source: cache.Source, number: int | None, entries: dict) -> Query:
+def _embedded_query(query: str, source: cache.Source, number: int | None, entries: dict) -> Features:
     entry = entries[source]
     row = pieces.row(Path(source), number, len(entry.errors))
     if entry.errors[row]:
@@ -76,12 +77,12 @@ def _embedded_query(query: str, source: cache.Source, number: int | None, entrie
         print(files.printable(f"{query}: {entry.warnings[row]}"), file=sys.stderr)
     matrix = entry.vectors[row : row + 1]
     if isinstance(source, str):
-        return Query(matrix, f"“{query}”", {"the query": cache.made_with()})
-    return Query(matrix, entry.titles[row] or Path(query).name, {query: cache.made_with()}, Path(query))
+        return Features([f"“{query}”"], matrix, made_with={"the query": cache.made_with()})
+    return Features([entry.titles[row] or Path(query).name], matrix, made_with={query: cache.made_with()})
 
 
 def read_lines(name: str) -> list[str]:
-    """Reads the lines of a file, or of standard input (`-`). Raises InputError, OSError."""
+    """Read the lines of a file, or of standard input (`-`). Raises InputError, OSError."""
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         lines = content.decode("utf-8-sig").split("\n")

@@ -1,4 +1,4 @@
-"""Searches music by meaning, and measures how well it works.
+"""Search music by meaning, and measure how well it works.
 
     search   the pieces of a folder that are most similar to a sentence, a text, or a piece of music
     metrics  how high each query of a folder ranks its own partner in another folder (MRR, Hit@k, median rank)
@@ -15,12 +15,13 @@ examples:
   python semantic_search.py score music/real music/generated --frechet
   python semantic_search.py pack features/music packed/music
   python semantic_search.py search "a slow waltz" packed/music
-  python semantic_search.py search "a slow waltz" music/ --download      # fetches the published weights
+  python semantic_search.py search "a slow waltz" music/ --download      # downloads the published weights
 
 Folders hold music and texts (.abc .mtf .mid .midi .kar .rmi .xml .musicxml .mxl .txt, in any mix, converted as
 process_data/ does), or features of `extract_clamp2.py --normalize` (.npy), or packed ones. Music is embedded with the
-weights of config.py, and remembered in FEATURE_CACHE. Similarity is the cosine. Files that cannot be used, or that were
-repaired or lost something, are counted and named. Exit status: 0; 1 if a file was left out; 2 if nothing could be done.
+weights of config.py, and its features are cached in FEATURE_CACHE. Similarity is the cosine. Files that cannot be used,
+or that were repaired or lost something, are counted and named.
+Exit status: 0; 1 if a file was left out; 2 if nothing could be done.
 """
 
 import argparse
@@ -39,15 +40,16 @@ import pieces
 import provenance
 import published
 import retrieval
+from command_line import at_least
 from features import INPUT_SUFFIXES, Features
 from files import InputError
-from queries import Query, or_error, read_lines, read_queries
+from queries import or_error, read_lines, read_queries, read_query, shown_file
 
 NUMBER = re.compile(r"\.\d+$")  # of one of several files of a name
 
 
 def read_folder(folder: Path) -> Features:
-    """Returns the features of a folder (or of one file): embeds music and texts, reads .npy files and packed ones.
+    """Read the features of a folder or of one file: .npy files, packed ones, or music and texts, which are embedded.
 
     Raises InputError, OSError.
     """
@@ -69,7 +71,7 @@ def read_folder(folder: Path) -> Features:
 
 
 def embed_folder(folder: Path, found: list[Path]) -> Features:
-    """Embeds files of music and texts; `pieces.names` names the tunes of a file that has several."""
+    """Embed files of music and texts; `pieces.names` names the tunes of a file that has several."""
     entries = dict(cache.features_of([source_of(folder, path.as_posix()) for path in found]))
     result = Features([], np.empty(0, np.float32), made_with={str(folder): cache.made_with()})
     rows = []
@@ -95,8 +97,8 @@ def source_of(folder: Path, name: str) -> Path:
     return (folder.parent if folder.is_file() else folder) / name
 
 
-def require_alike(first: Path | str, a: Query | Features, second: Path | str, b: Features) -> None:
-    """Raises InputError if features are known to be of different models, or were made in different ways."""
+def require_alike(first: Path | str, a: Features, second: Path | str, b: Features) -> None:
+    """Raise InputError if features are known to be of different models or made in different ways."""
     if a.matrix.shape[1] != b.matrix.shape[1]:
         widths = f"{first} has width {a.matrix.shape[1]}, {second} {b.matrix.shape[1]}"
         raise InputError(f"{widths}: features of one model can be compared")
@@ -104,7 +106,7 @@ def require_alike(first: Path | str, a: Query | Features, second: Path | str, b:
 
 
 def read_folders(first_dir: Path, second_dir: Path) -> tuple[Features, Features]:
-    """Returns the features of two folders that can be compared."""
+    """Read the features of two folders that can be compared."""
     first, second = read_folder(first_dir), read_folder(second_dir)
     require_alike(first_dir, first, second_dir, second)
     return first, second
@@ -113,7 +115,7 @@ def read_folders(first_dir: Path, second_dir: Path) -> tuple[Features, Features]
 def pair_up(
     first_dir: Path, first: Features, second_dir: Path, second: Features, several: bool = False
 ) -> list[tuple[int, int]]:
-    """Returns the row numbers of the files with the same path but for the extension.
+    """Return the row numbers of the files with the same path but for the extension.
 
     With `several`, `a.1.abc` and `a.2.abc` are `a` too, and every file of a name is paired with all of that name.
     Raises InputError if else two files of a folder differ in the extension only, or if there is no pair.
@@ -122,7 +124,7 @@ def pair_up(
     for folder, of in ((first_dir, first), (second_dir, second)):
         by_name: dict[str, list[int]] = {}
         for row, name in enumerate(of.names):
-            key = features.key(name)
+            key = features.without_suffix(name)
             by_name.setdefault(NUMBER.sub("", key) if several else key, []).append(row)
         doubles = next((same for same in by_name.values() if len(same) > 1), None)
         if doubles and not several:
@@ -140,10 +142,7 @@ def pair_up(
 def search(args: argparse.Namespace) -> int:
     if args.queries:
         return search_all(args)
-    [query] = read_queries([args.query])
-    if isinstance(query, InputError):
-        raise query
-    references = read_folder(args.ref)
+    query, references = read_query(args.query), read_folder(args.ref)
     require_alike(args.query, query, args.ref, references)
     [hits] = find_hits(query.matrix, references, args.top_k)
     print_hits(hits)
@@ -153,26 +152,28 @@ def search(args: argparse.Namespace) -> int:
 
         sources = [source_of(args.ref, hit["name"]) if references.titles else None for hit in hits]
         searched = f"{len(references.names):,} pieces in {args.ref}"
-        page.write(args.html, query.heading, query.source, hits, sources, searched)
+        page.write(args.html, query.names[0], shown_file(args.query), hits, sources, searched)
     return finish(args, {"query": args.query, "hits": hits}, {str(args.ref): references})
 
 
 def search_all(args: argparse.Namespace) -> int:
-    """Answers each line of a file, or of standard input, with a line of JSON: its query and `hits`, or `error`."""
+    """Answer each line of a file, or of standard input, with a line of JSON: its query and `hits`, or `error`."""
     if args.html:
         raise InputError("--html shows the hits of one query; leave it out, or --queries")
     lines = read_lines(args.query)
     queries, references = read_queries(lines), read_folder(args.ref)
     for number, (line, query) in enumerate(zip(lines, queries, strict=True)):
-        if isinstance(query, Query):
+        if isinstance(query, Features):
             queries[number] = or_error(require_alike, line, query, args.ref, references) or query
-    usable = [query.matrix for query in queries if isinstance(query, Query)]
+    usable = [query.matrix for query in queries if isinstance(query, Features)]
     if not usable:
         raise InputError(f"{args.query}: none of its {len(lines)} lines can be used; the first: {queries[0]}")
     found = iter(find_hits(np.concatenate(usable), references, args.top_k))
     answers = []
     for line, query in zip(lines, queries, strict=True):
-        answers.append({"query": line} | ({"hits": next(found)} if isinstance(query, Query) else {"error": str(query)}))
+        answers.append(
+            {"query": line} | ({"hits": next(found)} if isinstance(query, Features) else {"error": str(query)})
+        )
         print(json.dumps(answers[-1]))
     report_fewer(args, references)
     failed = [f"line {n}: {answer['error']}" for n, answer in enumerate(answers, 1) if "error" in answer]
@@ -181,7 +182,7 @@ def search_all(args: argparse.Namespace) -> int:
 
 
 def find_hits(queries: np.ndarray, references: Features, top_k: int) -> list[list[dict]]:
-    """Returns the hits of queries [Q, H], best first."""
+    """Return the hits of queries [Q, H], best first."""
     result = []
     for scores, rows in zip(*retrieval.top_k(queries, references.matrix, top_k), strict=True):
         hits = []
@@ -241,13 +242,11 @@ def score(args: argparse.Namespace) -> int:
         pairs = pair_up(args.ref_dir, references, args.test_dir, tests)
         rows, partners = np.array(pairs).T  # [N] each
         values = retrieval.cosines(references.matrix[rows], tests.matrix[partners])
-        result["pairs"] = [
-            {"reference": references.names[row], "test": tests.names[partner], "score": round(float(value), 6)}
-            for (row, partner), value in zip(pairs, values, strict=True)
-        ]
-        result |= {"mean": float(values.mean()), "standard_deviation": float(values.std())}
-        for pair in result["pairs"]:
-            print(files.printable(f"{pair['score']:7.4f}  {pair['reference']}"))
+        result = {"pairs": [], "mean": float(values.mean()), "standard_deviation": float(values.std())}
+        for (row, partner), value in zip(pairs, values, strict=True):
+            names = {"reference": references.names[row], "test": tests.names[partner]}
+            result["pairs"].append(names | {"score": round(float(value), 6)})
+            print(files.printable(f"{value:7.4f}  {references.names[row]}"))
         print(f"cosine of {len(pairs)} pairs: mean {values.mean():.4f}, standard deviation {values.std():.4f}")
     else:
         result["cosine_of_means"] = retrieval.cosine_of_means(references.matrix, tests.matrix)
@@ -268,7 +267,7 @@ def pack(args: argparse.Namespace) -> int:
 def finish(
     args: argparse.Namespace, result: dict, folders: dict[str, Features], pairs: list[tuple[int, int]] | None = None
 ) -> int:
-    """Names what was left out or read with warnings, writes `--json`, and returns the exit status."""
+    """Report files that were left out or read with warnings, write `--json`, and return the exit status."""
     for number, (folder, of) in enumerate(folders.items()):
         if pairs is not None:
             used = {pair[number] for pair in pairs}
@@ -283,12 +282,6 @@ def finish(
     if args.json:
         features.write_json(args.json, result)
     return 1 if any(of.skipped for of in folders.values()) else 0
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text}: not a number from 1")
-    return int(text)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -308,7 +301,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there, with every name left out")
         if embeds:
-            about = "fetch the published weights to CLAMP2_WEIGHTS_PATH if none are there"
+            about = "download the published weights to CLAMP2_WEIGHTS_PATH if none are there"
             sub.add_argument("--download", action="store_true", help=about)
         return sub
 
@@ -317,7 +310,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     sub.add_argument("ref", metavar="REF", type=Path, help="a folder of music and texts or of features, or one file")
     about = "QUERY is a file with a query on each line, or - for standard input; print a line of JSON for each"
     sub.add_argument("--queries", action="store_true", help=about)
-    sub.add_argument("--top_k", type=positive, default=10, metavar="N", help="how many to show (default: 10)")
+    sub.add_argument("--top_k", type=at_least(1), default=10, metavar="N", help="how many to show (default: 10)")
     sub.add_argument("--html", type=Path, metavar="FILE", help="write a page with the hits and their first bars there")
 
     sub = command(metrics, "how high each query ranks its partner: the file of REF_DIR of the same path")
