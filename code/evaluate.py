@@ -51,7 +51,7 @@ from files import InputError
 
 BOOTSTRAPS, FRECHET_BOOTSTRAPS = 1000, 50  # a Fréchet distance takes some tenths of a second
 MLE = "maximum likelihood"  # so called, though n - 1 is the denominator, as elsewhere
-Gaussian = tuple[np.ndarray, np.ndarray]  # mean [H], covariance [H, H]
+Gaussian = tuple[np.ndarray, np.ndarray]  # mean [H], root of the covariance [any, H]; see retrieval.py
 Distance = Callable[[np.ndarray, np.ndarray], float]  # Fréchet distance of a Gaussian to that of the real pieces
 
 
@@ -79,12 +79,18 @@ def gaussians(vectors: np.ndarray) -> dict[str, Gaussian]:
     vectors = np.asarray(vectors, np.float64)
     fitted = {name: estimator(store_precision=False).fit(vectors) for name, estimator in shrunk.items()}
     return {MLE: retrieval.gaussian(vectors)} | {
-        name: (model.location_, model.covariance_) for name, model in fitted.items()
+        name: (model.location_, retrieval.root(model.covariance_)) for name, model in fitted.items()
     }
 
 
 def distance_to(real: Gaussian) -> Distance:
-    return functools.partial(retrieval.frechet_of_gaussians, real[0], retrieval.root(real[1]))
+    return functools.partial(retrieval.frechet_of_gaussians, *real)
+
+
+def sample_gaussian(vectors: np.ndarray) -> Gaussian:
+    """The same as `retrieval.gaussian`, quicker for a few thousand vectors [N, H]: their root is [N, H]."""
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    return mean, (vectors - mean) / np.sqrt(len(vectors) - 1)
 
 
 def frechet_infinity(
@@ -102,7 +108,7 @@ def frechet_infinity(
     samples = (
         generated[rng.choice(len(generated), size=n)] for n in tqdm(sizes, "FMD-infinity", delay=2, disable=None)
     )
-    distances = np.array([distance(*retrieval.gaussian(sample)) for sample in samples])
+    distances = np.array([distance(*sample_gaussian(sample)) for sample in samples])
     slope, value = np.polyfit(1 / sizes, distances, 1)
     r2 = 1 - np.var(distances - slope / sizes) / np.var(distances)
     points = [[int(n), float(d)] for n, d in zip(sizes, distances, strict=True)]
@@ -143,7 +149,7 @@ def frechet_measure(distance: Distance, generated: np.ndarray, value: float, rng
     """
 
     def redrawn(counts: np.ndarray) -> float:
-        return distance(*retrieval.gaussian(np.repeat(generated, counts, axis=0)))
+        return distance(*sample_gaussian(np.repeat(generated, counts, axis=0)))
 
     margin = 1.96 * np.std(bootstrap(redrawn, len(generated), rng, FRECHET_BOOTSTRAPS), ddof=1)
     return {"value": value, "interval": [max(value - margin, 0.0), value + margin]}

@@ -125,39 +125,33 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
         raise InputError(
             f"a Fréchet distance needs two pieces in each folder; there are {len(first)} and {len(second)}"
         )
-    mean, covariance = gaussian(first)
-    return frechet_of_gaussians(mean, root(covariance), *gaussian(second))
+    return frechet_of_gaussians(*gaussian(first), *gaussian(second))
 
 
-def frechet_of_gaussians(mean1: np.ndarray, root1: np.ndarray, mean2: np.ndarray, covariance2: np.ndarray) -> float:
-    """|m1 - m2|² + tr(C1) + tr(C2) - 2 tr((C1 C2)^½)   (Heusel et al., arXiv 1706.08500), where `root1` is C1^½.
+def frechet_of_gaussians(mean1: np.ndarray, root1: np.ndarray, mean2: np.ndarray, root2: np.ndarray) -> float:
+    """|m1 - m2|² + tr(C1) + tr(C2) - 2 tr((C1 C2)^½)   (Heusel et al., arXiv 1706.08500)
 
-    The last trace is that of (C1^½ C2 C1^½)^½.
+    A root R of a covariance, [any, H], has RᵀR = C. The last trace is the sum of the singular values of R1 R2ᵀ.
     """
-    values = _eigenvalues(np.linalg.eigvalsh(root1 @ covariance2 @ root1))
-    spread = np.sum(root1**2) + np.trace(covariance2) - 2 * np.sqrt(values).sum()
+    spread = np.sum(root1**2) + np.sum(root2**2) - 2 * np.linalg.svd(root1 @ root2.T, compute_uv=False).sum()
     return float(np.sum((mean1 - mean2) ** 2) + max(spread, 0.0))
 
 
 def gaussian(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [H] and sample covariance [H, H], in float64."""
+    """Mean [H] and root [H, H] of the sample covariance, in float64."""
     mean = features.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((mean.size, mean.size))
     for _, block, _ in _blocks(features):
         centred = block - mean
         covariance += centred.T @ centred
-    return mean, covariance / (len(features) - 1)
+    return mean, root(covariance / (len(features) - 1))
 
 
 def root(covariance: np.ndarray) -> np.ndarray:
     """Square root [H, H] of a covariance."""
     values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(_eigenvalues(values))) @ vectors.T
-
-
-def _eigenvalues(values: np.ndarray) -> np.ndarray:
-    """Eigenvalues of a covariance, where those that are rounding errors are zero."""
-    return np.where(values < values.max() * values.size * np.finfo(np.float64).eps, 0, values)
+    values[values < values.max() * values.size * np.finfo(np.float64).eps] = 0  # rounding errors of zeros
+    return (vectors * np.sqrt(values)) @ vectors.T
 
 
 def _blocks(matrix: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
