@@ -3,7 +3,7 @@
 Q queries, N references, H width. Matrices are float32 and may be memory-mapped: they are processed in blocks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -65,6 +65,20 @@ def ranks(queries: np.ndarray, references: np.ndarray, partners: np.ndarray) -> 
     return result, own
 
 
+def best_of_several(queries: np.ndarray, rank: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks the best partner of queries that have several; the other partners do not rank before it.
+
+    Args:
+        queries: the query's number of each pair of query and partner, [P]; `rank` and `own` [P]: see `ranks`.
+    Returns the pairs of the best partners, and their ranks, [Q] each, by the queries' numbers.
+    """
+    order = np.lexsort((-own, queries))
+    _, first, group = np.unique(queries[order], return_index=True, return_inverse=True)
+    best = order[first]
+    ties = own[order] >= own[best][group] - np.float32(TIE)
+    return best, rank[best] - (np.bincount(group, ties).astype(np.int64) - 1)
+
+
 def measures(rank: np.ndarray) -> dict[str, float]:
     """Computes mean reciprocal rank, share of ranks up to 1, 10 and 100, and median rank; ranks begin at 1."""
     rank = np.asarray(rank)
@@ -72,9 +86,16 @@ def measures(rank: np.ndarray) -> dict[str, float]:
     return {"MRR": float(np.mean(1 / rank))} | hits | {"median rank": float(np.median(rank))}
 
 
-def chance(n: int) -> dict[str, float]:
-    """Computes the measures expected of a random order of `n` references."""
-    return measures(np.arange(1, n + 1))
+def chance(n: int, partners: Sequence[int] | np.ndarray = (1,)) -> dict[str, float]:
+    """Computes the measures expected of a random order of `n` references, with so many `partners` of each query."""
+    rank = np.arange(1, n + 1)
+    later = np.zeros(n + 1)  # later[r]: probability that no partner is among the first r
+    for count, times in zip(*np.unique(partners, return_counts=True), strict=True):
+        free = n - np.arange(n + 1)[:, None] - np.arange(count)  # [n + 1, count]
+        later += times / len(partners) * np.prod(np.maximum(free, 0) / (n - np.arange(count)), axis=1)
+    hits = {f"Hit@{k}": round(float(1 - later[min(k, n)]), 12) for k in HITS}
+    medians = [rank[np.argmax(1 - later[1:] >= half)] for half in (0.5 - 1e-9, 0.5 + 1e-9)]  # two, of an even number
+    return {"MRR": float(-np.diff(later) @ (1 / rank))} | hits | {"median rank": float(np.mean(medians))}
 
 
 def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -91,32 +112,43 @@ def cosine_of_means(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Computes the Fréchet distance of two sets, [N, H] and [M, H], as Gaussians:
+    """Computes the Fréchet distance of two sets, [N, H] and [M, H], as Gaussians of their means and covariances.
 
-    |m1 - m2|² + tr(C1) + tr(C2) - 2 tr((C1 C2)^½)   (Heusel et al., arXiv 1706.08500)
-
-    The last trace is the sum of the singular values of C1^½ C2^½. With fewer than H pieces the distance is biased
-    upwards, so compare sets of equal size. Raises InputError for fewer than two pieces.
+    Both sets need two pieces or more; with fewer than H pieces the covariances are of low rank and the distance is
+    biased upwards, so compare sets of equal size.
     """
     _same_width(first, second)
-    sizes = len(first), len(second)
-    if min(sizes) < 2:
-        raise InputError("a Fréchet distance needs two pieces in each folder; there are {} and {}".format(*sizes))
-    (mean1, root1), (mean2, root2) = _mean_and_root(first), _mean_and_root(second)
-    spread = np.sum(root1**2) + np.sum(root2**2) - 2 * np.linalg.svd(root1 @ root2, compute_uv=False).sum()
+    if min(len(first), len(second)) < 2:
+        raise InputError(
+            f"a Fréchet distance needs two pieces in each folder; there are {len(first)} and {len(second)}"
+        )
+    return frechet_of_gaussians(*gaussian(first), *gaussian(second))
+
+
+def frechet_of_gaussians(mean1: np.ndarray, root1: np.ndarray, mean2: np.ndarray, root2: np.ndarray) -> float:
+    """Computes |m1 - m2|² + tr(C1) + tr(C2) - 2 tr((C1 C2)^½)   (Heusel et al., arXiv 1706.08500)
+
+    A root R of a covariance, [any, H], has RᵀR = C. The last trace is the sum of the singular values of R1 R2ᵀ.
+    """
+    spread = np.sum(root1**2) + np.sum(root2**2) - 2 * np.linalg.svd(root1 @ root2.T, compute_uv=False).sum()
     return float(np.sum((mean1 - mean2) ** 2) + max(spread, 0.0))
 
 
-def _mean_and_root(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Computes the mean [H] and the square root of the covariance [H, H], in float64."""
+def gaussian(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the mean [H] and root [H, H] of the sample covariance, in float64."""
     mean = features.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((mean.size, mean.size))
     for _, block, _ in _blocks(features):
         centred = block - mean
         covariance += centred.T @ centred
-    values, vectors = np.linalg.eigh(covariance / (len(features) - 1))
-    values[values < values.max() * mean.size * np.finfo(np.float64).eps] = 0  # rounding errors of zeros
-    return mean, (vectors * np.sqrt(values)) @ vectors.T
+    return mean, root(covariance / (len(features) - 1))
+
+
+def root(covariance: np.ndarray) -> np.ndarray:
+    """Computes the square root [H, H] of a covariance."""
+    values, vectors = np.linalg.eigh(covariance)
+    values[values < values.max() * values.size * np.finfo(np.float64).eps] = 0  # rounding errors of zeros
+    return (vectors * np.sqrt(values)) @ vectors.T
 
 
 def _blocks(matrix: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

@@ -9,7 +9,9 @@ examples:
   python semantic_search.py search "a fast Irish dance" music/ --html hits.html
   python semantic_search.py search humming.mid music/ --top_k 5
   python semantic_search.py search "book.abc#12" features/music          # the twelfth tune of a book
+  python semantic_search.py search --queries questions.txt music/        # a line each; prints a JSON line a query
   python semantic_search.py metrics features/text features/music --ranks ranks.jsonl
+  python semantic_search.py metrics texts/ music/ --several              # waltz.1.txt, waltz.2.txt: of waltz.abc
   python semantic_search.py score music/real music/generated --frechet
   python semantic_search.py pack features/music packed/music
   python semantic_search.py search "a slow waltz" packed/music
@@ -24,7 +26,7 @@ Exit status: 0; 1 if a file was left out; 2 if nothing could be done.
 
 import argparse
 import json
-import os
+import re
 import sys
 from pathlib import Path
 
@@ -41,41 +43,9 @@ import retrieval
 from command_line import at_least
 from features import INPUT_SUFFIXES, Features
 from files import InputError
+from queries import or_error, read_lines, read_queries, read_query, shown_file
 
-
-def read_query(query: str) -> tuple[Features, Path | None]:
-    """Read and embed a sentence or a file. Raises InputError.
-
-    Returns:
-        its one feature, whose name is the heading of the results; the file to be shown, `#N` of a tune included.
-    """
-    path, number = pieces.locate(query)
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
-        array = features.read(path)
-        if array.ndim != 2:
-            raise InputError(f"{path}: temporal features {list(array.shape)}; extract the query with --normalize")
-        return Features([path.name], array, made_with=provenance.of_files(path, [path])), None
-    known = f"a query is a sentence, or a file of type .npy {' '.join(INPUT_SUFFIXES)}"
-    if os.path.isdir(query):
-        raise InputError(f"{query}: a folder; {known}")
-    is_file = os.path.isfile(path)
-    if is_file and suffix not in INPUT_SUFFIXES:
-        raise InputError(f"{path}: of unknown type; {known}")
-    if not is_file and pieces.looks_like_file(query):
-        raise InputError(f"{path}: no such file; {known}")
-    if not query.strip():
-        raise InputError(f"the query is empty; {known}")
-    [(_, entry)] = cache.features_of([path if is_file else query])
-    row = pieces.row(path, number, len(entry.errors))
-    if entry.errors[row]:
-        raise InputError(f"{query}: {entry.errors[row]}")
-    if entry.warnings[row]:
-        print(files.printable(f"{query}: {entry.warnings[row]}"), file=sys.stderr)
-    matrix = entry.vectors[row : row + 1]
-    if not is_file:
-        return Features([f"“{query}”"], matrix, made_with={"the query": cache.made_with()}), None
-    return Features([entry.titles[row] or Path(query).name], matrix, made_with={query: cache.made_with()}), Path(query)
+NUMBER = re.compile(r"\.\d+$")  # of one of several files of a name
 
 
 def read_folder(folder: Path) -> Features:
@@ -142,20 +112,26 @@ def read_folders(first_dir: Path, second_dir: Path) -> tuple[Features, Features]
     return first, second
 
 
-def pair_up(first_dir: Path, first: Features, second_dir: Path, second: Features) -> list[tuple[int, int]]:
-    """Returns the row numbers of the files with the same path but for the extension.
+def pair_up(
+    first_dir: Path, first: Features, second_dir: Path, second: Features, several: bool = False
+) -> list[tuple[int, int]]:
+    """Return the row numbers of the files with the same path but for the extension.
 
-    Raises InputError if two files of a folder differ in the extension only, or if there is no pair.
+    With `several`, `a.1.abc` and `a.2.abc` are `a` too, and every file of a name is paired with all of that name.
+    Raises InputError if else two files of a folder differ in the extension only, or if there is no pair.
     """
-    rows: list[dict[str, int]] = []
+    rows: list[dict[str, list[int]]] = []
     for folder, of in ((first_dir, first), (second_dir, second)):
-        by_name: dict[str, int] = {}
+        by_name: dict[str, list[int]] = {}
         for row, name in enumerate(of.names):
-            if (other := by_name.setdefault(features.without_suffix(name), row)) != row:
-                both = f"{of.names[other]} and {name}"
-                raise InputError(f"{folder}: {both} are one piece; which is the partner? Keep one")
+            key = features.without_suffix(name)
+            by_name.setdefault(NUMBER.sub("", key) if several else key, []).append(row)
+        doubles = next((same for same in by_name.values() if len(same) > 1), None)
+        if doubles and not several:
+            both = f"{of.names[doubles[0]]} and {of.names[doubles[1]]}"
+            raise InputError(f"{folder}: {both} are one piece; which is the partner? Keep one")
         rows.append(by_name)
-    pairs = [(row, rows[1][name]) for name, row in rows[0].items() if name in rows[1]]
+    pairs = [(row, other) for name, same in rows[0].items() for row in same for other in rows[1].get(name, [])]
     if not pairs:
         raise InputError(
             f"no file of {first_dir} has the path of one of {second_dir}: {first.names[0]} and {second.names[0]}, say"
@@ -164,25 +140,65 @@ def pair_up(first_dir: Path, first: Features, second_dir: Path, second: Features
 
 
 def search(args: argparse.Namespace) -> int:
-    (query, source), references = read_query(args.query), read_folder(args.ref)
+    if args.queries:
+        return search_all(args)
+    query, references = read_query(args.query), read_folder(args.ref)
     require_alike(args.query, query, args.ref, references)
-    scores, rows = retrieval.top_k(query.matrix, references.matrix, args.top_k)
-    hits = []
-    for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), start=1):
-        hits.append({"rank": rank, "score": round(float(score), 6), "name": references.names[row]})
-        if references.titles:
-            hits[-1]["title"] = references.titles[row]
+    [hits] = find_hits(query.matrix, references, args.top_k)
     print_hits(hits)
-    if args.top_k > len(hits):
-        fewer = f"{args.ref} holds {len(hits)} pieces, fewer than the {args.top_k} asked for"
-        print(files.printable(fewer), file=sys.stderr)
+    report_fewer(args, references)
     if args.html:
         import page
 
         sources = [source_of(args.ref, hit["name"]) if references.titles else None for hit in hits]
         searched = f"{len(references.names):,} pieces in {args.ref}"
-        page.write(args.html, query.names[0], source, hits, sources, searched)
+        page.write(args.html, query.names[0], shown_file(args.query), hits, sources, searched)
     return finish(args, {"query": args.query, "hits": hits}, {str(args.ref): references})
+
+
+def search_all(args: argparse.Namespace) -> int:
+    """Answer each line of a file, or of standard input, with a line of JSON: its query and `hits`, or `error`."""
+    if args.html:
+        raise InputError("--html shows the hits of one query; leave it out, or --queries")
+    lines = read_lines(args.query)
+    queries, references = read_queries(lines), read_folder(args.ref)
+    for number, (line, query) in enumerate(zip(lines, queries, strict=True)):
+        if isinstance(query, Features):
+            queries[number] = or_error(require_alike, line, query, args.ref, references) or query
+    usable = [query.matrix for query in queries if isinstance(query, Features)]
+    if not usable:
+        raise InputError(f"{args.query}: none of its {len(lines)} lines can be used; the first: {queries[0]}")
+    found = iter(find_hits(np.concatenate(usable), references, args.top_k))
+    answers = []
+    for line, query in zip(lines, queries, strict=True):
+        answers.append(
+            {"query": line} | ({"hits": next(found)} if isinstance(query, Features) else {"error": str(query)})
+        )
+        print(json.dumps(answers[-1]))
+    report_fewer(args, references)
+    failed = [f"line {n}: {answer['error']}" for n, answer in enumerate(answers, 1) if "error" in answer]
+    features.report(f"lines of {args.query} without an answer", failed)
+    return finish(args, {"queries": answers}, {str(args.ref): references}) or int(bool(failed))
+
+
+def find_hits(queries: np.ndarray, references: Features, top_k: int) -> list[list[dict]]:
+    """Return the hits of queries [Q, H], best first."""
+    result = []
+    for scores, rows in zip(*retrieval.top_k(queries, references.matrix, top_k), strict=True):
+        hits = []
+        for rank, (score, row) in enumerate(zip(scores, rows, strict=True), start=1):
+            hits.append({"rank": rank, "score": round(float(score), 6), "name": references.names[row]})
+            if references.titles:
+                hits[-1]["title"] = references.titles[row]
+        result.append(hits)
+    return result
+
+
+def report_fewer(args: argparse.Namespace, references: Features) -> None:
+    count = len(references.names)
+    if args.top_k > count:
+        fewer = f"{args.ref} holds {count} pieces, fewer than the {args.top_k} asked for"
+        print(files.printable(fewer), file=sys.stderr)
 
 
 def print_hits(hits: list[dict]) -> None:
@@ -196,20 +212,23 @@ def print_hits(hits: list[dict]) -> None:
 
 def metrics(args: argparse.Namespace) -> int:
     queries, references = read_folders(args.query_dir, args.ref_dir)
-    pairs = pair_up(args.query_dir, queries, args.ref_dir, references)
-    rows, partners = np.array(pairs).T  # [Q] each
+    pairs = pair_up(args.query_dir, queries, args.ref_dir, references, args.several)
+    rows, partners = np.array(pairs).T  # [P] each
     rank, score = retrieval.ranks(queries.matrix[rows], references.matrix, partners)
-    measured, by_chance = retrieval.measures(rank), retrieval.chance(len(references.names))
-    print(f"{len(rank)} queries, each with one partner among {len(references.names)} pieces")
+    best, rank = retrieval.best_of_several(rows, rank, score)  # [Q] each
+    measured = retrieval.measures(rank)
+    by_chance = retrieval.chance(len(references.names), np.unique(rows, return_counts=True)[1])
+    partner = "their partners" if args.several else "one partner"
+    print(f"{len(rank)} queries, each with {partner} among {len(references.names)} pieces")
     print(f"{'':12}{'measured':>10}{'by chance':>11}")
     for name, value in measured.items():
         digits = 1 if name == "median rank" else 4
         print(f"{name:12}{value:10.{digits}f}{by_chance[name]:11.{digits}f}")
     if args.ranks:
         with files.atomic_write(args.ranks, "w", encoding="utf-8", errors="backslashreplace") as file:
-            for (row, partner), r, cosine in zip(pairs, rank, score, strict=True):
-                names = {"query": queries.names[row], "reference": references.names[partner]}
-                line = names | {"rank": int(r), "score": round(float(cosine), 6)}
+            for pair, r in zip(best, rank, strict=True):
+                names = {"query": queries.names[rows[pair]], "reference": references.names[partners[pair]]}
+                line = names | {"rank": int(r), "score": round(float(score[pair]), 6)}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
     result = {"queries": len(rank), "references": len(references.names), "measured": measured, "by_chance": by_chance}
     return finish(args, result, {str(args.query_dir): queries, str(args.ref_dir): references}, pairs)
@@ -289,12 +308,16 @@ def get_args_parser() -> argparse.ArgumentParser:
     sub = command(search, "the pieces of REF that are most similar to QUERY")
     sub.add_argument("query", metavar="QUERY", help="a sentence in quotes, or a file of music, text or features")
     sub.add_argument("ref", metavar="REF", type=Path, help="a folder of music and texts or of features, or one file")
+    about = "QUERY is a file with a query on each line, or - for standard input; print a line of JSON for each"
+    sub.add_argument("--queries", action="store_true", help=about)
     sub.add_argument("--top_k", type=at_least(1), default=10, metavar="N", help="how many to show (default: 10)")
     sub.add_argument("--html", type=Path, metavar="FILE", help="write a page with the hits and their first bars there")
 
     sub = command(metrics, "how high each query ranks its partner: the file of REF_DIR of the same path")
     sub.add_argument("query_dir", metavar="QUERY_DIR", type=Path)
     sub.add_argument("ref_dir", metavar="REF_DIR", type=Path, help="every file in it is a candidate, paired or not")
+    about = "name.1.abc, name.2.abc, ... are all partners of name; the rank is that of the best one"
+    sub.add_argument("--several", action="store_true", help=about)
     sub.add_argument("--ranks", type=Path, metavar="FILE", help="write one JSON line a query there")
 
     sub = command(score, "the cosine of the mean features of two folders")

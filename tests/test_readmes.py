@@ -65,7 +65,7 @@ def test_scripts_and_options_of_what_is_not_run_exist():
             assert path.is_file() and options <= known_options(path, tuple(after[:1])), command
             seen |= {(path.name, option) for option in options}
     assert {
-        ("semantic_search.py", "--frechet"),
+        ("evaluate.py", "--prompts"),
         ("benchmark.py", "--gpu"),
         ("extract_clamp2.py", "--normalize"),
     } <= seen

@@ -1,5 +1,6 @@
 """Retrieval's numbers, and those that `semantic_search.py` reports, against values worked out by hand."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -109,6 +110,30 @@ def test_chance_of_a_few_references(n, hits, median):
     assert retrieval.chance(n) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("partners", [[1], [2], [3, 1], [1, 2, 2, 5], [6]])
+def test_chance_of_several_partners(partners):
+    """Of every set of places that the partners can have among 6, the first one."""
+    n, ranks = 6, []
+    times = math.lcm(*(math.comb(n, m) for m in partners))
+    for m in partners:
+        places = list(itertools.combinations(range(1, n + 1), m))
+        ranks += [min(place) for place in places] * (times // len(places))
+    expected = retrieval.measures(np.array(ranks))
+    assert retrieval.chance(n, partners) == pytest.approx(expected)
+
+
+def test_the_best_of_several_partners():
+    """Queries at 0 and 50 degrees, references at 3, 10, 10 again, 60, 61 and 200; three partners and two."""
+    references, queries = on_circle(3, 10, 10, 60, 61, 200), on_circle(0, 50)
+    rows, partners = np.array([0, 0, 0, 1, 1]), np.array([5, 2, 1, 0, 4])
+    ranks, own = retrieval.ranks(queries[rows], references, partners)
+    best, ranks = retrieval.best_of_several(rows, ranks, own)
+    assert ranks.tolist() == [2, 2]  # 10 twice: the two are partners both, and one does not rank before the other
+    assert partners[best].tolist() in ([2, 4], [1, 4])
+    alone = retrieval.ranks(queries, references, np.array([1, 4]))[0]
+    assert alone.tolist() == [3, 2]
+
+
 # --- two sets ---------------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +237,54 @@ def test_every_number_of_metrics(tmp_path, capsys):
         "median rank        4.0        3.0",
     ]
     assert f"1 of {queries} have no partner:" in printed.err and f"2 of {references} have no partner:" in printed.err
+
+
+def test_several_files_of_a_name(tmp_path, capsys):
+    """Three texts of a, of which two have a number; b with two pieces of music; and c, whose number has three digits."""
+    queries = save(tmp_path / "q", {"a.1.txt.npy": 0, "a.2.npy": 20, "a.npy": 48, "s/b.npy": 85, "c.123.npy": 140})
+    references = save(tmp_path / "r", {"a.npy": 10, "s/b.1.npy": 60, "s/b.20.npy": 80, "c.npy": 125, "b.npy": 50})
+    assert main("metrics", queries, references, "--several", "--ranks", tmp_path / "r.jsonl") == 0
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert {line["query"]: (line["reference"], line["rank"]) for line in lines} == {
+        "a.1.txt.npy": ("a.npy", 1),
+        "a.2.npy": ("a.npy", 1),
+        "a.npy": ("a.npy", 4),  # 38 away, behind 2, 12 and 32
+        "c.123.npy": ("c.npy", 1),
+        "s/b.npy": ("s/b.20.npy", 1),
+    }
+    printed = capsys.readouterr()
+    by_chance = (4 * (1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 5 + (4 + 3 / 2 + 2 / 3 + 1 / 4) / 10) / 5
+    assert printed.out.splitlines()[0] == "5 queries, each with their partners among 5 pieces"
+    assert printed.out.splitlines()[2].split() == ["MRR", f"{(4 + 1 / 4) / 5:.4f}", f"{by_chance:.4f}"]
+    assert printed.err.splitlines()[1:] == [f"1 of {references} have no partner:", "  b.npy"]
+    assert main("metrics", queries, references) == 0  # without it, a.npy has a partner and the numbers are names
+    assert capsys.readouterr().out.startswith("1 queries, each with one partner")
+
+
+def test_many_queries_one_after_the_other(tmp_path, capsys, monkeypatch):
+    """Each line has its answer, in order; a line that cannot be used costs itself alone."""
+    folder = save(tmp_path / "r", {"far.npy": 100, "near.npy": 3, "sub/middle.npy": 50})
+    for name, degrees in (("q0", 0), ("q99", 99)):
+        np.save(tmp_path / f"{name}.npy", on_circle(degrees))
+    np.save(tmp_path / "wide.npy", np.ones((1, 7), np.float32))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "queries.txt").write_bytes("\ufeffq0.npy\r\n\nü.npy\nwide.npy\nq99.npy".encode())
+    assert main("search", "--queries", "queries.txt", folder, "--top_k", 2, "--json", "h.json") == 1
+    printed = capsys.readouterr()
+    answers = [json.loads(line) for line in printed.out.splitlines()]
+    assert [answer["query"] for answer in answers] == ["q0.npy", "", "ü.npy", "wide.npy", "q99.npy"]
+    hits = [[hit["name"] for hit in answer.get("hits", [])] for answer in answers]
+    assert hits == [["near.npy", "sub/middle.npy"], [], [], [], ["far.npy", "sub/middle.npy"]]
+    assert [hit["score"] for hit in answers[4]["hits"]] == pytest.approx([cosine(1), cosine(49)], abs=1e-6)
+    problems = ["the query is empty", "ü.npy: not a readable", "wide.npy has width 7"]
+    assert all(problem in answer["error"] for problem, answer in zip(problems, answers[1:4], strict=True))
+    assert "3 lines of queries.txt without an answer:" in printed.err and "line 3: ü.npy" in printed.err
+    assert json.loads((tmp_path / "h.json").read_text())["queries"] == answers
+    for content, problem in ((b"", "empty; it holds"), (b"\xff", "not UTF-8"), (b"no.npy\n", "none of its 1 lines")):
+        (tmp_path / "queries.txt").write_bytes(content)
+        assert main("search", "--queries", "queries.txt", folder) == 2
+        assert problem in capsys.readouterr().err
+    assert main("search", "--queries", "queries.txt", folder, "--html", "h.html") == 2
 
 
 def test_every_number_of_score(tmp_path, capsys):

@@ -130,6 +130,32 @@ def test_a_sentence_is_a_text_file_of_that_sentence(music, config, tmp_path):
     assert from_file == from_sentence and len(from_file) == 10
 
 
+MANY = """
+import io, sys
+sys.path.insert(0, {code!r})
+import clamp2, semantic_search
+load = clamp2.load_clamp2
+clamp2.load_clamp2 = lambda: print("loaded", file=sys.stderr) or load()
+sys.stdin = io.TextIOWrapper(io.BytesIO(sys.argv.pop().encode()))
+sys.exit(semantic_search.main(sys.argv[1:]))
+"""
+
+
+def test_many_queries_are_those_of_single_searches(music, config, tmp_path):
+    """From standard input: two new sentences, a tune of a book and a text, with one loading of the model."""
+    lines = ["Ein Walzer, nach 1851", f"{music}/book.abc#2", f"{music}/lines.txt", "no.mid", "two jigs"]
+    (tmp_path / "many.py").write_text(MANY.format(code=str(CODE)))
+    words = ("search", "--queries", "-", music, "--top_k", 20, "\n".join(lines) + "\n")
+    done = run_script(tmp_path / "many.py", *words, config=config)
+    assert done.returncode == 1 and done.stderr.count("loaded") == 1, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["query"] for answer in answers] == lines and "no such file" in answers[3]["error"]
+    for line in (lines[0], lines[1], lines[4]):
+        expected, _ = search(line, music, "--top_k", 20, config=config)
+        hits = answers[lines.index(line)]["hits"]
+        assert {hit["name"]: hit["score"] for hit in hits} == pytest.approx(expected, abs=1e-5)
+
+
 def test_second_search_needs_no_model_and_a_moved_file_is_known(music, config, tmp_path):
     hits, _ = search("a jig", music, config=config)
     shutil.copytree(music, tmp_path / "moved")

@@ -1,0 +1,336 @@
+"""Judges generated music by comparing it with real music, and with the texts that it was made from.
+
+examples:
+  python evaluate.py generated/ --real real/
+  python evaluate.py generated/ --real real/ --prompts prompts/ --json result.json   # waltz.abc: prompts/waltz.txt
+  python evaluate.py generated/ --real real/ --prompts prompts/ --pairs best_worst.jsonl
+  python evaluate.py features/generated --real features/real                         # of extract_clamp2.py --normalize
+
+Folders hold music and texts, or features, as semantic_search.py takes them. The text of a piece has its path, but for
+the extension and, of several pieces of one text, a number: `waltz.1.abc`, `waltz.2.abc` of `waltz.txt`. Reported:
+
+  CLaMP 2 score    the mean cosine of the generated pieces to the mean feature of the real ones (as in NotaGen)
+  cosine of means  of the mean features of both folders (as in CLaMP 3)
+  FMD              Fréchet music distance of the Gaussians of both folders, by four estimates of the covariance; the
+                   shrunk ones are steadier where there are fewer pieces than a feature has dimensions
+  FMD-infinity     the first of them for endlessly many generated pieces: extrapolated from samples of 500 and more
+  text cosine      of each piece to its own text, the mean
+  text hits        the share of pieces whose own text is the nearest of all
+  diversity        the mean distance (1 - cosine) between two generated pieces
+  novelty          the mean distance of a generated piece to the nearest real one; a cosine from --copy on is named
+
+In brackets, 95 % bootstrap intervals: generated pieces are drawn anew, the real ones stay. (That of a Fréchet distance
+is for as many pieces: it holds the bias of a finite sample.) --json FILE has the same, and the values of each piece;
+its FMD (as of the package frechet-music-distance) is the squared distance to the real mean. On arrays in memory, for
+reward functions (`embed_music` and `embed_texts` of clamp2.py make them):
+
+  import evaluate
+  rewards = evaluate.score(music, texts)  # [N, H] and [N, H], or one text [1, H] for all -> cosines [N]
+
+Exit status: 0; 1 if a file was left out; 2 if nothing could be done.
+"""
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import config
+import features
+import files
+import published
+import retrieval
+import semantic_search
+from command_line import trainer
+from files import InputError
+
+BOOTSTRAPS, FRECHET_BOOTSTRAPS = 1000, 50  # a Fréchet distance takes some tenths of a second
+MLE = "maximum likelihood"  # so called, though n - 1 is the denominator, as elsewhere
+Gaussian = tuple[np.ndarray, np.ndarray]  # mean [H], root of the covariance [any, H]; see retrieval.py
+Distance = Callable[[np.ndarray, np.ndarray], float]  # Fréchet distance of a Gaussian to that of the real pieces
+
+
+def score(music: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Cosine [N] of each piece [N, H] to its text [N, H], or to one vector [1, H]. Raises InputError."""
+    music, texts = np.asarray(music), np.asarray(texts)
+    if len(texts) not in (1, len(music)):
+        raise InputError(f"{len(music)} pieces and {len(texts)} texts: each piece needs its own, or one is for all")
+    return retrieval.cosines(music, texts if len(texts) > 1 else np.repeat(texts, len(music), axis=0))
+
+
+def clamp2_scores(generated: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Cosine [N] of each generated piece [N, H] to the mean feature of the real ones [M, H]."""
+    return score(generated, real.mean(axis=0, dtype=np.float64, keepdims=True))
+
+
+# --- Fréchet music distance -------------------------------------------------------------------------------------------
+
+
+def gaussians(vectors: np.ndarray) -> dict[str, Gaussian]:
+    """Estimates the mean and the covariance of features [N, H], by several methods."""
+    from sklearn.covariance import OAS, LedoitWolf, ShrunkCovariance
+
+    shrunk = {"Ledoit-Wolf": LedoitWolf, "OAS": OAS, "shrinkage 0.1": ShrunkCovariance}
+    vectors = np.asarray(vectors, np.float64)
+    fitted = {name: estimator(store_precision=False).fit(vectors) for name, estimator in shrunk.items()}
+    return {MLE: retrieval.gaussian(vectors)} | {
+        name: (model.location_, retrieval.root(model.covariance_)) for name, model in fitted.items()
+    }
+
+
+def distance_to(real: Gaussian) -> Distance:
+    return functools.partial(retrieval.frechet_of_gaussians, *real)
+
+
+def sample_gaussian(vectors: np.ndarray) -> Gaussian:
+    """The same as `retrieval.gaussian`, quicker for a few thousand vectors [N, H]: their root is [N, H]."""
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    return mean, (vectors - mean) / np.sqrt(len(vectors) - 1)
+
+
+def frechet_infinity(
+    distance: Distance, generated: np.ndarray, rng: np.random.Generator, steps: int = 25, smallest: int = 500
+) -> dict:
+    """Extrapolates the Fréchet distance to infinitely many generated pieces (Chong and Forsyth, arXiv 1911.07023).
+
+    It is about linear in 1/n over samples of n of the pieces [N, H], drawn with replacement, for n up to N. Returns the
+    value at 1/n = 0, the slope, the share of variance that the line explains, and its points. Raises InputError for
+    too few pieces.
+    """
+    if len(generated) <= smallest:
+        raise InputError(f"FMD-infinity needs more than {smallest} generated pieces; there are {len(generated)}")
+    sizes = np.linspace(smallest, len(generated), steps).astype(int)
+    samples = (
+        generated[rng.choice(len(generated), size=n)] for n in tqdm(sizes, "FMD-infinity", delay=2, disable=None)
+    )
+    distances = np.array([distance(*sample_gaussian(sample)) for sample in samples])
+    slope, value = np.polyfit(1 / sizes, distances, 1)
+    r2 = 1 - np.var(distances - slope / sizes) / np.var(distances)
+    points = [[int(n), float(d)] for n, d in zip(sizes, distances, strict=True)]
+    return {"value": float(value), "slope": float(slope), "r2": float(r2), "points": points}
+
+
+# --- bootstrap --------------------------------------------------------------------------------------------------------
+
+
+def bootstrap(statistic: Callable, n: int, rng: np.random.Generator, times: int = BOOTSTRAPS) -> list[float]:
+    """Bootstraps a statistic of how often each of n pieces is drawn, int [n]."""
+    return [statistic(rng.multinomial(n, np.full(n, 1 / n))) for _ in range(times)]
+
+
+def measure(statistic: Callable, n: int, rng: np.random.Generator) -> dict:
+    """The value of a statistic as of `bootstrap`, each piece drawn once, and its 95 % interval (percentiles)."""
+    interval = np.quantile(bootstrap(statistic, n, rng), [0.025, 0.975]).tolist()
+    return {"value": float(statistic(np.ones(n, int))), "interval": interval}
+
+
+def mean_of(values: np.ndarray) -> Callable[[np.ndarray], float]:
+    return lambda counts: counts @ values / counts.sum()
+
+
+def diversity(unit: np.ndarray, counts: np.ndarray) -> float:
+    """Mean distance (1 - cosine) of two different pieces, unit vectors [N, H], each drawn so many times, [N]."""
+    total = counts @ unit
+    same = counts @ counts  # pairs of a piece with itself, which do not count
+    pairs = counts.sum() ** 2 - same
+    return 1 - (total @ total - same) / pairs if pairs else 0.0
+
+
+def frechet_measure(distance: Distance, generated: np.ndarray, value: float, rng: np.random.Generator) -> dict:
+    """The Fréchet distance `value` of features [N, H], and its 95 % interval for samples of N pieces.
+
+    The interval is 1.96 standard deviations of the bootstrap to either side of the value, and not its percentiles:
+    drawing pieces anew raises the distance once more by what a finite sample had raised it.
+    """
+
+    def redrawn(counts: np.ndarray) -> float:
+        return distance(*sample_gaussian(np.repeat(generated, counts, axis=0)))
+
+    margin = 1.96 * np.std(bootstrap(redrawn, len(generated), rng, FRECHET_BOOTSTRAPS), ddof=1)
+    return {"value": value, "interval": [max(value - margin, 0.0), value + margin]}
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def compare(generated: np.ndarray, real: np.ndarray, rng: np.random.Generator) -> tuple[dict, dict]:
+    """Compares generated with real features, [N, H] and [M, H].
+
+    Returns {measure: {"value", "interval", ...}}, and {name: values of the pieces, [N]}.
+    """
+    n, mean_real = len(generated), real.mean(axis=0, dtype=np.float64)
+    unit, unit_mean = retrieval.unit(generated.astype(np.float64)), retrieval.unit(mean_real[None])[0]
+    scores = clamp2_scores(generated, real)
+    nearest, rows = (found[:, 0] for found in retrieval.top_k(generated, real, 1))
+
+    def cosine_of_means(counts: np.ndarray) -> float:
+        total = counts @ generated
+        return total @ unit_mean / np.linalg.norm(total)
+
+    result = {"CLaMP 2 score": measure(mean_of(scores), n, rng), "cosine of means": measure(cosine_of_means, n, rng)}
+    of_real, of_generated = gaussians(real), gaussians(generated)
+    for name, gaussian in of_real.items():
+        distance = distance_to(gaussian)
+        result[f"FMD, {name}"] = {"value": distance(*of_generated[name])}
+        if name == MLE:
+            result[f"FMD, {name}"] = frechet_measure(distance, generated, distance(*of_generated[name]), rng)
+            try:
+                result["FMD-infinity"] = frechet_infinity(distance, generated, rng)
+            except InputError as error:
+                print(error, file=sys.stderr)
+    result["diversity"] = measure(lambda counts: diversity(unit, counts), n, rng)
+    result["novelty"] = measure(mean_of(1 - nearest), n, rng)
+    squared = np.sum((generated - mean_real) ** 2, axis=1)
+    return result, {"score": scores, "fmd": squared, "nearest": rows, "nearest_cosine": nearest}
+
+
+def find_texts(generated: list[str], prompts: list[str]) -> dict[int, int]:
+    """Finds the text of each piece by its path: row of the piece -> row of the text. Raises InputError."""
+    by_name: dict[str, int] = {}
+    for row, name in enumerate(prompts):
+        if (other := by_name.setdefault(features.without_suffix(name), row)) != row:
+            raise InputError(f"{prompts[other]} and {name} are texts of one name; keep one")
+    found = {}
+    for row, name in enumerate(generated):
+        key = features.without_suffix(name)
+        text = by_name.get(key, by_name.get(semantic_search.NUMBER.sub("", key)))
+        if text is not None:
+            found[row] = text
+    if not found:
+        raise InputError(f"no generated piece has the path of a text: {generated[0]} and {prompts[0]}, say")
+    return found
+
+
+def compare_texts(music: np.ndarray, texts: np.ndarray, own: np.ndarray, rng: np.random.Generator) -> tuple[dict, dict]:
+    """Compares features of music [N, H] with those of texts [M, H], of which the rows `own` [N] are theirs.
+
+    Of texts that are equal, all are the nearest, or none is. Returns as `compare` does.
+    """
+    n, cosines, best = len(music), score(music, texts[own]), retrieval.top_k(music, texts, 1)[0][:, 0]
+    hits = cosines >= best - retrieval.TIE
+    equal = retrieval.ranks(texts[own], texts, own)[0]  # how many texts equal the piece's, it included
+    by_chance = {"by_chance": float(np.mean(equal)) / len(texts)}
+    result = {"text cosine": measure(mean_of(cosines), n, rng), "text hits": measure(mean_of(hits), n, rng) | by_chance}
+    return result, {"text_cosine": cosines, "text_hit": hits}
+
+
+def best_and_worst(pieces: list[dict], by: str) -> list[dict]:
+    """Pairs the best with the worst tenth of the pieces of each text, at least one with one. Raises InputError."""
+    of_text: dict[str, list[dict]] = {}
+    for piece in pieces:
+        of_text.setdefault(piece.get("text", ""), []).append(piece)
+    pairs, without = [], []
+    for text, group in of_text.items():
+        group.sort(key=lambda piece: -piece[by])
+        both = list(zip(group[: max(1, len(group) // 10)], reversed(group), strict=False))
+        if both[0][0][by] == both[0][1][by]:
+            without.append(text)
+            continue
+        for best, worst in both:
+            names = {"prompt": text, "chosen": best["name"], "rejected": worst["name"]}
+            pairs.append(names | {"chosen_score": best[by], "rejected_score": worst[by]})
+    if not pairs:
+        raise InputError("no pairs: there are no two pieces, of one text, of different scores")
+    features.report("texts without two pieces of different scores, which gave no pair", without)
+    return pairs
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    if args.download:
+        published.provide(config.resolve(config.CLAMP2_WEIGHTS_PATH), download=True)
+    generated, real = semantic_search.read_folders(args.generated, args.real)
+    for folder, of in ((args.generated, generated), (args.real, real)):
+        if len(of.names) < 2:
+            raise InputError(f"{folder}: has one piece that can be used, {of.names[0]}; distances need two")
+    folders, rng = {str(args.generated): generated, str(args.real): real}, np.random.default_rng(0)
+    measures, values = compare(np.asarray(generated.matrix), np.asarray(real.matrix), rng)
+    values["nearest"] = np.array(real.names)[values["nearest"]]
+    pieces: list[dict] = [
+        {"name": name} | {key: array[row].item() for key, array in values.items()}
+        for row, name in enumerate(generated.names)
+    ]
+    result: dict = {"measures": measures, "pieces": pieces}
+    if args.prompts:
+        prompts = semantic_search.read_folder(args.prompts)
+        semantic_search.require_alike(args.generated, generated, args.prompts, prompts)
+        found = find_texts(generated.names, prompts.names)
+        rows, own = np.array(list(found)), np.array(list(found.values()))
+        of_texts, values = compare_texts(generated.matrix[rows], prompts.matrix, own, rng)
+        measures |= of_texts
+        values["text"] = np.array(prompts.names)[own]
+        for number, row in enumerate(rows):
+            pieces[row] |= {key: array[number].item() for key, array in values.items()}
+        folders[str(args.prompts)] = prompts
+        unused = [name for row, name in enumerate(prompts.names) if row not in own]
+        lonely = [name for row, name in enumerate(generated.names) if row not in found]
+        result["without_partner"] = {str(args.generated): lonely, str(args.prompts): unused}
+        for folder, names in result["without_partner"].items():
+            features.report(f"of {folder} have no partner", names)
+    result["copies"] = [piece for piece in pieces if piece["nearest_cosine"] >= args.copy]
+    show(result, len(real.names), args.copy)
+    status = semantic_search.finish(args, result, folders)
+    if args.pairs:
+        by = "text_cosine" if args.prompts else "score"
+        write_pairs(args.pairs, best_and_worst([piece for piece in pieces if by in piece], by))
+    return status
+
+
+def show(result: dict, real: int, copy: float) -> None:
+    print(f"{len(result['pieces'])} generated and {real} real pieces")
+    for name, known in result["measures"].items():
+        line = f"{name:24}{known['value']:10.4f}"
+        if "interval" in known:
+            line += "  [{:.4f}, {:.4f}]".format(*known["interval"])
+        print(line + (f"  by chance {known['by_chance']:.4f}" if "by_chance" in known else ""))
+    print(f"{len(result['copies'])} copies, of a cosine to a real piece of {copy} or more")
+    for piece in result["copies"]:
+        print(files.printable(f"  {piece['nearest_cosine']:.4f}  {piece['name']}  {piece['nearest']}"))
+
+
+def write_pairs(path: Path, pairs: list[dict]) -> None:
+    with files.atomic_write(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+    print(files.printable(f"{len(pairs)} pairs -> {path}"))
+
+
+def cosine(text: str) -> float:
+    number = float(text)  # a ValueError is argparse's to report
+    if not -1 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: not a cosine, from -1 to 1")
+    return number
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = trainer(__doc__)
+    parser.add_argument(
+        "generated", metavar="GENERATED", type=Path, help="a folder of generated music, or its features"
+    )
+    parser.add_argument(
+        "--real", metavar="REAL", type=Path, required=True, help="a folder of real music, or its features"
+    )
+    parser.add_argument(
+        "--prompts", metavar="TEXTS", type=Path, help="a folder of the texts that the music was made from"
+    )
+    about = "write the best and the worst tenth as pairs for preference training there, a line of JSON each: by the"
+    about += " CLaMP 2 score, or, with --prompts, for each text by the cosine to it"
+    parser.add_argument("--pairs", metavar="FILE", type=Path, help=about)
+    about = "from which cosine to a real piece on a generated one is a copy (default: 0.99)"
+    parser.add_argument("--copy", metavar="COSINE", type=cosine, default=0.99, help=about)
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result there, with every name left out")
+    about = "fetch the published weights to CLAMP2_WEIGHTS_PATH if none are there"
+    parser.add_argument("--download", action="store_true", help=about)
+    parser.set_defaults(run=evaluate)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    return files.run_command(get_args_parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
