@@ -18,7 +18,7 @@ done.
 import argparse
 import functools
 import sys
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
@@ -37,8 +37,6 @@ from conversions import workers
 from files import InputError
 
 SUFFIXES = tuple(suffix for suffix in features.INPUT_SUFFIXES if suffix != ".txt")
-MOMENT = 1 / 8  # of a quarter note: by so much, notes of a melody may overlap and those of a chord come apart
-SHORTEST = 16  # notes of a melody; fewer are found in too many pieces
 RARE_RUN, RUN = 8, 4  # steps in a row: that make two pieces candidates, and that count as shared
 CANDIDATES = 0.1  # of the shorter piece's rare runs, which candidates share
 SHARED = 0.5  # of the shorter piece's steps, which twins share
@@ -77,37 +75,6 @@ class Twins:
     note_values: float  # times as long
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def melody_of(found: list[notes.Note]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns pitches [N] and lengths [N - 1] of the notes that nothing sounds above, but for their first moment."""
-    coming = deque(sorted(found))
-    moments = sorted((start + min((end - start) / 2, MOMENT), start, pitch) for start, end, _, pitch in found)
-    sounding: list[notes.Note] = []
-    melody: list[tuple[float, int]] = []
-    for moment, start, pitch in moments:
-        while coming and coming[0][0] <= moment:
-            sounding.append(coming.popleft())
-        sounding = [note for note in sounding if note[1] > moment]
-        is_double = melody and start - melody[-1][0] < MOMENT / 4
-        if not is_double and all(pitch >= note[3] for note in sounding):
-            melody.append((start, pitch))
-    starts, pitches = zip(*melody, strict=True) if melody else ((), ())
-    return np.array(pitches, np.int64), np.diff(starts)
-
-
-def read_file(path: Path) -> list[tuple[str, np.ndarray, np.ndarray, str]]:
-    """Returns (title, pitches and lengths of the melody, why it cannot be used) of each piece of a file."""
-    found = []
-    for title, of_piece, error in notes.read(path):
-        pitches, lengths = melody_of(of_piece)
-        if not error and len(pitches) < SHORTEST:
-            error = f"its melody has {len(pitches)} notes; fewer than {SHORTEST} cannot be compared"
-        found.append((title, pitches, lengths, error))
-    return found
-
-
 def read_folder(folder: Path) -> tuple[list[Melody], list[str]]:
     """Returns the melodies of a folder or file, and "name: reason" of what was left out. Raises InputError, OSError."""
     found, others = files.list_files(folder, SUFFIXES)
@@ -117,7 +84,7 @@ def read_folder(folder: Path) -> tuple[list[Melody], list[str]]:
     if others:
         print(files.printable(f"{folder}: {len(others)} files of other types were left alone"), file=sys.stderr)
     base = folder.parent if folder.is_file() else folder
-    answers = workers.run(read_file, [base / path for path in found], TIMEOUT)
+    answers = workers.run(notes.melodies, [base / path for path in found], TIMEOUT)
     melodies, skipped = [], []
     for path, answer in tqdm(answers, f"reading {folder.name}", len(found), unit="file", delay=2, disable=None):
         if isinstance(answer, workers.Failed):

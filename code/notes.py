@@ -1,9 +1,12 @@
-"""The notes of music files of any type: (start, end, voice, pitch), as written, repeats once. Imports no torch."""
+"""The notes of music files of any type, as written (repeats once), and the melody among them. Imports no torch."""
 
 import math
+from collections import deque
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
+
+import numpy as np
 
 import files
 import pieces
@@ -12,6 +15,8 @@ from files import InputError
 
 DRUMS = 9  # the MIDI channel whose notes are no pitches
 SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
+MOMENT = 1 / 8  # of a quarter note: by so much, notes of a melody may overlap and those of a chord come apart
+SHORTEST = 16  # notes of a melody that can be compared; fewer are found in too many pieces
 Note = tuple[float, float, int, int]  # start, end, voice or MIDI channel, MIDI pitch
 
 
@@ -119,3 +124,34 @@ def _of_part(part: Element) -> list[tuple[float, float, str, int]]:
 def _midi_pitch(pitch: Element) -> int:
     alter = math.floor(float(pitch.findtext("alter", "0")))  # a quarter tone is heard as the pitch below
     return 12 * (int(pitch.findtext("octave", "4")) + 1) + SEMITONES[pitch.findtext("step", "C").strip()] + alter
+
+
+def melody_of(notes: list[Note]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns pitches [N] and lengths [N - 1], to the next start, of the notes that nothing sounds above.
+
+    It is asked a moment after a note's start.
+    """
+    coming = deque(sorted(notes))
+    moments = sorted((start + min((end - start) / 2, MOMENT), start, pitch) for start, end, _, pitch in notes)
+    sounding: list[Note] = []
+    melody: list[tuple[float, int]] = []
+    for moment, start, pitch in moments:
+        while coming and coming[0][0] <= moment:
+            sounding.append(coming.popleft())
+        sounding = [note for note in sounding if note[1] > moment]
+        is_double = melody and start - melody[-1][0] < MOMENT / 4
+        if not is_double and all(pitch >= note[3] for note in sounding):
+            melody.append((start, pitch))
+    starts = [start for start, _ in melody]
+    return np.array([pitch for _, pitch in melody], np.int64), np.diff(starts)
+
+
+def melodies(path: Path) -> list[tuple[str, np.ndarray, np.ndarray, str]]:
+    """Returns (title, pitches and lengths of the melody, why it cannot be used) of each piece of a file, as `read`."""
+    found = []
+    for title, notes, error in read(path):
+        pitches, lengths = melody_of(notes)
+        if not error and len(pitches) < SHORTEST:
+            error = f"its melody has {len(pitches)} notes; fewer than {SHORTEST} cannot be compared"
+        found.append((title, pitches, lengths, error))
+    return found
