@@ -17,6 +17,7 @@ done.
 
 import argparse
 import functools
+import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -133,8 +134,8 @@ def compare(first: Melody, second: Melody) -> tuple[float, int, float]:
     factor = float(np.median(factors))
     in_rhythm = (factors < factor * RHYTHM) & (factors > factor / RHYTHM)
     shared = min(len(np.unique(rows[in_rhythm])), len(np.unique(others[in_rhythm])))
-    semitones = np.median(second.pitches[others] - first.pitches[rows])
-    return shared / min(len(first.steps), len(second.steps)), round(float(semitones)), factor
+    semitones = statistics.mode((second.pitches[others] - first.pitches[rows]).tolist())
+    return shared / min(len(first.steps), len(second.steps)), semitones, factor
 
 
 def find(melodies: list[Melody], others: int = 0, threshold: float = SHARED) -> list[Twins]:

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mido
-import music21
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "code"), str(ROOT / "process_data")]
@@ -112,8 +111,8 @@ def midi(notes: Notes) -> bytes:
     return buffer.getvalue()
 
 
-def plant(kind: str, tune: str, score: music21.stream.Score, path: Path) -> None:
-    """Writes the twin of a tune."""
+def plant(kind: str, tune: str, score, path: Path) -> None:
+    """Writes the twin of a tune, which is also given as music21 reads it."""
     if kind == "MusicXML":
         score.write("musicxml", path.with_suffix(".musicxml"))
     elif kind == "interleaved ABC":
@@ -129,8 +128,8 @@ def plant(kind: str, tune: str, score: music21.stream.Score, path: Path) -> None
             path.with_suffix(".mid").write_bytes(data)
 
 
-def notes_of(score: music21.stream.Score) -> Notes:
-    """The notes of a tune of one voice, without grace notes; tied ones are joined (stripTies takes half a second)."""
+def notes_of(score) -> Notes:
+    """The notes of a tune of one voice that music21 has read, without grace notes; tied ones are joined (stripTies takes half a second)."""
     notes: Notes = []
     for note in score.recurse().notes:
         onset, length = float(note.getOffsetInHierarchy(score)), float(note.quarterLength)
@@ -143,6 +142,8 @@ def notes_of(score: music21.stream.Score) -> Notes:
 
 
 def tunes_of_corpus() -> list[str]:
+    import music21
+
     corpus = Path(music21.__file__).parent / "corpus"
     books = sorted([*corpus.glob("ryansMammoth/*.abc"), *corpus.glob("oneills1850/*.abc")])
     tunes = [tune for book in books for tune in re.split(r"(?m)^(?=X:)", book.read_text(errors="replace"))]
@@ -156,6 +157,8 @@ def title(tune: str) -> str:
 
 
 def main() -> None:
+    import music21
+
     folder, count = Path(sys.argv[1]), int((sys.argv[2:] or [1000])[0])
     random.seed(0)
     tunes = tunes_of_corpus()
