@@ -37,102 +37,6 @@ def write_midi(path, found) -> None:
     path.write_bytes(twins.midi(found))
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-def test_duplicates_of_a_collection(tmp_path):
-    """Names, evidence, what to drop and what was left out, by the real script: its workers must find their function."""
-    music = tmp_path / "music"
-    jig = (KIT / "abc" / "solo_jig.abc").read_text()
-    sounding = [(a / 16, b / 16, pitch) for (a, b, pitch), _ in second_opinion.abc_notes(jig).items()]
-    write_midi(music / "up.mid", twins.transposed(5)(twins.slower(2)(sounding)))
-    write_midi(music / "short.mid", tune(1, 15))
-    others = [(KIT / "abc" / f"solo_{name}.abc").read_text() for name in ("reel", "waltz")]
-    (music / "book.abc").write_text("\n\n".join([jig, *others, "X:9\nT:Nothing\nK:C\n"]))
-    (music / "sub").mkdir()
-    (music / "sub" / "half.musicxml").write_bytes(xml_abc.abc_to_musicxml(jig.replace("T:", "T:Not ")))
-    (music / "broken.mid").write_bytes(b"MThd")
-    (music / "cover.pdf").touch()
-    out, drop = tmp_path / "twins.json", tmp_path / "drop.txt"
-    done = run_script(CODE / "find_twins.py", "music", "--json", out, "--drop", drop, cwd=tmp_path)
-    assert done.returncode == 1, done.stderr
-    result = json.loads(out.read_text())
-    [group] = result["groups"]
-    assert [piece["name"] for piece in group["keep"]] == ["music/book.abc#1"]
-    dropped = {piece["name"]: piece for piece in group["drop"]}
-    assert drop.read_text().splitlines() == sorted(dropped) == ["music/sub/half.musicxml", "music/up.mid"]
-    up = dropped["music/up.mid"]
-    assert (up["twin"], up["semitones"], up["note_values"], up["shared"]) == ("music/book.abc#1", 5, 2, 1)
-    assert len(result["twins"]) == 3
-    assert "drop  music/up.mid" in done.stdout
-    assert "100% shared with music/book.abc#1, 5 semitones up, note values x 2" in done.stdout
-    assert "5 pieces of music compared: 3 pairs of twins in 1 groups; 2 to drop" in done.stdout
-    assert [line.split(":")[0] for line in result["skipped"]["music"]] == [
-        "music/book.abc#4",
-        "music/broken.mid",
-        "music/short.mid",
-    ]
-    assert "its melody has 15 notes" in done.stderr
-    assert "1 files of other types" in done.stderr
-
-
-def test_training_data_in_a_test_set(tmp_path, capsys):
-    """Only pairs between the two count; those of the other folder are kept, though they are shorter."""
-    for name, found in {"a": tune(1), "b": tune(2), "c": tune(3)}.items():
-        write_midi(tmp_path / "train" / f"{name}.mid", found)
-    write_midi(tmp_path / "train" / "a_again.mid", twins.transposed(-2)(tune(1)))
-    write_midi(tmp_path / "train" / "c_again.mid", tune(3))
-    write_midi(tmp_path / "test" / "a.mid", tune(1)[:30])
-    write_midi(tmp_path / "test" / "d.mid", tune(4))
-    out = tmp_path / "out.json"
-    train, test = tmp_path / "train", tmp_path / "test"
-    assert find_twins.main([str(train), "--other", str(test), "--json", str(out)]) == 0
-    [group] = json.loads(out.read_text())["groups"]
-    assert [piece["name"] for piece in group["keep"]] == [str(test / "a.mid")]
-    assert {(piece["name"], piece["twin"], piece["semitones"]) for piece in group["drop"]} == {
-        (str(train / "a.mid"), str(test / "a.mid"), 0),
-        (str(train / "a_again.mid"), str(test / "a.mid"), -2),
-    }
-    assert f"5 pieces of {train} compared with 2 of {test}" in capsys.readouterr().out
-
-
-def test_a_threshold_of_ones_own(tmp_path):
-    write_midi(tmp_path / "m" / "a.mid", tune(1))
-    write_midi(tmp_path / "m" / "b.mid", tune(1)[:21] + tune(2)[21:])
-    for threshold, groups in (("0.45", 1), ("0.6", 0)):
-        assert find_twins.main([str(tmp_path / "m"), "--shared", threshold, "--json", str(tmp_path / "out")]) == 0
-        assert len(json.loads((tmp_path / "out").read_text())["groups"]) == groups
-
-
-@pytest.mark.parametrize(
-    "case, problem",
-    [
-        ("empty", "there is no music in it"),
-        ("features", "1 files of other types; features hold no notes"),
-        ("single", "holds one piece that can be used"),
-        ("short", "none of its 1 files can be used; the first: "),
-        ("missing", "no such file or folder"),
-    ],
-)
-def test_errors(case, problem, tmp_path, capsys):
-    folder = tmp_path / "m"
-    if case != "missing":
-        folder.mkdir()
-    if case in ("single", "short"):
-        write_midi(folder / "a.mid", tune(1, 15 if case == "short" else 16))
-    if case == "features":
-        np.save(folder / "a.npy", np.ones((1, 4), np.float32))
-    assert find_twins.main([str(folder)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {folder}") and problem in error
-
-
-@pytest.mark.parametrize("text", ["0", "1.1", "half", "nan"])
-def test_a_threshold_that_is_none(text, tmp_path):
-    with pytest.raises(SystemExit):
-        find_twins.main([str(tmp_path), "--shared", text])
-
-
 # --- what two melodies share ------------------------------------------------------------------------------------------
 
 
@@ -236,12 +140,25 @@ def grid(found) -> Counter:
     return Counter((round((a - first) * 16), round((b - a) * 16), pitch) for a, b, _, pitch in found)
 
 
-@pytest.mark.parametrize("name", ["piano", "quartet", "octet", "solo_reel"])
-def test_notes_of_abc_and_musicxml(name, tmp_path):
-    xml = xml_abc.abc_to_musicxml((KIT / "abc" / f"{name}.abc").read_text())
+TIES = """X:1
+T:Ties, a triplet, a grace note, a chord that is tied, an overlay and a second voice
+M:4/4
+L:1/8
+K:D
+V:1
+A2-A2 (3fga {b}e2 | [DF]2-[DF]2 d4- & A8 | d2-d2 B4 |]
+V:2
+D,8 | F,4-F,4 | F,4 D,4 |]
+"""
+
+
+@pytest.mark.parametrize("abc", [TIES, (KIT / "abc" / "octet.abc").read_text()], ids=["ties", "octet"])
+def test_notes_of_abc_and_musicxml(abc, tmp_path):
+    xml = xml_abc.abc_to_musicxml(abc)
     other = second_opinion.tied(second_opinion.xml_notes(xml))
     (tmp_path / "a.musicxml").write_bytes(xml)
-    for path in (tmp_path / "a.musicxml", KIT / "abc" / f"{name}.abc"):
+    (tmp_path / "a.abc").write_text(abc)
+    for path in (tmp_path / "a.musicxml", tmp_path / "a.abc"):
         [(title, found, error)] = notes.read(path)
         assert not error and title
         assert grid(found) == other
@@ -263,3 +180,99 @@ def test_drums_and_smpte_time(tmp_path):
     (tmp_path / "a.mtf").write_text("\n".join([*lines, "note_off 0 9 90 0", "end_of_track 0"]))
     [(_, found, _)] = notes.read(tmp_path / "a.mtf")
     assert found == [(0, 1000 / 288, 0, 60)]  # 576 ticks a second
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_duplicates_of_a_collection(tmp_path):
+    """Names, evidence, what to drop and what was left out, by the real script: its workers must find their function."""
+    music = tmp_path / "music"
+    jig = (KIT / "abc" / "solo_jig.abc").read_text()
+    sounding = [(a / 16, b / 16, pitch) for (a, b, pitch), _ in second_opinion.abc_notes(jig).items()]
+    write_midi(music / "up.mid", twins.transposed(5)(twins.slower(2)(sounding)))
+    write_midi(music / "short.mid", tune(1, 15))
+    others = [(KIT / "abc" / f"solo_{name}.abc").read_text() for name in ("reel", "waltz")]
+    (music / "book.abc").write_text("\n\n".join([jig, *others, "X:9\nT:Nothing\nK:C\n"]))
+    (music / "sub").mkdir()
+    (music / "sub" / "half.musicxml").write_bytes(xml_abc.abc_to_musicxml(jig.replace("T:", "T:Not ")))
+    (music / "broken.mid").write_bytes(b"MThd")
+    (music / "cover.pdf").touch()
+    out, drop = tmp_path / "twins.json", tmp_path / "drop.txt"
+    done = run_script(CODE / "find_twins.py", "music", "--json", out, "--drop", drop, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    result = json.loads(out.read_text())
+    [group] = result["groups"]
+    assert [piece["name"] for piece in group["keep"]] == ["music/book.abc#1"]
+    dropped = {piece["name"]: piece for piece in group["drop"]}
+    assert drop.read_text().splitlines() == sorted(dropped) == ["music/sub/half.musicxml", "music/up.mid"]
+    up = dropped["music/up.mid"]
+    assert (up["twin"], up["semitones"], up["note_values"], up["shared"]) == ("music/book.abc#1", 5, 2, 1)
+    assert len(result["twins"]) == 3
+    assert "drop  music/up.mid" in done.stdout
+    assert "100% shared with music/book.abc#1, 5 semitones up, note values x 2" in done.stdout
+    assert "5 pieces of music compared: 3 pairs of twins in 1 groups; 2 to drop" in done.stdout
+    assert [line.split(":")[0] for line in result["skipped"]["music"]] == [
+        "music/book.abc#4",
+        "music/broken.mid",
+        "music/short.mid",
+    ]
+    assert "its melody has 15 notes" in done.stderr
+    assert "1 files of other types" in done.stderr
+
+
+def test_training_data_in_a_test_set(tmp_path, capsys):
+    """Only pairs between the two count; those of the other folder are kept, though they are shorter."""
+    for name, found in {"a": tune(1), "b": tune(2), "c": tune(3)}.items():
+        write_midi(tmp_path / "train" / f"{name}.mid", found)
+    write_midi(tmp_path / "train" / "a_again.mid", twins.transposed(-2)(tune(1)))
+    write_midi(tmp_path / "train" / "c_again.mid", tune(3))
+    write_midi(tmp_path / "test" / "a.mid", tune(1)[:30])
+    write_midi(tmp_path / "test" / "d.mid", tune(4))
+    out = tmp_path / "out.json"
+    train, test = tmp_path / "train", tmp_path / "test"
+    assert find_twins.main([str(train), "--other", str(test), "--json", str(out)]) == 0
+    [group] = json.loads(out.read_text())["groups"]
+    assert [piece["name"] for piece in group["keep"]] == [str(test / "a.mid")]
+    assert {(piece["name"], piece["twin"], piece["semitones"]) for piece in group["drop"]} == {
+        (str(train / "a.mid"), str(test / "a.mid"), 0),
+        (str(train / "a_again.mid"), str(test / "a.mid"), -2),
+    }
+    assert f"5 pieces of {train} compared with 2 of {test}" in capsys.readouterr().out
+
+
+def test_a_threshold_of_ones_own(tmp_path):
+    write_midi(tmp_path / "m" / "a.mid", tune(1))
+    write_midi(tmp_path / "m" / "b.mid", tune(1)[:21] + tune(2)[21:])
+    for threshold, groups in (("0.45", 1), ("0.6", 0)):
+        assert find_twins.main([str(tmp_path / "m"), "--shared", threshold, "--json", str(tmp_path / "out")]) == 0
+        assert len(json.loads((tmp_path / "out").read_text())["groups"]) == groups
+
+
+@pytest.mark.parametrize(
+    "case, problem",
+    [
+        ("empty", "there is no music in it"),
+        ("features", "1 files of other types; features hold no notes"),
+        ("single", "holds one piece that can be used"),
+        ("short", "none of its 1 files can be used; the first: "),
+        ("missing", "no such file or folder"),
+    ],
+)
+def test_errors(case, problem, tmp_path, capsys):
+    folder = tmp_path / "m"
+    if case != "missing":
+        folder.mkdir()
+    if case in ("single", "short"):
+        write_midi(folder / "a.mid", tune(1, 15 if case == "short" else 16))
+    if case == "features":
+        np.save(folder / "a.npy", np.ones((1, 4), np.float32))
+    assert find_twins.main([str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {folder}") and problem in error
+
+
+@pytest.mark.parametrize("text", ["0", "1.1", "half", "nan"])
+def test_a_threshold_that_is_none(text, tmp_path):
+    with pytest.raises(SystemExit):
+        find_twins.main([str(tmp_path), "--shared", text])
