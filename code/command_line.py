@@ -23,8 +23,8 @@ def extractor(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
         parser.add_argument(
             "--normalize",
             action="store_true",
-            help="one vector for a file, in the space that text and music share: for semantic search;"
-            " without it, one for each patch or token: for classification",
+            help="one vector per file, pooled and projected into the space that text and music share: for semantic"
+            " search; compare by cosine, its norm is not 1; without it, one per patch or token: for classification",
         )
     return parser
 
@@ -32,7 +32,7 @@ def extractor(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
 def converter(doc: str, convert: Run | None = None) -> argparse.ArgumentParser:
     parser = trainer(doc)
     parser.add_argument("source", metavar="WEIGHTS.pth|FOLDER", type=Path, help="a checkpoint, or a folder made of one")
-    parser.add_argument("target", metavar="FOLDER|WEIGHTS.pth", type=Path, help="what is made of it; must not be there")
+    parser.add_argument("target", metavar="FOLDER|WEIGHTS.pth", type=Path, help="a new folder or checkpoint file")
     parser.set_defaults(run=convert)
     return parser
 
@@ -49,7 +49,9 @@ def probe(doc: str, train: Run | None = None, predict: Run | None = None) -> arg
         if name == "predict":
             sub.add_argument("model", metavar="MODEL", type=Path, help="a file that `train --model` wrote")
         sub.add_argument("features", metavar="FEATURES", type=Path, nargs="+", help="folders of .npy feature files")
-        sub.add_argument("--labels", metavar="CSV", type=Path, help="file,label; default: what a name begins with")
+        sub.add_argument(
+            "--labels", metavar="CSV", type=Path, help="file,label; default: names up to their first underscore"
+        )
         sub.add_argument(
             "--json", metavar="FILE", type=Path, help="write scores, predictions and what was left out there"
         )
@@ -60,7 +62,7 @@ def probe(doc: str, train: Run | None = None, predict: Run | None = None) -> arg
         return sub
 
     sub = command("train", train, "train and test a probe")
-    sub.add_argument("--model", metavar="FILE", type=Path, help="keep the model, with its labels, there")
+    sub.add_argument("--model", metavar="FILE", type=Path, help="save the model and its labels there")
     sub.add_argument("--folds", type=at_least(2), default=0, metavar="K", help="test by K-fold cross-validation")
     sub.add_argument("--balanced", action="store_true", help="weight the loss so that every class counts the same")
     sub.add_argument("--hidden_size", type=at_least(1), metavar="N", help="default: the width of the features")

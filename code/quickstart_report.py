@@ -35,7 +35,10 @@ def zero_shot(folder: Path, asked: str, kind: str) -> dict[str, float]:
     of_classes = np.stack([retrieval.unit(prompts.matrix[labels == label]).mean(0) for label in classes])  # [C, H]
     music = features.load(folder / "features" / kind)
     _, nearest = retrieval.top_k(music.matrix, of_classes, 1)
-    pairs = [(classes[row], known[features.key(name)]) for row, name in zip(nearest[:, 0], music.names, strict=True)]
+    pairs = [
+        (classes[row], known[features.without_suffix(name)])
+        for row, name in zip(nearest[:, 0], music.names, strict=True)
+    ]
     pairs = [(guess, truth) for guess, truth in pairs if truth in classes]
     largest = Counter(truth for _, truth in pairs).most_common(1)[0][1]
     return {
@@ -101,7 +104,7 @@ def hits(folder: Path, number: int) -> str:
     told = read(folder / f"hits_{number}.json")
     lines = [f"“{told['query']}”"]
     for hit in told["hits"][:3]:
-        piece = pieces[features.key(hit["name"])]
+        piece = pieces[features.without_suffix(hit["name"])]
         what = f"{piece['title']}: {piece['dance'] or 'dance'}, {piece['key']}, {piece['meter']}"
         lines.append(f"  {hit['rank']}  {hit['score']:.3f}  {hit['name']:38} {what}")
     return "\n".join(lines)

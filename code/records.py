@@ -102,7 +102,7 @@ def for_training(record: dict, folder: Path) -> tuple[dict, list[str]]:
     kept = [path for path in paths if not problems[str(path)]]
     left_out = [f"{path}: {problem}" for path, problem in problems.items() if problem]
     if not kept:
-        raise Unfit("no music file", "; ".join(left_out))
+        raise Unfit("none of its `filepaths` can be used", "; ".join(left_out) or "there is none")
     return record | texts | {"summary_en": english, "summary_nen": others, "filepaths": kept}, left_out
 
 

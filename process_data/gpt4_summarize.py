@@ -141,7 +141,7 @@ class Summarizer:
         jobs.finish_logs(self.errors, self.warnings, "record(s)")
         if self.other_fields:
             fields = ", ".join(f"{field} ({count} records)" for field, count in self.other_fields.most_common())
-            print(f"Kept, but not told to the model, because the format has no such field: {files.printable(fields)}")
+            print(f"Kept, but not sent to the model, because the format has no such field: {files.printable(fields)}")
         tokens = f"{self.model.tokens_in} tokens in, {self.model.tokens_out} out"
         if self.args.price:
             tokens += f": ${cost(self.model.tokens_in, self.model.tokens_out, self.args.price):.2f}"

@@ -49,25 +49,32 @@ def merge(found: Iterable[tuple[str, Callable[[], dict]]], target: Path) -> int:
         _write_report(report, target)
         if not kept:
             raise InputError(
-                f"{target} is not written: none of {len(report)} records is fit for training (the most: "
-                f"{kinds.most_common(1)[0][0]}); {_report_path(target)} says why"
+                f"{target} is not written: none of {len(report)} records is fit for training ; "
+                f"{_most_common(kinds, report)}; {_report_path(target)} names all"
                 if report
                 else f"{target} is not written: there is no record to merge"
             )
     for kind, count in kinds.most_common():
         print(f"  left out: {count} (for the reason: {files.printable(kind)})")
     partly = len(report) - kinds.total()
-    counts = f"{kept} records written, {partly} of them less a missing file, {kinds.total()} left out"
+    counts = f"{kept} records written ({partly} with unusable files removed), {kinds.total()} left out"
     print(f"{files.printable(target)}: {counts}")
     if report:
         print(f"{files.printable(_report_path(target))} names {len(report)} record(s).", file=sys.stderr)
     return int(kinds.total() > 0)
 
 
+def _most_common(kinds: Counter[str], report: list[dict]) -> str:
+    """The most frequent reason why records are left out, with its first example."""
+    [(kind, count)] = kinds.most_common(1)
+    example = next(entry for entry in report if entry["error"].startswith(kind))
+    return f"the most frequent reason ({count} times), as in {example['file']}: {example['error']}"
+
+
 def check_target(target: Path) -> None:
     """Raises InputError if `target` is no place for a JSONL file."""
     if target.suffix != ".jsonl" or target.is_dir():
-        raise InputError(f"{target}: the merged file must be called something.jsonl")
+        raise InputError(f"{target}: the merged file must be named something.jsonl")
 
 
 def read(path: Path) -> dict:

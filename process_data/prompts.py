@@ -61,7 +61,7 @@ def known(record: dict) -> tuple[dict, list[str]]:
         if texts:
             facts[field] = texts if isinstance(value, list) else texts[0]
         if room < 0:
-            cut.append(f"{field}: the model was told the first {LONGEST_FIELD} of {LONGEST_FIELD - room} characters")
+            cut.append(f"{field}: the model was sent the first {LONGEST_FIELD} of {LONGEST_FIELD - room} characters")
     return facts, cut
 
 

@@ -373,7 +373,7 @@ def test_the_longest_field_that_is_told_whole(more):
     assert told["lyrics"] == "x" * min(size, 4000)
     assert told["tags"] == ["y" * (size - 4), "zzz" if more > 0 else "zzzz"]
     assert cut == [
-        f"{field}: the model was told the first 4000 of 4001 characters" for field in ("lyrics", "tags") if more > 0
+        f"{field}: the model was sent the first 4000 of 4001 characters" for field in ("lyrics", "tags") if more > 0
     ]
 
 
