@@ -39,7 +39,7 @@ from files import InputError
 
 SUFFIXES = tuple(suffix for suffix in features.INPUT_SUFFIXES if suffix != ".txt")
 RARE_RUN, RUN = 8, 4  # steps in a row: that make two pieces candidates, and that count as shared
-CANDIDATES = 0.1  # of the shorter piece's rare runs, which candidates share
+CANDIDATES = 0.1  # of the shorter piece's rare runs, which candidates share; twins share far more
 SHARED = 0.5  # of the shorter piece's steps, which twins share
 RHYTHM = 1.4  # times: a shared note may be longer or shorter by so much, which is less than a dot
 CHUNK = 512  # pieces compared with all others at a time
@@ -179,7 +179,7 @@ def groups_of(melodies: list[Melody], twins: list[Twins], others: int = 0) -> li
 def print_group(group: dict) -> None:
     for action in ("keep", "drop"):
         for piece in group[action]:
-            line = f"  {action}  {piece['name']}  {piece['title']} ({piece['notes']} notes)"
+            line = f"  {action}  {piece['name']}  {piece['title']}".rstrip() + f" ({piece['notes']} notes)"
             if action == "drop":
                 line += f": {piece['shared']:.0%} shared with {piece['twin']}"
                 if piece["semitones"]:
@@ -191,6 +191,8 @@ def print_group(group: dict) -> None:
 
 
 def find_twins(args: argparse.Namespace) -> int:
+    if args.other and (_holds(args.music, args.other) or _holds(args.other, args.music)):
+        raise InputError(f"{args.music} and {args.other}: one holds the other, whose pieces would be their own twins")
     melodies, skipped = read_folder(args.music)
     left_out = {str(args.music): skipped}
     others: list[Melody] = []
@@ -206,7 +208,7 @@ def find_twins(args: argparse.Namespace) -> int:
     dropped = [piece["name"] for group in groups for piece in group["drop"]]
     where = f" with {len(others)} of {args.other}" if args.other else ""
     compared = f"{len(melodies) - len(others)} pieces of {args.music} compared{where}"
-    print(files.printable(f"{compared}: {len(twins)} pairs of twins in {len(groups)} groups; {len(dropped)} to drop"))
+    print(files.printable(f"{compared}: pairs of twins: {len(twins)}, groups: {len(groups)}, to drop: {len(dropped)}"))
     if args.drop:
         with files.atomic_write(args.drop, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(f"{name}\n" for name in sorted(dropped))
@@ -218,6 +220,10 @@ def find_twins(args: argparse.Namespace) -> int:
         ]
         features.write_json(args.json, {"groups": groups, "twins": pairs, "skipped": left_out})
     return 1 if any(left_out.values()) else 0
+
+
+def _holds(folder: Path, other: Path) -> bool:
+    return other.resolve().is_relative_to(folder.resolve())
 
 
 def get_args_parser() -> argparse.ArgumentParser:

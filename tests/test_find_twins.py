@@ -85,21 +85,23 @@ def runs_of_eight(found) -> set:
     return {tuple(intervals[row : row + 8]) for row in range(len(intervals) - 7)}
 
 
-@pytest.mark.parametrize("others", [0, 7])
+@pytest.mark.parametrize("others", [0, 6, 9])
 def test_candidates_are_those_that_share_a_tenth_of_their_runs(others, monkeypatch):
     monkeypatch.setattr(find_twins, "CHUNK", 5)
     tunes = [tune(seed) for seed in range(12)]
     for seed in range(12):  # parts of one in another, of all lengths about the limit
         tunes[seed] = tunes[seed][: 30 - seed] + tunes[(seed + 5) % 12][: 8 + seed]
-    wanted = {
+    runs = [runs_of_eight(found) for found in tunes]
+    all_pairs = {
         (a, b)
         for a, b in itertools.combinations(range(12), 2)
-        if (not others or a < others <= b)
-        and len(runs_of_eight(tunes[a]) & runs_of_eight(tunes[b]))
-        >= 0.1 * min(len(runs_of_eight(tunes[a])), len(runs_of_eight(tunes[b])))
+        if len(runs[a] & runs[b]) >= 0.1 * min(len(runs[a]), len(runs[b]))
     }
+    wanted = {(a, b) for a, b in all_pairs if not others or a < others <= b}
+    if others:  # some are within one collection: the second, the first
+        assert others <= max(a for a, _ in all_pairs) or min(b for _, b in all_pairs) < others
     found = list(find_twins.candidates([melody(found) for found in tunes], others))
-    assert len(wanted) > 3
+    assert len(wanted) > 2
     assert sorted(found) == sorted(wanted)
 
 
@@ -128,11 +130,11 @@ def test_melody():
         (2.0, 3.0, 71),
         (3.0, 4.0, 74), (3.01, 4.0, 74),  # in unison
         (4.0, 6.0, 80), (5.0, 5.5, 70),  # something below
-        (6.0, 6.0625, 79), (6.0625, 6.125, 77),  # quick
+        (6.0, 6.0625, 79), (6.0625, 6.125, 77), (6.125, 7.0, 81),  # quick
     ]  # fmt: skip
     pitches, lengths = notes.melody_of([(start, end, 0, pitch) for start, end, pitch in found])
-    assert pitches.tolist() == [72, 76, 71, 74, 80, 79, 77]
-    assert lengths.tolist() == pytest.approx([1.05, 0.95, 1, 1, 2, 0.0625])
+    assert pitches.tolist() == [72, 76, 71, 74, 80, 79, 77, 81]
+    assert lengths.tolist() == pytest.approx([1.05, 0.95, 1, 1, 2, 0.0625, 0.0625])
 
 
 def grid(found) -> Counter:
@@ -211,7 +213,7 @@ def test_duplicates_of_a_collection(tmp_path):
     assert len(result["twins"]) == 3
     assert "drop  music/up.mid" in done.stdout
     assert "100% shared with music/book.abc#1, 5 semitones up, note values x 2" in done.stdout
-    assert "5 pieces of music compared: 3 pairs of twins in 1 groups; 2 to drop" in done.stdout
+    assert "5 pieces of music compared: pairs of twins: 3, groups: 1, to drop: 2" in done.stdout
     assert [line.split(":")[0] for line in result["skipped"]["music"]] == [
         "music/book.abc#4",
         "music/broken.mid",
@@ -270,6 +272,13 @@ def test_errors(case, problem, tmp_path, capsys):
     assert find_twins.main([str(folder)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {folder}") and problem in error
+
+
+@pytest.mark.parametrize("other", ["m", "m/part", "."])
+def test_a_folder_is_not_compared_with_itself(other, tmp_path, capsys):
+    write_midi(tmp_path / "m" / "part" / "a.mid", tune(1))
+    assert find_twins.main([str(tmp_path / "m"), "--other", str(tmp_path / other)]) == 2
+    assert "one holds the other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["0", "1.1", "half", "nan"])
