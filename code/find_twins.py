@@ -19,7 +19,7 @@ import argparse
 import functools
 import statistics
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
@@ -41,6 +41,7 @@ SUFFIXES = tuple(suffix for suffix in features.INPUT_SUFFIXES if suffix != ".txt
 RARE_RUN, RUN = 8, 4  # steps in a row: that make two pieces candidates, and that count as shared
 CANDIDATES = 0.1  # of the shorter piece's rare runs, which candidates share; twins share far more
 SHARED = 0.5  # of the shorter piece's steps, which twins share
+COMMON = 50  # times in a piece: a run that comes more often begins no match, or tremolos would take hours
 RHYTHM = 1.4  # times: a shared note may be longer or shorter by so much, which is less than a dot
 CHUNK = 512  # pieces compared with all others at a time
 TIMEOUT = 600  # seconds for a file: a book of 5,000 tunes takes six minutes
@@ -123,7 +124,9 @@ def candidates(melodies: list[Melody], others: int = 0) -> Iterator[tuple[int, i
 
 def compare(first: Melody, second: Melody) -> tuple[float, int, float]:
     """Aligns two melodies. Returns the shared part of the shorter one's steps, semitones and factor of note values."""
-    matcher = SequenceMatcher(None, first.runs(RUN).tolist(), second.runs(RUN).tolist(), autojunk=False)
+    runs = second.runs(RUN).tolist()
+    count = Counter(runs)
+    matcher = SequenceMatcher(lambda run: count[run] > COMMON, first.runs(RUN).tolist(), runs, autojunk=False)
     partner: dict[int, int] = {}  # row of a step -> that of the same one of the other
     for start, other, size in matcher.get_matching_blocks():
         partner |= {start + step: other + step for step in range(size + RUN - 1 if size else 0)}
