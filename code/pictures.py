@@ -12,6 +12,7 @@ import files
 import pieces
 from conversions import midi_to_mtf, musicxml, workers, xml_abc
 from files import InputError
+from notes import DRUMS, of_mtf
 
 BARS = 8
 TIMEOUT = 30  # seconds for one picture
@@ -68,7 +69,6 @@ def engrave(score: str) -> str:
 
 
 _COLOURS = ("#2f6db3", "#c25a2b", "#3b8f5a", "#8a4fa8", "#b0892a", "#b5446e")
-_DRUMS = 9  # a channel without pitches
 _WIDTH, _ROW, _LEFT, _BOTTOM = 840, 5, 34, 18  # in units of the picture
 
 
@@ -77,8 +77,8 @@ def piano_roll(mtf: str) -> str:
 
     MTF without beats has no bars: in SMPTE time, 16 seconds are shown, else the whole piece.
     """
-    ticks_per_beat, meters, notes = _notes(mtf)
-    pitched = [note for note in notes if note[2] != _DRUMS] or notes
+    ticks_per_beat, meters, notes = of_mtf(mtf)
+    pitched = [note for note in notes if note[2] != DRUMS] or notes
     if not pitched:
         raise InputError("there is no note in it")
     earliest = min(note[0] for note in pitched)
@@ -150,29 +150,3 @@ def bar_lines(
             lines.append(start + skipped * bar)
             skipped += 1
     return count, lines
-
-
-def _notes(mtf: str) -> tuple[int, list[tuple[int, int, int]], list[tuple[int, int, int, int]]]:
-    """Reads MTF: ticks in a beat, meters (time, numerator, denominator) and notes (start, end, channel, pitch)."""
-    from mido.messages import SPEC_BY_TYPE
-
-    head, *lines = mtf.splitlines()
-    ticks_per_beat = int(head.split()[1])
-    time, meters, notes = 0, [], []
-    sounding: dict[tuple[int, int], list[int]] = {}  # (channel, pitch) -> starts
-    for line in lines:
-        kind, *values = line.split(" ")
-        try:
-            time += int(values[0] if kind in SPEC_BY_TYPE else values[-1])  # metas end with their time
-            if kind == "time_signature":
-                meters.append((time, int(values[0]), int(values[1])))
-            elif kind in ("note_on", "note_off"):
-                channel, pitch, velocity = map(int, values[1:])
-                if kind == "note_on" and velocity > 0:
-                    sounding.setdefault((channel, pitch), []).append(time)
-                elif sounding.get((channel, pitch)):
-                    notes.append((sounding[channel, pitch].pop(0), time, channel, pitch))
-        except (ValueError, IndexError):
-            raise InputError(f"not MTF: {line[:60]!r}") from None
-    notes += [(start, time, *where) for where, starts in sounding.items() for start in starts]
-    return ticks_per_beat, meters, sorted(notes)

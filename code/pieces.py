@@ -92,7 +92,7 @@ def tunes(data: bytes, kind: str) -> list[Piece]:
         abc, more = xml_abc.score_to_abc(xml, "the score")
         piece = _interleaved(abc)
         warning = "; ".join(filter(None, [*warnings, *more, piece.warning]))
-        return [replace(piece, title=_score_title(xml) or piece.title, warning=warning)]
+        return [replace(piece, title=score_title(xml) or piece.title, warning=warning)]
     text = abc_text.read_abc(data)
     return [Piece(text, _title(text))] if is_interleaved(text) else list(map(_interleaved, abc_text.split_tunes(text)))
 
@@ -105,7 +105,7 @@ def _interleaved(tune: str) -> Piece:
         return Piece("", _title(tune), str(error))
 
 
-def _score_title(xml: str) -> str:
+def score_title(xml: str) -> str:
     """Work and movement of a MusicXML score, such as "8 Lieder, Op. 59 – Regenlied"."""
     root = ElementTree.fromstring(xml)
     titles = [_printable(root.findtext(path, "")) for path in ("work/work-title", "movement-title")]
