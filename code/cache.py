@@ -1,11 +1,11 @@
-"""Features of files, remembered by what is in them and by what they were made with. Imports no torch until it has to.
+"""Features of files, remembered by what is in them and by what they were made with. Imports torch only when needed.
 
-FEATURE_CACHE holds a folder for each model, named after everything that features depend on: the weights' content, the
-text model, the sizes, and the code that reads music. In it is one small file for each content that was read, named
-after that content's SHA-256. So a changed file, or other weights, are just not there. A file is a checksum, a line of
-JSON and the features; one that is damaged counts as not there.
+FEATURE_CACHE holds a folder for each model, named after all that features depend on: the content of the weights, the
+text model, the sizes and FEATURE_VERSION. In it is one file for each content that was read, named after its SHA-256: a
+checksum, a line of JSON and the features. A changed file, other weights and a damaged entry are cache misses.
 """
 
+import contextlib
 import functools
 import gc
 import hashlib
@@ -13,9 +13,8 @@ import itertools
 import json
 import os
 import sys
-from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,20 +33,26 @@ from pieces import Piece
 if TYPE_CHECKING:
     from utils import CLaMP2Model
 
+FEATURE_VERSION = 1  # raise it when reading or embedding changes: what was remembered before is then made again
 _SIZES = ("PATCH_SIZE", "PATCH_LENGTH", "PATCH_NUM_LAYERS", "M3_HIDDEN_SIZE", "CLAMP2_HIDDEN_SIZE", "MAX_TEXT_LENGTH")
-_CODE = ["pieces", "patches", "texts", "embedding", "extraction", "checkpoints", "packing", "utils", "clamp2", "cache"]
 _PACKAGES = ("abctoolkit", "unidecode")  # part of the conversions
-_HASH_BYTES = 32
+Source = Path | str  # a file or a sentence
 
 
 @dataclass
 class Entry:
-    """What is known of the n pieces that a file holds."""
+    """The n pieces that a file holds, and their features."""
 
     vectors: np.ndarray  # [n, H] float32; zero where there is an error
     titles: list[str]
     errors: list[str]  # why there is no feature of a piece, or ""
     warnings: list[str]  # what was repaired, padded or left out, or ""
+
+    @classmethod
+    def of(cls, found: list[Piece]) -> "Entry":
+        """Makes the entry of pieces that are not embedded yet."""
+        known = [[getattr(piece, name) for piece in found] for name in ("title", "error", "warning")]
+        return cls(np.zeros((len(found), config.CLAMP2_HIDDEN_SIZE), np.float32), *known)
 
 
 class FeatureCache:
@@ -61,28 +66,23 @@ class FeatureCache:
         self.sha256 = self._weights_digest()
         self.folder = self.root / self._model_digest()
 
-    def get(self, key: str) -> Entry | None:
-        """What is remembered of a content, or None."""
-        try:
-            content = (self.folder / key).read_bytes()
-        except OSError:
-            return None
-        checksum, body = content[:_HASH_BYTES], content[_HASH_BYTES:]
-        if hashlib.sha256(body).digest() != checksum:
-            return None
-        header, _, data = body.partition(b"\n")
-        known = json.loads(header)
-        vectors = np.frombuffer(data, "<f4").reshape(len(known["titles"]), -1)
-        return Entry(vectors, **known)
+    def get(self, digest: str) -> Entry | None:
+        """Returns the entry of a content, or None on a cache miss."""
+        with contextlib.suppress(OSError, ValueError):
+            checksum, body = (self.folder / digest).read_bytes().split(b"\n", 1)
+            if hashlib.sha256(body).hexdigest().encode() == checksum:
+                header, vectors = body.split(b"\n", 1)
+                known = json.loads(header)
+                return Entry(np.frombuffer(vectors, "<f4").reshape(len(known["titles"]), -1), **known)
+        return None
 
-    def put(self, key: str, entry: Entry) -> None:
-        known = {"titles": entry.titles, "errors": entry.errors, "warnings": entry.warnings}
-        header = json.dumps(known).encode()
-        body = header + b"\n" + entry.vectors.astype("<f4").tobytes()
-        self._write(self.folder / key, hashlib.sha256(body).digest() + body)
+    def put(self, digest: str, entry: Entry) -> None:
+        header = json.dumps({"titles": entry.titles, "errors": entry.errors, "warnings": entry.warnings})
+        body = header.encode() + b"\n" + entry.vectors.astype("<f4").tobytes()
+        self._write(self.folder / digest, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
 
     def _write(self, path: Path, content: bytes) -> None:
-        """Without a cache, search is slower, and that is all: said once."""
+        """Writes a file of the cache. Where that fails, search is slower, which is reported once."""
         if not self.writable:
             return
         try:
@@ -93,43 +93,39 @@ class FeatureCache:
             print(files.printable(f"features are not remembered: {path}: {error.strerror or error}"), file=sys.stderr)
 
     def _model_digest(self) -> str:
-        """A name for everything that a feature depends on, beside the file that it is of."""
-        code, process_data = Path(__file__).parent, Path(pieces.batch.__file__).parent
-        sources = [*(code / f"{name}.py" for name in _CODE), *sorted(process_data.glob("*.py"))]
+        """Returns a digest of all that a feature depends on, but for the file that it is of."""
         facts = [
+            FEATURE_VERSION,
             self.sha256,
             _text_model_digest(config.text_model()),
             [getattr(config, name) for name in _SIZES],
             config.EXTRACT_PRECISION,
             config.KEEP_UNIT_LENGTH,
             [version(package) for package in _PACKAGES],
-            [[source.name, _digest(source)] for source in sources],
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
     def _identity(self) -> list:
-        """What changes when the weights do, without reading them."""
+        """Returns facts of the weights file that change with its content. Raises InputError if it is not there."""
         published.provide(self.weights)
         status = self.weights.stat()
-        return [
-            str(self.weights.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-        ]  # fmt: skip
+        times = [status.st_mtime_ns, status.st_ctime_ns]
+        return [str(self.weights.resolve()), status.st_size, *times, status.st_ino]
 
     def _weights_digest(self) -> str:
-        """SHA-256 of the weights. Of two gigabytes that takes seconds: remembered as long as the file is the same."""
+        """Returns the SHA-256 of the weights. It takes seconds, so it is remembered as long as the file is the same."""
         remembered = self.root / "weights" / hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()[:32]
-        try:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
             digest = remembered.read_text(encoding="ascii")
-        except (OSError, UnicodeDecodeError):
-            digest = ""
-        if len(digest) != 2 * _HASH_BYTES:
-            digest = _digest(self.weights)
-            self._write(remembered, digest.encode())
+            if len(digest) == 64:
+                return digest
+        digest = _digest(self.weights)
+        self._write(remembered, digest.encode())
         return digest
 
     @functools.cached_property
     def model(self) -> "CLaMP2Model":
-        """The model that the features are of. Raises InputError if, during a training, it no longer is."""
+        """The model, loaded at its first use. Raises InputError if a training has replaced its weights meanwhile."""
         import clamp2
 
         model = clamp2.load_clamp2()
@@ -144,7 +140,7 @@ def _cache() -> FeatureCache:
 
 
 def made_with() -> dict:
-    """What the features were made with, as `extract_clamp2.py --normalize` notes it."""
+    """Returns the facts of the features, as `extract_clamp2.py --normalize` notes them; see `provenance`."""
     return provenance.facts(_cache().weights, _cache().sha256, True, config.KEEP_UNIT_LENGTH)
 
 
@@ -154,30 +150,22 @@ def _digest(path: Path) -> str:
 
 
 def _text_model_digest(name: str) -> list:
-    """Of a text model in a folder, its tokenizer and sizes (its weights are part of CLaMP 2's); else its name."""
+    """Returns the digests of a text model's tokenizer and sizes (its weights are CLaMP 2's), or its name on the hub."""
     if not os.path.isdir(name):
         return [name]
     inputs = [path for path in Path(name).iterdir() if path.suffix in (".json", ".txt", ".model")]
     return [[path.name, _digest(path)] for path in sorted(inputs)]
 
 
-# --- from sources to entries ------------------------------------------------------------------------------------------
-
-
-def features_of(sources: Iterable[Path | str]) -> Iterator[tuple[Path | str, Entry]]:
-    """What is known of each source, in any order: a file (Path) or a sentence (str). What is not remembered is made."""
+def features_of(sources: Iterable[Source]) -> Iterator[tuple[Source, Entry]]:
+    """Yields (source, its entry), in any order. What is not remembered is read and embedded."""
     cache = _cache()
-    missing: list[Path | str] = []
+    missing: list[Source] = []
     for source in sources:
         try:
-            content = _content(source)
-        except InputError as error:
-            yield source, _failed(str(error))
-            continue
-        except OSError as error:
-            yield source, _failed(error.strerror or str(error))
-            continue
-        entry = cache.get(pieces.key(content, _kind(source)))
+            entry = cache.get(pieces.digest(*_content(source)))
+        except (InputError, OSError) as error:
+            entry = Entry.of([Piece("", error=getattr(error, "strerror", None) or str(error))])
         if entry is None:
             missing.append(source)
         else:
@@ -187,76 +175,51 @@ def features_of(sources: Iterable[Path | str]) -> Iterator[tuple[Path | str, Ent
         yield from tqdm(_make(missing, cache), "features", len(missing), unit="file", delay=1, disable=None)
 
 
-def _content(source: Path | str) -> bytes:
+def _content(source: Source) -> tuple[bytes, str]:
+    """Returns the content of a source and its kind. Raises InputError, OSError."""
     if isinstance(source, str):
-        return source.encode("utf-8", "surrogateescape")
+        return source.encode("utf-8", "surrogateescape"), ".txt"
     files.require_piece(source)
-    return source.read_bytes()
+    return source.read_bytes(), pieces.kind(source)
 
 
-def _kind(source: Path | str) -> str:
-    return ".txt" if isinstance(source, str) else pieces.kind(source)
+def _make(sources: list[Source], cache: FeatureCache) -> Iterator[tuple[Source, Entry]]:
+    """Reads the sources, which goes on beside the model, embeds their pieces and remembers the features."""
+    unusable: list[tuple[Source, Entry]] = []
 
+    def read() -> Iterator[tuple[tuple, Piece]]:
+        for source, digest, found in _read(sources):
+            entry = Entry.of(found)
+            usable = [row for row, piece in enumerate(found) if piece.ok]
+            for row in usable:
+                yield (source, digest, entry, row, row == usable[-1]), found[row]
+            if not usable:
+                unusable.append((source, entry))
+                if digest:
+                    cache.put(digest, entry)
 
-def _failed(error: str) -> Entry:
-    return Entry(np.zeros((1, config.CLAMP2_HIDDEN_SIZE), np.float32), [""], [error], [""])
+    to_embed = read()
+    first = next(to_embed, None)
+    if first is not None:
+        gc.disable()  # while thousands of modules are imported: of 6.4 s for a small folder, collecting took 2
+        import clamp2  # and torch and transformers
 
-
-@dataclass
-class _Open:
-    """A source whose pieces are with the model."""
-
-    source: Path | str
-    key: str
-    pieces: list[Piece]
-    vectors: list[np.ndarray] = field(default_factory=list)
-
-    @property
-    def complete(self) -> bool:
-        return len(self.vectors) == sum(map(bool, self.pieces))
-
-    def entry(self) -> Entry:
-        matrix = np.zeros((len(self.pieces), config.CLAMP2_HIDDEN_SIZE), np.float32)
-        matrix[[bool(piece) for piece in self.pieces]] = self.vectors or 0
-        known = [[getattr(piece, name) for piece in self.pieces] for name in ("title", "error", "warning")]
-        return Entry(matrix, *known)
-
-
-def _make(sources: list[Path | str], cache: FeatureCache) -> Iterator[tuple[Path | str, Entry]]:
-    """Reads the sources, which starts first and goes on beside the model; remembers the features."""
-    waiting: deque[_Open] = deque()
-
-    def read() -> Iterator[Piece]:
-        for source, key, found in _read(sources):
-            waiting.append(_Open(source, key, found))
-            yield from filter(None, found)
-
-    def finished() -> Iterator[tuple[Path | str, Entry]]:
-        while waiting and waiting[0].complete:
-            done = waiting.popleft()
-            if done.key:
-                cache.put(done.key, done.entry())
-            yield done.source, done.entry()
-
-    found = read()
-    first = next(found, None)
-    if first:
-        gc.disable()
-        import clamp2  # and torch and transformers, which takes seconds
-
-        gc.freeze()  # all that was imported stays: to look through it for garbage, again and again, takes seconds more
+        gc.freeze()
         gc.enable()
-        for vector in clamp2.embed_pieces(cache.model, itertools.chain([first], found)):
-            next(item for item in waiting if not item.complete).vectors.append(vector)
-            yield from finished()
-    yield from finished()
+        for embedded in clamp2.embed_pieces(cache.model, itertools.chain([first], to_embed)):
+            (source, digest, entry, row, is_last), vector = embedded
+            entry.vectors[row] = vector
+            if is_last:
+                cache.put(digest, entry)
+                yield source, entry
+    yield from unusable
 
 
-def _read(sources: list[Path | str]) -> Iterator[tuple[Path | str, str, list[Piece]]]:
+def _read(sources: list[Source]) -> Iterator[tuple[Source, str, list[Piece]]]:
+    """Yields (source, digest of its content, its pieces): music before texts, so that a batch is of one kind."""
     for sentence in sources:
         if isinstance(sentence, str):
-            content = sentence.encode("utf-8", "surrogateescape")
-            yield sentence, pieces.key(content, ".txt"), pieces.read(content, ".txt")
+            yield sentence, pieces.digest(*_content(sentence)), pieces.read(*_content(sentence))
     paths = [source for source in sources if isinstance(source, Path)]
     if paths:
-        yield from pieces.read_files(sorted(paths, key=lambda path: pieces.kind(path) == ".txt"))  # batches of one kind
+        yield from pieces.read_files(sorted(paths, key=lambda path: pieces.kind(path) == ".txt"))

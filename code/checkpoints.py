@@ -1,9 +1,12 @@
-"""Checkpoint files. The published form: `model`, `optimizer`, `lr_sched`, `epoch`, `best_epoch`, `min_eval_loss`."""
+"""Loads and saves checkpoints in the published form: a dictionary of `model`, `optimizer`, `lr_sched`, `epoch`,
+`best_epoch` and `min_eval_loss`."""
 
 import pickle
 import re
+import sys
 import zipfile
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -12,21 +15,22 @@ from torch import Tensor, nn
 
 import config
 import sizes
-from files import InputError, atomic_write
+from files import InputError, atomic_write, printable
+
+M = TypeVar("M", bound=nn.Module)
 
 AUDIO_LEFT_OUT = "these weights are of CLaMP 3: its audio tower is left out"
 _WRAPPERS = re.compile(r"^(?:module\.)+|(?<![^.])_orig_mod\.|(?<=_orig_mod\.)module\.")
-_POSITION_IDS = "embeddings.position_ids"  # a buffer that older versions of transformers saved
+_POSITION_IDS = "embeddings.position_ids"  # a buffer that older versions of transformers save
 
 
 def load_checkpoint(path: Path) -> dict:
-    """A checkpoint file, on the CPU: .pth in the published form, or weights alone, which may be .safetensors.
+    """Reads a checkpoint to the CPU: a .pth file in the published form, or weights alone, .pth or .safetensors.
 
-    `model` has the names of this project's models: wrappers' prefixes are taken off, and the text and symbolic towers
-    of CLaMP 3 are those of CLaMP 2 (`is_clamp3`; `has_audio` if the audio tower was there too). Only tensors and plain
-    values are read: a file cannot run code. The tensors are mapped into memory: their values are read when they are
-    used, and a change of them is never written to the file, which may be replaced or deleted meanwhile.
-    Raises InputError if it cannot be read or is not a checkpoint.
+    `model` has the names of this project's models, without wrappers' prefixes; CLaMP 3's text and symbolic towers are
+    CLaMP 2's (`is_clamp3`; `has_audio` if it has an audio tower, which is left out). Reads tensors and plain values
+    only, so that a file cannot run code. Tensors are mapped into memory: read when they are used, never written back;
+    the file may be replaced or deleted meanwhile. Raises InputError.
     """
     try:
         if path.suffix.lower() == ".safetensors":
@@ -40,7 +44,7 @@ def load_checkpoint(path: Path) -> dict:
         OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError
     ) as error:  # fmt: skip
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's words advise to load it all the same
+        if isinstance(error, pickle.UnpicklingError):  # torch's message advises to load it all the same
             reason = "it is damaged, or holds more than tensors and plain values, which could run code"
         raise InputError(f"{path}: not a checkpoint that can be loaded safely ({reason})") from None
     if isinstance(checkpoint, dict) and checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
@@ -56,20 +60,31 @@ def load_checkpoint(path: Path) -> dict:
     checkpoint["has_audio"] = any(name.startswith("audio_") for name in plain)
     checkpoint["is_clamp3"] = of_clamp3 or checkpoint.get("is_clamp3") is True
     if of_clamp3:
-        plain = {name.replace("symbolic_", "music_", 1): value for name, value in plain.items()}
         plain = {name: value for name, value in plain.items() if not name.startswith("audio_")}
+        plain = {re.sub("^symbolic_", "music_", name): value for name, value in plain.items()}
     checkpoint["model"] = plain
     return checkpoint
+
+
+def load(model: M, path: Path, prefix: str = "", check_values: bool = True) -> M:
+    """Loads the part of a checkpoint whose names begin with `prefix` into a model, strictly. Returns the model."""
+    checkpoint = load_checkpoint(path)
+    load_weights(model, checkpoint["model"], path, prefix, check_values)
+    if checkpoint["is_clamp3"]:
+        model.is_clamp3 = True  # type: ignore[assignment]
+    if checkpoint["has_audio"]:
+        print(printable(f"{path}: {AUDIO_LEFT_OUT}"), file=sys.stderr)
+    return model
 
 
 def load_weights(
     model: nn.Module, weights: dict[str, Tensor], path: Path, prefix: str = "", check_values: bool = True
 ) -> None:
-    """Loads the entries of a state dict whose names begin with `prefix`, which is taken off, strictly.
+    """Loads the entries of a state dict whose names begin with `prefix`, strictly, and in the model's types.
 
-    A parameter without memory (`utils.empty`) takes the entry as it is, without a copy; others copy it. The model's
-    types stay. Two kinds of entry may be missing: a BERT's pooler, which is not used, and one that is tied to another
-    one. Raises InputError that names what does not fit or, with `check_values`, is not finite.
+    A parameter without memory (`utils.empty`) takes the entry itself, others copy it. A BERT's pooler, which is not
+    used, and an entry tied to another one may be missing. Raises InputError that names what does not fit or, with
+    `check_values`, is not finite; without, the values are not read yet.
     """
     weights = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     own = model.state_dict(keep_vars=True)
@@ -105,7 +120,7 @@ def load_weights(
 
 
 def require_finite(weights: dict[str, Tensor], path: Path | str, prefix: str = "") -> None:
-    """Raises InputError that names an entry with a NaN or an infinity in it."""
+    """Raises InputError for an entry with a NaN or an infinity."""
     for name, value in weights.items():
         if value.numel() and not torch.stack(value.aminmax()).float().isfinite().all():  # a NaN is both
             raise InputError(f"{path}: {prefix}{name} has a NaN or an infinity in it; these weights are of no use")
@@ -113,7 +128,7 @@ def require_finite(weights: dict[str, Tensor], path: Path | str, prefix: str = "
 
 @torch.no_grad()
 def _fill(own: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
-    """Puts the entries of a state dict into the parameters and buffers of a model, which stay the same objects."""
+    """Puts the entries of a state dict into a model's parameters and buffers, which stay the same objects."""
     empty = {id(target) for target in own.values() if target.is_meta}
     taken = set()
     for name, target in own.items():
@@ -137,10 +152,10 @@ def _first(names: list[str]) -> str:
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Writes a checkpoint whole or not at all: the previous one survives a failure. Raises InputError, OSError."""
+    """Writes a checkpoint whole, or leaves the previous one as it is. Raises InputError, OSError."""
     try:
         with atomic_write(path) as file:
             torch.save(checkpoint, file)
-    except RuntimeError as error:  # torch's own, in place of the OSError of a full disk
+    except RuntimeError as error:  # torch's, in place of the OSError of a full disk
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path}: cannot be written ({reason}); is the disk full? What was there is kept") from None

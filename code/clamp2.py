@@ -1,9 +1,9 @@
-"""CLaMP 2 in three calls, for notebooks and for other programs (with `code/` on the path, `sys.path.append("code")`):
+"""CLaMP 2 in three calls, for notebooks and other programs (with `code/` on the path: `sys.path.append("code")`).
 
-    from utils import embed_music, embed_texts, load_clamp2
+    from clamp2 import embed_music, embed_texts, load_clamp2
 
-    model = load_clamp2(download=True)  # the weights of config.py; the published ones, if none are there
-    music = embed_music(model, ["reel.abc", "waltz.mid", "quartet.mxl"])  # [3, H] float32; or the text of ABC or MTF
+    model = load_clamp2(download=True)  # the weights of config.py, or the published ones
+    music = embed_music(model, ["reel.abc", "waltz.mid", "quartet.mxl"])  # [3, H] float32; also takes text of ABC, MTF
     words = embed_texts(model, ["a fast Irish dance", "une valse triste"])  # [2, H]
 
     import retrieval
@@ -23,44 +23,43 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+import checkpoints
 import config
 import extraction
 import pieces
 import published
-from checkpoints import require_finite
-from embedding import embed
+from embedding import Key, embed
 from features import INPUT_SUFFIXES
 from files import InputError, name_all
 from pieces import Piece
-from processes import precision
+from processes import Processes, precision
 from texts import join_lines, load_tokenizer, text_lines, tokenize
 from utils import CLaMP2Model, empty_clamp2
 
 T = TypeVar("T")
-_unchecked: WeakKeyDictionary[CLaMP2Model, dict[str, Path]] = WeakKeyDictionary()  # towers that were not used yet
+_unchecked: WeakKeyDictionary[CLaMP2Model, dict[str, Path]] = WeakKeyDictionary()  # towers not used yet
 
 
 def load_clamp2(weights: str | Path | None = None, download: bool = False) -> CLaMP2Model:
-    """The model, on the GPU if there is one. The sizes and the text model are those of config.py.
+    """Loads the model, of the sizes and the text model of config.py, to the GPU if there is one.
 
-    Its weights are read at their first use: those for music are not, where only texts are embedded.
+    Weights are read at their first use, so that those for music never are where only texts are embedded.
 
     Args:
         weights: a checkpoint; CLAMP2_WEIGHTS_PATH of config.py by default.
-        download: fetch the published weights if none are there.
-    Raises InputError if the weights are not there or of another model.
+        download: download the published weights if the file does not exist.
+    Raises InputError for weights that do not exist or are of another model.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     path = Path(weights) if weights else config.resolve(config.CLAMP2_WEIGHTS_PATH)
     published.provide(path, download, "load_clamp2(download=True)")
-    model = extraction.load(empty_clamp2(), path, check_values=False)
-    assert isinstance(model, CLaMP2Model)
+    model = checkpoints.load(empty_clamp2(), path, check_values=False).eval().to(Processes().device)
     _unchecked[model] = {"text_": path, "music_": path}
     return model
 
 
 def embed_texts(model: CLaMP2Model, texts: Sequence[str]) -> np.ndarray:
-    """Texts of any length, in any language -> float32 [N, H]. Raises InputError that names an empty one."""
+    """Embeds texts of any length, in any language: float32 [N, H]. Raises InputError for an empty one."""
     texts = _listed("text", texts, str)
     for number, text in enumerate(texts, start=1):
         if not text.strip():
@@ -69,10 +68,10 @@ def embed_texts(model: CLaMP2Model, texts: Sequence[str]) -> np.ndarray:
 
 
 def embed_music(model: CLaMP2Model, music: Sequence[str | Path]) -> np.ndarray:
-    """Files of ABC (standard or interleaved), MTF, MIDI or MusicXML, one piece each -> float32 [N, H].
+    """Embeds files of ABC (standard or interleaved), MTF, MIDI or MusicXML, one piece each: float32 [N, H].
 
-    `book.abc#2` is the second tune of a file. A string of several lines is no path, but ABC or MTF itself.
-    Prints what was repaired, padded or left out. Raises InputError that names what cannot be used.
+    `book.abc#2` is the second tune of a file. A string of several lines is ABC or MTF itself. Prints warnings about
+    repairs. Raises InputError for what cannot be used.
     """
     music = _listed("music", music, (str, Path))
     written = {number: _parse(text, number) for number, text in enumerate(music, 1) if "\n" in str(text)}
@@ -89,7 +88,7 @@ def embed_music(model: CLaMP2Model, music: Sequence[str | Path]) -> np.ndarray:
     chosen = []
     for path, number in sources:
         piece = found[path][pieces.row(path, number, len(found[path]))]
-        if not piece:
+        if not piece.ok:
             raise InputError(f"{path}: {piece.error}")
         chosen.append(piece)
     warned = [f"{path}: {piece.warning}" for (path, _), piece in zip(sources, chosen, strict=True) if piece.warning]
@@ -100,7 +99,7 @@ def embed_music(model: CLaMP2Model, music: Sequence[str | Path]) -> np.ndarray:
 
 
 def _listed(what: str, items: Iterable[T], kind: type | tuple[type, ...]) -> list[T]:
-    """The items as a list. Raises InputError for one item that is in no list, and for one of another type."""
+    """Returns the items as a list. Raises InputError for a string or path in its place, and for an item's type."""
     if isinstance(items, str | Path):
         raise InputError(f"{what}: a list is needed, and this is one {type(items).__name__}; write [{_short(items)}]")
     items = list(items)
@@ -116,39 +115,42 @@ def _short(item: object) -> str:
 
 
 def _parse(text: str | Path, number: int) -> Piece:
-    """The one piece that a text holds. Raises InputError."""
+    """Reads a text of one piece. Raises InputError."""
     kind = ".mtf" if str(text).startswith("ticks_per_beat") else ".abc"
     found = pieces.read(str(text).encode("utf-8", "surrogateescape"), kind)
-    if len(found) > 1 or not found[0]:
+    if len(found) > 1 or not found[0].ok:
         raise InputError(
             f"music text {number}: " + (found[0].error or f"holds {len(found)} tunes; pass them one by one")
         )
     return found[0]
 
 
-def embed_pieces(model: CLaMP2Model, found: Iterable[Piece]) -> Iterator[np.ndarray]:
-    """The feature of each piece, float32 [H], in their order. Raises InputError if its tower's weights are no use."""
+def embed_pieces(model: CLaMP2Model, found: Iterable[tuple[Key, Piece]]) -> Iterator[tuple[Key, np.ndarray]]:
+    """Embeds pieces, each with a key: (key, float32 [H]), in their order.
+
+    Raises InputError if the weights of a tower are not finite.
+    """
     dtype = precision(next(model.parameters()).device, config.EXTRACT_PRECISION)
 
-    def arrays() -> Iterator[np.ndarray]:
-        for piece in found:
+    def arrays() -> Iterator[tuple[Key, np.ndarray]]:
+        for key, piece in found:
             _check_weights(model, "music_" if piece.is_music else "text_")
-            yield encode(piece, model.keep_unit_length)
+            yield key, encode(piece, model.keep_unit_length)
 
     return embed(model, arrays(), True, config.EXTRACT_BATCH_TOKENS, dtype)
 
 
 def _check_weights(model: CLaMP2Model, tower: str) -> None:
-    """Refuses weights that are not finite, before the first use of the tower whose entries begin with `tower`."""
+    """Raises InputError at the first use of a tower, "text_" or "music_", whose weights are not finite."""
     towers = _unchecked.get(model, {})
     if tower in towers:
         weights = {name: value for name, value in model.state_dict().items() if name.startswith(tower)}
-        require_finite(weights, towers[tower])
+        checkpoints.require_finite(weights, towers[tower])
         del towers[tower]
 
 
 def encode(piece: Piece, keep_unit_length: bool) -> np.ndarray:
-    """What the model reads: patches, uint8 [T, P], or token ids, int64 [T]."""
+    """Encodes a piece as patches, uint8 [T, P], or token ids, int64 [T]."""
     if piece.is_music:
         return extraction.encode_music(piece.text, keep_unit_length)
     return tokenize(join_lines(text_lines(piece.text), _tokenizer()), _tokenizer())
@@ -160,5 +162,6 @@ def _tokenizer() -> PreTrainedTokenizerBase:
 
 
 def _stack(model: CLaMP2Model, found: list[Piece]) -> np.ndarray:
-    rows = list(tqdm(embed_pieces(model, found), "features", len(found), unit="piece", delay=2))
+    embedded = tqdm(embed_pieces(model, enumerate(found)), "features", len(found), unit="piece", delay=2)
+    rows = [vector for _, vector in embedded]
     return np.stack(rows) if rows else np.empty((0, config.CLAMP2_HIDDEN_SIZE), np.float32)

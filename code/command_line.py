@@ -1,11 +1,10 @@
-"""The command lines of the scripts whose imports take seconds. Such a script parses its own before these imports, so
-that `--help` and mistakes are answered at once."""
+"""Argument parsers of scripts whose imports take seconds: they parse first, so that `--help` comes at once."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-M3_SUFFIXES = (".abc", ".mtf")  # that the extractors take
+M3_SUFFIXES = (".abc", ".mtf")  # of the extractors' input
 CLAMP2_SUFFIXES = (*M3_SUFFIXES, ".txt")
 Run = Callable[[argparse.Namespace], int]
 
@@ -15,7 +14,7 @@ def trainer(doc: str) -> argparse.ArgumentParser:
 
 
 def extractor(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = trainer(doc)
     parser.add_argument("input_dir", type=Path, help=f"a folder of {', '.join(suffixes)} files, or one such file")
     parser.add_argument("output_dir", type=Path, help="where the features go; a second start continues there")
     parser.add_argument("--remove_orphans", action="store_true", help="remove features whose file is gone")
@@ -24,16 +23,16 @@ def extractor(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
         parser.add_argument(
             "--normalize",
             action="store_true",
-            help="one vector for a file, in the space that text and music share: for semantic search;"
-            " without it, one for each patch or token: for classification",
+            help="one vector per file, pooled and projected into the space that text and music share: for semantic"
+            " search; compare by cosine, its norm is not 1; without it, one per patch or token: for classification",
         )
     return parser
 
 
 def converter(doc: str, convert: Run | None = None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = trainer(doc)
     parser.add_argument("source", metavar="WEIGHTS.pth|FOLDER", type=Path, help="a checkpoint, or a folder made of one")
-    parser.add_argument("target", metavar="FOLDER|WEIGHTS.pth", type=Path, help="what is made of it; must not be there")
+    parser.add_argument("target", metavar="FOLDER|WEIGHTS.pth", type=Path, help="a new folder or checkpoint file")
     parser.set_defaults(run=convert)
     return parser
 
@@ -50,7 +49,9 @@ def probe(doc: str, train: Run | None = None, predict: Run | None = None) -> arg
         if name == "predict":
             sub.add_argument("model", metavar="MODEL", type=Path, help="a file that `train --model` wrote")
         sub.add_argument("features", metavar="FEATURES", type=Path, nargs="+", help="folders of .npy feature files")
-        sub.add_argument("--labels", metavar="CSV", type=Path, help="file,label; default: what a name begins with")
+        sub.add_argument(
+            "--labels", metavar="CSV", type=Path, help="file,label; default: names up to their first underscore"
+        )
         sub.add_argument(
             "--json", metavar="FILE", type=Path, help="write scores, predictions and what was left out there"
         )
@@ -61,7 +62,7 @@ def probe(doc: str, train: Run | None = None, predict: Run | None = None) -> arg
         return sub
 
     sub = command("train", train, "train and test a probe")
-    sub.add_argument("--model", metavar="FILE", type=Path, help="keep the model, with its labels, there")
+    sub.add_argument("--model", metavar="FILE", type=Path, help="save the model and its labels there")
     sub.add_argument("--folds", type=at_least(2), default=0, metavar="K", help="test by K-fold cross-validation")
     sub.add_argument("--balanced", action="store_true", help="weight the loss so that every class counts the same")
     sub.add_argument("--hidden_size", type=at_least(1), metavar="N", help="default: the width of the features")
@@ -96,7 +97,7 @@ def positive(text: str) -> float:
 
 
 def picture(text: str) -> Path:
-    """For argparse: the path of a picture that can be written."""
+    """Parses the path of a picture."""
     if Path(text).suffix.lower() not in (".png", ".svg"):
         raise argparse.ArgumentTypeError(f"{text}: a picture ends in .png or .svg")
     return Path(text)

@@ -1,4 +1,4 @@
-"""A checkpoint of M3 or CLaMP 2 in the form of the model hub, and back.
+"""Converts a checkpoint of M3 or CLaMP 2 into the form of the model hub, and back.
 
     python code/convert_checkpoint.py code/weights_m3_....pth m3-hub        -> model.safetensors, config.json, README.md
     python code/convert_checkpoint.py code/weights_clamp2_....pth clamp2-hub         the same, and the text's tokenizer
@@ -38,7 +38,7 @@ FACTS = ("epoch", "best_epoch", "min_eval_loss", "is_clamp3")  # of a checkpoint
 
 
 def to_hub(path: Path, folder: Path) -> None:
-    """Writes a checkpoint as a folder of the hub's form, whole or not at all. Raises InputError."""
+    """Converts a checkpoint into a folder of the hub's form, whole or not at all. Raises InputError."""
     if folder.exists():
         raise InputError(f"{folder}: is there already; name a new folder")
     checkpoint = load_checkpoint(path)
@@ -59,7 +59,8 @@ def to_hub(path: Path, folder: Path) -> None:
         )
         if is_clamp2:
             load_tokenizer().save_pretrained(temporary)
-        mask = _umask()  # others may read what they may read of other files
+        mask = os.umask(0)  # mkdtemp's folder and safetensors' files are for their owner alone
+        os.umask(mask)
         temporary.chmod(0o777 & ~mask)
         for file in temporary.iterdir():
             file.chmod(0o666 & ~mask)
@@ -76,7 +77,7 @@ def to_hub(path: Path, folder: Path) -> None:
 
 
 def from_hub(folder: Path, path: Path) -> None:
-    """Writes a folder of the hub's form as a checkpoint. Raises InputError."""
+    """Converts a folder of the hub's form into a checkpoint. Raises InputError."""
     settings = folder / "config.json"
     if not settings.is_file() or not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder}: not a folder that this script has made (config.json and model.safetensors)")
@@ -93,24 +94,18 @@ def from_hub(folder: Path, path: Path) -> None:
 
 
 def finite(value: float) -> float | None:
-    """JSON knows no infinity: it is null there, the loss of a checkpoint that was never evaluated."""
+    """Replaces infinity, the loss of a checkpoint that was never evaluated, by None, which JSON has."""
     return value if math.isfinite(value) else None
 
 
 def require_equal(weights: dict[str, Tensor], loaded: dict[str, Tensor], path: Path) -> None:
-    """Raises InputError unless every entry is in the model as it was in the file."""
+    """Raises InputError unless the model holds every entry as it is in the file."""
     for name, value in weights.items():
         if value.dtype != loaded[name].dtype or not torch.equal(value, loaded[name]):
             raise InputError(
                 f"{path}: {name} is not kept exactly ({value.dtype}; the model holds {loaded[name].dtype}, and an entry"
                 " that is another one's twin must equal it)"
             )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def convert(args: argparse.Namespace) -> int:

@@ -1,40 +1,40 @@
-"""Features of music and text of any length, made in packed batches of segments. What extraction and search are built
-on."""
+"""Features of music and text of any length, computed in packed batches of segments; extraction and search build on it.
 
-from collections import deque
+Search remembers features: if other ones are made here, raise FEATURE_VERSION in cache.py.
+"""
+
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from config import EXTRACT_BATCH_TOKENS, MAX_TEXT_LENGTH, PATCH_LENGTH
+import config
 from packing import Packed
 from processes import OnItsWay, autocast
 
-BATCH_TOKENS_CPU, BATCH_TOKENS_GPU = 4096, 16384
+BATCH_TOKENS_CPU, BATCH_TOKENS_GPU = 4096, 32768
+Key = TypeVar("Key")
 
 
 def segment_starts(length: int, limit: int) -> list[int]:
-    """Where the segments of a piece of `length` patches begin: every `limit`, the last one being the last `limit`
-    patches."""
-    if length <= limit:
-        return [0]
-    return [*range(0, length - limit, limit), length - limit]
+    """Returns where the segments of a piece begin: every `limit` patches; the last one is the last `limit` patches."""
+    return [0] if length <= limit else [*range(0, length - limit, limit), length - limit]
 
 
 def embed(
     model: nn.Module,
-    items: Iterable[np.ndarray],
+    items: Iterable[tuple[Key, np.ndarray]],
     pooled: bool = False,
-    batch_tokens: int = EXTRACT_BATCH_TOKENS,
+    batch_tokens: int = config.EXTRACT_BATCH_TOKENS,
     dtype: torch.dtype = torch.float32,
-) -> Iterator[np.ndarray]:
-    """Features of pieces and texts of any length, in their order (paper, section 4: long inputs are cut into segments).
+) -> Iterator[tuple[Key, np.ndarray]]:
+    """Embeds pieces and texts of any length, in their order (paper, section 4: long inputs are cut into segments).
 
     Args:
         model: a CLaMP2Model, or an M3PatchEncoder (not pooled).
-        items: patches, uint8 [T, P], or token ids, int64 [T].
+        items: (any key, which comes back with the feature; patches, uint8 [T, P], or token ids, int64 [T]).
         pooled: one vector for an item, float32 [CLAMP2_HIDDEN_SIZE]: its segments' means, projected, and weighted by
             how many patches each adds. Else float32 [T, H]; where the last two segments overlap, the earlier one's
             features.
@@ -42,47 +42,38 @@ def embed(
     """
     if batch_tokens < 0:
         batch_tokens = BATCH_TOKENS_GPU if next(model.parameters()).is_cuda else BATCH_TOKENS_CPU
-    open_items: deque[_Item] = deque()
-    batch: list[tuple[_Item, np.ndarray]] = []
-    running: list[_Pass] = []  # the pass before, which a GPU computes while the next one is being put together
-    size = 0
-
-    def run() -> None:
-        running.append(_Pass(model, batch, pooled, dtype))
+    running: list[_Pass] = []
+    for segments in _passes(items, batch_tokens):
+        running.append(_Pass(model, segments, pooled, dtype))  # a GPU computes it while the next one is put together
         if len(running) > 1:
-            running.pop(0).finish()
-
-    for array in items:
-        kind_changes = bool(batch) and batch[-1][1].ndim != array.ndim
-        item = _Item(len(array), PATCH_LENGTH if array.ndim == 2 else MAX_TEXT_LENGTH)
-        open_items.append(item)
-        for start in item.starts:
-            if kind_changes or size >= batch_tokens:
-                run()
-                batch, size, kind_changes = [], 0, False
-            batch.append((item, array[start : start + item.limit]))
-            size += len(batch[-1][1])
-        while open_items and open_items[0].complete:
-            yield open_items.popleft().merge(pooled)
-    if batch:
-        run()
+            yield from running.pop(0).finish()
     for last in running:
-        last.finish()
-    for item in open_items:
-        yield item.merge(pooled)
+        yield from last.finish()
+
+
+def _passes(items: Iterable[tuple[Key, np.ndarray]], batch_tokens: int) -> Iterator[list[tuple["_Item", np.ndarray]]]:
+    """Groups the segments of items, in their order, into forward passes of one kind."""
+    segments: list[tuple[_Item, np.ndarray]] = []
+    size = 0
+    for key, array in items:
+        item = _Item(key, len(array), config.PATCH_LENGTH if array.ndim == 2 else config.MAX_TEXT_LENGTH)
+        for start in item.starts:
+            if segments and (size >= batch_tokens or segments[-1][1].ndim != array.ndim):
+                yield segments
+                segments, size = [], 0
+            segments.append((item, array[start : start + item.limit]))
+            size += len(segments[-1][1])
+    if segments:
+        yield segments
 
 
 class _Item:
-    """A piece or a text, and the features of its segments as far as they are there."""
+    """A piece or a text, and the features of its segments so far."""
 
-    def __init__(self, length: int, limit: int):
-        self.length, self.limit = length, limit
+    def __init__(self, key: object, length: int, limit: int):
+        self.key, self.length, self.limit = key, length, limit
         self.starts = segment_starts(length, limit)
         self.features: list[np.ndarray] = []
-
-    @property
-    def complete(self) -> bool:
-        return len(self.features) == len(self.starts)
 
     def merge(self, pooled: bool) -> np.ndarray:
         new = self.length - (len(self.starts) - 1) * self.limit  # what the last segment adds
@@ -93,21 +84,24 @@ class _Item:
 
 
 class _Pass:
-    """A forward pass over segments of one kind. `finish` waits for it, and hands each segment's item its features."""
+    """A forward pass over segments of one kind, started by its construction."""
 
     @torch.inference_mode()
-    def __init__(self, model: nn.Module, batch: list[tuple[_Item, np.ndarray]], pooled: bool, dtype: torch.dtype):
-        self.items, self.pooled = [item for item, _ in batch], pooled
-        self.lengths = [len(segment) for _, segment in batch]
+    def __init__(self, model: nn.Module, segments: list[tuple[_Item, np.ndarray]], pooled: bool, dtype: torch.dtype):
+        self.items, self.pooled = [item for item, _ in segments], pooled
+        self.lengths = [len(segment) for _, segment in segments]
         device = next(model.parameters()).device
-        packed = Packed.of([segment for _, segment in batch])
+        packed = Packed.of([segment for _, segment in segments])
         packed = (packed.pin_memory() if device.type == "cuda" else packed).to(device)
         with autocast(device, dtype):
             features = model.features(packed, pooled)  # type: ignore[operator]
         self.features = OnItsWay(features.float())
 
-    def finish(self) -> None:
+    def finish(self) -> Iterator[tuple]:
+        """Waits for the pass; yields (key, feature) of each item whose last segment was in it."""
         array = self.features.read().numpy()
         parts = array if self.pooled else np.split(array, np.cumsum(self.lengths)[:-1])
         for item, part in zip(self.items, parts, strict=True):
             item.features.append(part)
+            if len(item.features) == len(item.starts):
+                yield item.key, item.merge(self.pooled)

@@ -18,10 +18,11 @@ On a SLURM cluster, a task for each subfolder of files/, with `sbatch`:
     folder=${folders[$SLURM_ARRAY_TASK_ID]}
     python code/extract_clamp2.py "$folder" "features/$(basename "$folder")" --normalize
 
-The weights are those of CLAMP2_WEIGHTS_PATH in config.py; --download fetches the published ones if none are there.
-Files that are done are skipped: start again to continue. A file that changed, even into an older one, is done again; a
-feature whose file is gone is named, and removed with --remove_orphans.
-Exit status: 0 all done, 1 some file failed (OUT.errors.jsonl beside the output folder says why), 2 something to mend.
+The weights are those of CLAMP2_WEIGHTS_PATH in config.py or, with --download, the published ones if it does not exist.
+A second start skips files that are done. A file that has changed, even into an older one, is done again; a feature
+whose file is gone is named, and removed with --remove_orphans.
+Exit status: 0 all done, 1 some file failed (OUT.errors.jsonl beside the output folder says why), 2 an error to correct.
+Under accelerate launch and torchrun it is 1 for any of these but 0.
 """
 
 import sys
@@ -36,6 +37,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
+import checkpoints
 import config
 import extraction
 from texts import join_lines, load_tokenizer, read_text, tokenize
@@ -43,7 +45,7 @@ from utils import empty_clamp2
 
 
 def read(keep_unit_length: bool, path: Path, tokenizer) -> np.ndarray:
-    """A file as token ids or patches."""
+    """Reads a file as token ids or patches."""
     if path.suffix.lower() == ".txt":
         return tokenize(join_lines(read_text(path), tokenizer), tokenizer)
     return extraction.read_patches(keep_unit_length, path)
@@ -58,7 +60,7 @@ def main(job: extraction.Processes) -> int:
         args.output_dir,
         CLAMP2_SUFFIXES,
         weights,
-        load_model=lambda: extraction.load(empty_clamp2(), weights),
+        load_model=lambda: checkpoints.load(empty_clamp2(), weights).eval().to(job.device),
         read=partial(read, tokenizer=load_tokenizer()),
         pooled=args.normalize,
         keep_unit_length=config.KEEP_UNIT_LENGTH,

@@ -17,10 +17,11 @@ On a SLURM cluster, a task for each subfolder of scores/, with `sbatch`:
     folder=${folders[$SLURM_ARRAY_TASK_ID]}
     python code/extract_m3.py "$folder" "features/$(basename "$folder")"
 
-The weights are those of M3_WEIGHTS_PATH in config.py; --download fetches the published ones if none are there.
-Files that are done are skipped: start again to continue. A file that changed, even into an older one, is done again; a
-feature whose file is gone is named, and removed with --remove_orphans.
-Exit status: 0 all done, 1 some file failed (OUT.errors.jsonl beside the output folder says why), 2 something to mend.
+The weights are those of M3_WEIGHTS_PATH in config.py or, with --download, the published ones if it does not exist.
+A second start skips files that are done. A file that has changed, even into an older one, is done again; a feature
+whose file is gone is named, and removed with --remove_orphans.
+Exit status: 0 all done, 1 some file failed (OUT.errors.jsonl beside the output folder says why), 2 an error to correct.
+Under accelerate launch and torchrun it is 1 for any of these but 0.
 """
 
 import sys
@@ -31,6 +32,7 @@ from command_line import M3_SUFFIXES
 if __name__ == "__main__":
     command_line.extractor(__doc__, M3_SUFFIXES).parse_args()  # before the imports below, which take seconds
 
+import checkpoints
 import config
 import extraction
 from utils import M3PatchEncoder, empty, encoder_config
@@ -38,6 +40,10 @@ from utils import M3PatchEncoder, empty, encoder_config
 
 def main(job: extraction.Processes) -> int:
     args = command_line.extractor(__doc__, M3_SUFFIXES).parse_args()
+
+    def load_model() -> M3PatchEncoder:
+        return checkpoints.load(empty(M3PatchEncoder, encoder_config()), weights, "encoder.").eval().to(job.device)
+
     weights = extraction.find_weights(job, config.M3_WEIGHTS_PATH, args.download)
     return extraction.extract(
         job,
@@ -45,7 +51,7 @@ def main(job: extraction.Processes) -> int:
         args.output_dir,
         M3_SUFFIXES,
         weights,
-        load_model=lambda: extraction.load(empty(M3PatchEncoder, encoder_config()), weights, prefix="encoder."),
+        load_model,
         read=extraction.read_patches,
         pooled=False,
         keep_unit_length=False,  # as in M3's training

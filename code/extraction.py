@@ -1,10 +1,8 @@
-"""What the two extractors share: sharing out the files of a folder, reading ahead, writing features whole or not at
-all, resuming, reporting.
+"""The common part of both extractors: sharing out files, reading ahead, writing whole or not at all, resuming.
 
 A feature file is float32, [1, T, H], or [1, CLAMP2_HIDDEN_SIZE] with --normalize. OUT mirrors the folders of IN and
-holds features only, since programs load every name in it. Beside it stand OUT.extraction.json, which notes what its
-features were made with, OUT.sources.jsonl, which notes what each was made from (see `sources`), and OUT.errors.jsonl,
-which names the files that failed.
+holds features only, since programs load every name in it. Beside it stand OUT.extraction.json (what the features were
+made with), OUT.sources.jsonl (what each was made from, see `sources`) and OUT.errors.jsonl (the files that failed).
 """
 
 import errno
@@ -23,14 +21,13 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import config
 import processes
 import provenance
 import published
-from checkpoints import AUDIO_LEFT_OUT, load_checkpoint, load_weights
 from embedding import embed
 from files import InputError, atomic_write, list_files, printable, remove_leftovers
 from loading import Paths, close_loader, ignore_interrupts, worker_count
@@ -42,14 +39,14 @@ from sources import Sources
 READ_TOGETHER = 16  # files that a worker hands over at a time
 WRITERS = 4  # threads; what they wait for is the disk
 SHOWN_FAILURES = 20  # on the terminal; OUT.errors.jsonl has all
-CONVERSIONS = (  # files of music that an extraction does not read, and what makes them into some that it does
+CONVERSIONS = (  # music that an extraction does not read, and the scripts that convert it
     ("MIDI", (".mid", ".midi", ".kar", ".rmi"), ["batch_midi2mtf"]),
     ("MusicXML", (".xml", ".musicxml", ".mxl"), ["batch_xml2abc", "batch_interleaved_abc"]),
 )
 
 
 def read_patches(keep_unit_length: bool, path: Path) -> np.ndarray:
-    """A music file as patches with the special ones, uint8 [T, P]. Raises InputError for a file without music.
+    """Reads a music file as patches with the special ones, uint8 [T, P]. Raises InputError for one without music.
 
     keep_unit_length: with its header line `L:1/8`, if the model wants it so (`model.keep_unit_length`).
     """
@@ -66,14 +63,14 @@ def run(main: Callable[[Processes], int]) -> int:
     """Runs an extractor's main function in processes that accelerate joins; see `processes.run`."""
 
     def join(device: torch.device) -> None:
-        # accelerate takes processes without a GPU for single ones, unless it is told that they compute on the CPU
+        # without this, accelerate takes processes without a GPU for single ones
         PartialState(cpu=device.type == "cpu")
 
     return processes.run(main, join)
 
 
 def to_convert(others: list[Path]) -> str:
-    """How files that an extraction cannot read become some that it can, for a message; "" if there are none."""
+    """Names the commands that convert files which an extraction cannot read, for a message."""
     hints = []
     for kind, suffixes, scripts in CONVERSIONS:
         if count := sum(path.suffix.lower() in suffixes for path in others):
@@ -83,24 +80,10 @@ def to_convert(others: list[Path]) -> str:
 
 
 def find_weights(job: Processes, constant: str, download: bool) -> Path:
-    """The weights that a constant of config.py names; the published ones are fetched, once a machine, if wanted."""
+    """Returns the path of the weights in config.py; downloads the published ones, once a machine, if asked."""
     path = config.resolve(constant)
     job.together(lambda: published.provide(path, download) if job.local_rank == 0 else None)
     return path
-
-
-def load(model: nn.Module, path: Path, prefix: str = "", check_values: bool = True) -> nn.Module:
-    """The model with the weights of a checkpoint whose names begin with `prefix`, on the device of this process.
-
-    check_values: read all weights, and refuse a NaN or an infinity; else they are read when they are used.
-    """
-    checkpoint = load_checkpoint(path)
-    load_weights(model, checkpoint["model"], path, prefix, check_values)
-    if checkpoint["is_clamp3"]:
-        model.is_clamp3 = True  # type: ignore[assignment]
-    if checkpoint["has_audio"]:
-        print(printable(f"{path}: {AUDIO_LEFT_OUT}"), file=sys.stderr)
-    return model.eval().to(Processes().device)
 
 
 def extract(
@@ -129,112 +112,108 @@ def extract(
         raise InputError(f"{source}: there is no {' or '.join(suffixes)} file in it{to_convert(others)}")
     job.together(lambda: prepare_target(target, weights_path, pooled, keep_unit_length) if job.rank == 0 else None)
     base = source.parent if source.is_file() else source
-    record, names = open_record(job, source, target, files)
+
+    def open_record(part: tuple[int, int] = (1, 1)) -> tuple[Sources, dict[Path, Path]]:
+        """Opens the record of what features are made from; names the features of all files."""
+        record = Sources(beside(target, ".sources.jsonl"), source, target, part)
+        return record, record.names(files, ".npy")
+
+    job.together(lambda: open_record()[0].tidy() if job.rank == 0 else None)
+    record, names = job.together(lambda: open_record((job.rank + 1, job.world_size)))  # every process writes its part
     share = files[job.rank :: job.world_size]
     todo = job.together(lambda: find_todo(record, base, target, share, names))
     failures: list[dict] = []
 
-    def fail(file: Path, problem: str) -> None:
-        failures.append({"file": file.as_posix(), "error": problem})
-        record.drop(file.as_posix(), [target / names[file]])
-
-    def save(file: Path, feature: np.ndarray) -> str | None:
-        path = target / names[file]
-        problem = write(path, feature)
-        if not problem:
-            record.add(file.as_posix(), base / file, [path])
-        return problem
-
-    def contents() -> Iterator[np.ndarray]:
-        for file, content in zip(todo, reader, strict=True):
-            if isinstance(content, str):
-                fail(file, content)
-                job.show_progress()
-                bar.update()
-            else:
-                readable.append(file)
-                yield content
-
-    def settle(file: Path, writing: "Future[str | None]") -> None:
-        if problem := writing.result():
-            fail(file, f"{base / file}: {problem}")
+    def settle(file: Path, problem: str) -> None:
+        """Counts a file as done, or as failed if there is a problem."""
+        if problem:
+            failures.append({"file": file.as_posix(), "error": problem})
+            record.drop(file.as_posix(), [target / names[file]])
         job.show_progress()
         bar.update()
 
-    readable: deque[Path] = deque()
+    def contents() -> Iterator[tuple[Path, np.ndarray]]:
+        for file, content in zip(todo, reader, strict=True):
+            if isinstance(content, str):
+                settle(file, content)
+            else:
+                yield file, content
+
+    def save(file: Path, feature: np.ndarray) -> str:
+        """Writes a feature. Returns what is wrong with its name; raises OSError for what concerns all files."""
+        path = target / names[file]
+        try:
+            with atomic_write(path) as output:
+                np.save(output, feature[None])
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return f"{base / file}: the name of its feature file, {path.name}, is too long"
+        record.add(file.as_posix(), base / file, [path])
+        return ""
+
     model = job.together(lambda: load_model() if todo else None)
     dtype = precision(job.device, config.EXTRACT_PRECISION)
     device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
     kind = str(dtype).removeprefix("torch.")
     job.say(printable(f"{len(files)} files, {job.world_size} x {device}, {kind}, {weights_path}"))
-    reading = read_ahead(base, todo, partial(read, bool(model and model.keep_unit_length)))
-    bar = tqdm(total=len(todo), desc="extraction", unit="file", disable=job.rank != 0)
     with (
-        bar,
-        closing(reading) as reader,
+        tqdm(total=len(todo), desc="extraction", unit="file", disable=job.rank != 0) as bar,
+        closing(read_ahead(base, todo, partial(read, model is not None and bool(model.keep_unit_length)))) as reader,
         ThreadPoolExecutor(WRITERS) as writers,
     ):
-        under_way: deque[tuple[Path, Future]] = deque()
-        if model:
-            for feature in embed(model, contents(), pooled, config.EXTRACT_BATCH_TOKENS, dtype):
-                file = readable.popleft()
-                under_way.append((file, writers.submit(save, file, feature)))
-                while len(under_way) > 4 * WRITERS or (under_way and under_way[0][1].done()):
-                    settle(*under_way.popleft())
-        for file, writing in under_way:
-            settle(file, writing)
+        writing: deque[tuple[Path, Future[str]]] = deque()
+        if model is not None:
+            for file, feature in embed(model, contents(), pooled, config.EXTRACT_BATCH_TOKENS, dtype):
+                writing.append((file, writers.submit(save, file, feature)))
+                while len(writing) > 4 * WRITERS or (writing and writing[0][1].done()):
+                    written, problem = writing.popleft()
+                    settle(written, problem.result())
+        for file, problem in writing:
+            settle(file, problem.result())
     job.wait_for_all()
     done, skipped = job.gather(len(todo) - len(failures)), job.gather(len(share) - len(todo))
     failures = sorted(chain.from_iterable(job.gather(failures)), key=lambda failure: failure["file"])
     if job.rank == 0:
         report(target, failures)
-        record, _ = read_record(source, target, files)  # with what the others have added
-        orphans = record.finish(remove_orphans)
+        orphans = open_record()[0].finish(remove_orphans)  # with what the others have added
         counts = f"{sum(done)} done, {sum(skipped)} skipped (they were there), {len(failures)} failed{orphans}"
         print(counts + (f"; {len(others)} files of other types were left alone{to_convert(others)}" if others else ""))
     return 1 if failures else 0
 
 
-class _Contents(Dataset):
-    """Files as what a model reads; a bad file as the message that says why."""
-
-    def __init__(self, base: Path, files: list[Path], read: Callable[[Path], np.ndarray]):
-        self.paths = Paths([str(base / file) for file in files])
-        self.read = read
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> np.ndarray | str:
-        try:
-            return self.read(self.paths[index])
-        except InputError as error:
-            return str(error)
-
-
 def read_ahead(
     base: Path, files: list[Path], read: Callable[[Path], np.ndarray]
 ) -> Generator[np.ndarray | str, None, None]:
-    """The contents of files in their order, read by worker processes where there are many."""
+    """Yields the contents of files in their order; of a bad one, why. Worker processes read where there are many."""
     workers = min(worker_count(), len(files) // (2 * READ_TOGETHER))
-    loader = DataLoader(
-        _Contents(base, files, read),
+    loader: DataLoader = DataLoader(
+        Paths([str(base / file) for file in files]),  # type: ignore[arg-type]
         batch_size=READ_TOGETHER,
-        collate_fn=list,
+        collate_fn=partial(_read_each, read),
         num_workers=workers,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         worker_init_fn=ignore_interrupts,
     )
     try:
-        for contents in loader:
-            yield from contents
+        yield from chain.from_iterable(loader)
     finally:
         close_loader(loader)
 
 
+def _read_each(read: Callable[[Path], np.ndarray], paths: list[Path]) -> list[np.ndarray | str]:
+    def content(path: Path) -> np.ndarray | str:
+        try:
+            return read(path)
+        except InputError as error:
+            return str(error)
+
+    return [content(path) for path in paths]
+
+
 def find_todo(record: Sources, base: Path, target: Path, share: list[Path], names: dict[Path, Path]) -> list[Path]:
-    """The files whose features are to be made."""
+    """Returns the files whose features are to be made, and notes them as begun."""
 
     def is_finished(file: Path) -> bool:
         source, feature = base / file, target / names[file]
@@ -246,18 +225,6 @@ def find_todo(record: Sources, base: Path, target: Path, share: list[Path], name
     return todo
 
 
-def write(path: Path, feature: np.ndarray) -> str | None:
-    """Writes a feature file. Returns what is wrong with its name; raises OSError for what concerns all files."""
-    try:
-        with atomic_write(path) as output:
-            np.save(output, feature[None])
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        return f"the name of its feature file, {path.name}, is too long"
-    return None
-
-
 def prepare_target(target: Path, weights_path: Path, pooled: bool, keep_unit_length: bool = False) -> None:
     """Makes the folder for features, and notes beside it what they are made with.
 
@@ -267,49 +234,31 @@ def prepare_target(target: Path, weights_path: Path, pooled: bool, keep_unit_len
     with open(weights_path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     made_with = provenance.facts(weights_path, digest, pooled, keep_unit_length)
-    manifest, older = beside(target, provenance.SIDECAR), target / provenance.OLD_SIDECAR
-    before = made_with
-    if next(target.rglob("*.npy"), None):  # of a folder without features, what was noted is of no use
-        before = provenance.of_target(target) or made_with
-    differing = provenance.differing(before, made_with)
-    if differing:
+    sidecar, older = beside(target, provenance.SIDECAR), target / provenance.OLD_SIDECAR
+    before = provenance.of_target(target) if next(target.rglob("*.npy"), None) else {}
+    if before and (differing := provenance.differing(before, made_with)):
         raise InputError(
             f"{target}: holds features of {show(before, differing)}, and not of {show(made_with, differing)}, as is"
-            f" asked for now; name another output folder, or remove it and {manifest}"
+            f" asked for now; name another output folder, or remove it and {sidecar}"
         )
     target.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)
-    remove_leftovers(manifest.parent, below=False)
+    remove_leftovers(sidecar.parent, below=False)
     if older.exists():
-        for name in (older, target / "errors.jsonl"):
-            name.unlink(missing_ok=True)
+        older.unlink()
+        (target / "errors.jsonl").unlink(missing_ok=True)
     try:
-        with atomic_write(manifest, "w") as file:
+        with atomic_write(sidecar, "w") as file:
             json.dump(made_with, file)
     except OSError as error:
         raise InputError(
-            f"{manifest}: {error.strerror}; beside the folder of features stands what they were made with, so name an"
+            f"{sidecar}: {error.strerror}; beside the folder of features stands what they were made with, so name an"
             f" output folder whose parent can be written, such as {target / 'features'}"
         ) from None
 
 
-def read_record(
-    source: Path, target: Path, files: list[Path], part: tuple[int, int] = (1, 1)
-) -> tuple[Sources, dict[Path, Path]]:
-    """The record of what features were made from, and the names of the features of all files."""
-    record = Sources(beside(target, ".sources.jsonl"), source, target, part)
-    return record, record.names(files, ".npy")
-
-
-def open_record(job: Processes, source: Path, target: Path, files: list[Path]) -> tuple[Sources, dict[Path, Path]]:
-    """The same at the start of an extraction: rank 0 puts it in order, then every process writes a part of its own."""
-
-    job.together(lambda: read_record(source, target, files)[0].tidy() if job.rank == 0 else None)
-    return job.together(lambda: read_record(source, target, files, (job.rank + 1, job.world_size)))
-
-
 def report(target: Path, failures: list[dict]) -> None:
-    """Names the files that failed: on the terminal, and beside the output folder."""
+    """Reports the files that failed: the first on the terminal, all beside the output folder."""
     path = beside(target, ".errors.jsonl")
     if not failures:
         path.unlink(missing_ok=True)

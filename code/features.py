@@ -20,7 +20,6 @@ from files import InputError
 
 INPUT_SUFFIXES = (".abc", ".mtf", ".txt", ".mid", ".midi", ".kar", ".rmi", ".xml", ".musicxml", ".mxl")
 PACKED_MATRIX, PACKED_NAMES, PACKED_FACTS = "features.npy", "names.json", "extraction.json"
-_PACK_ROWS = 1024  # rows written at a time
 
 
 @dataclass
@@ -30,13 +29,13 @@ class Features:
     names: list[str]  # paths relative to the folder, with "/" between the parts
     matrix: np.ndarray  # [N, H] float32, memory-mapped if the folder is packed
     skipped: list[str] = field(default_factory=list)  # "path: reason" of every file that was left out
-    titles: list[str] = field(default_factory=list)  # of the pieces, where they were read from music
+    titles: list[str] = field(default_factory=list)  # of the pieces, where music was read
     warnings: list[str] = field(default_factory=list)  # "path: what was repaired, padded or left out" of a piece
-    made_with: dict[str, dict] = field(default_factory=dict)  # by folder; see `provenance`
+    made_with: dict[str, dict] = field(default_factory=dict)  # facts by folder; see `provenance`
 
 
 def read(path: Path) -> np.ndarray:
-    """One feature file, as float32 in its own shape: [1, H] or [1, T, H]. Raises InputError."""
+    """Reads a feature file as float32 in its own shape: [1, H] or [1, T, H]. Raises InputError."""
     try:
         # Mapped, because a damaged header is then checked against the size of the file before memory is taken.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -57,7 +56,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def find(root: Path) -> list[Path]:
-    """The feature files below `root`, or `root` itself if it is one. Raises InputError if there is none; OSError."""
+    """Lists the feature files below `root`, or `root` itself if it is one. Raises InputError if there is none."""
     found, others = files.list_files(root, [".npy"])
     if not found:
         beside = f"; it holds other files, such as {others[0]}: extract their features first" if others else ""
@@ -66,17 +65,17 @@ def find(root: Path) -> list[Path]:
 
 
 def made_with(roots: Iterable[Path]) -> dict[str, dict]:
-    """What the feature files below several roots were made with; see `provenance`. Raises as `find` does."""
+    """Returns what the feature files below several roots were made with; see `provenance`. Raises as `find` does."""
     return {place: known for root in roots for place, known in provenance.of_files(root, find(root)).items()}
 
 
 def relative_name(path: Path, root: Path) -> str:
-    """The name of a feature file within the folder (or the single file) `root`."""
+    """Returns the name of a feature file within the folder (or the single file) `root`."""
     return path.name if path == root else path.relative_to(root).as_posix()
 
 
 def key(name: str) -> str:
-    """What names a piece, whatever it was made from: `a/b.npy`, `a/b.abc.npy` and `a/b.mid` are all `a/b`."""
+    """Returns the name that files made from one piece share: `a/b.npy`, `a/b.abc.npy` and `a/b.mid` are all `a/b`."""
     for suffixes in ((".npy",), INPUT_SUFFIXES):
         if name.lower().endswith(suffixes):
             name = name[: name.rindex(".")]
@@ -88,7 +87,7 @@ def is_packed(root: Path) -> bool:
 
 
 def load(root: Path, mean_over_time: bool = False) -> Features:
-    """One vector a piece, from a folder of feature files, a packed folder or one feature file.
+    """Reads one vector a piece, from a folder of feature files, a packed folder or one feature file.
 
     A folder of files is read into memory (3 GB for a million of width 768); a packed one is mapped, and takes none.
     Temporal features are averaged over T with `mean_over_time`, and otherwise skipped, with every file that `read`
@@ -112,7 +111,7 @@ def load(root: Path, mean_over_time: bool = False) -> Features:
 def pack(root: Path, out: Path) -> Features:
     """Packs a folder of pooled feature files into `out`, as one [N, H] matrix and a JSON list of names.
 
-    Takes the memory of `_PACK_ROWS` rows. `out` counts as packed only when both files are complete. Raises as `load`.
+    Takes the memory of one row. `out` counts as packed only when both files are complete. Raises as `load`.
     """
     if is_packed(root):
         raise InputError(f"{root}: packed already")
@@ -123,25 +122,14 @@ def pack(root: Path, out: Path) -> Features:
     paths = find(root)
     made_with = provenance.agreed(provenance.of_files(root, paths))
     names: list[str] = []
-    rows: list[np.ndarray] = []
     skipped: list[str] = []
-
     with files.atomic_write(out / PACKED_MATRIX) as file:
-
-        def write_rows() -> None:
-            file.write(np.stack(rows).astype("<f4").tobytes())
-            rows.clear()
-
         start = 0
         for name, vector in _read_vectors(root, paths, False, skipped):
             if not names:
                 start = _write_header(file, 0, vector.size)
             names.append(name)
-            rows.append(vector)
-            if len(rows) == _PACK_ROWS:
-                write_rows()
-        if rows:
-            write_rows()
+            file.write(vector.astype("<f4").tobytes())
         file.seek(0)
         if _write_header(file, len(names), vector.size) != start:
             raise InputError(f"{out}: this version of numpy cannot fill in the header of a .npy file")
@@ -180,7 +168,7 @@ def _open_packed(root: Path) -> Features:
 def _read_vectors(
     root: Path, paths: list[Path], mean_over_time: bool, skipped: list[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and vector [H] of each usable file; appends the others to `skipped`. Raises as `load` does."""
+    """Yields name and vector [H] of each usable file; appends the others to `skipped`. Raises as `load` does."""
     first, width = "", 0
     for path in tqdm(paths, desc=f"reading {files.printable(root)}", unit="file", delay=2, disable=None):
         try:

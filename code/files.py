@@ -1,4 +1,4 @@
-"""Files, the same way everywhere: listing an input folder, naming outputs, writing whole or not at all.
+"""Lists input folders, names outputs, writes files whole or not at all, and reports user errors.
 
 Shared by `code/` and `process_data/`; imports nothing but the standard library.
 """
@@ -24,20 +24,20 @@ _TEMPORARY = f".tmp-{socket.gethostname()[:64]}-"  # then the process id, then s
 
 
 class InputError(ValueError):
-    """Something the user can mend. The message is one line that names what was found, where, and what to do."""
+    """A user error. The message is one line: where, what was found, and what to do."""
 
-    def _render_traceback_(self) -> list[str]:  # IPython, and so a notebook, prints this in place of a traceback
+    def _render_traceback_(self) -> list[str]:  # IPython prints this in place of a traceback
         return [f"{type(self).__name__}: {self}"]
 
 
 def tell_mistake(problem: object) -> int:
-    """Prints a user's mistake. Returns the exit status."""
+    """Prints a user error on one line. Returns the exit status."""
     print(f"error: {printable(problem)}", file=sys.stderr)
     return 2
 
 
 def printable(text: object) -> str:
-    """A text in one line, with escapes for what would steer a terminal: a file may be called anything."""
+    """Escapes line breaks and control characters, which a file name may hold."""
     return "".join(
         c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode()
         for c in str(text)
@@ -45,7 +45,7 @@ def printable(text: object) -> str:
 
 
 def name_all(what: str, names: list[str], limit: int = SHOWN, elsewhere: str = "") -> None:
-    """Counts and names something on standard error; of many, the first. `elsewhere`: where all are named."""
+    """Prints a count and up to `limit` names on standard error. `elsewhere`: where all are listed."""
     if names:
         print(f"{len(names)} {what}:", file=sys.stderr)
         for name in names[:limit]:
@@ -55,14 +55,14 @@ def name_all(what: str, names: list[str], limit: int = SHOWN, elsewhere: str = "
 
 
 def print_any_name() -> None:
-    """From here on, a text that is no UTF-8 is printed with escapes instead of ending the program."""
+    """Makes the standard streams escape what is not UTF-8, such as a file name, in place of an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def run_command(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> int:
-    """Runs the function that the chosen sub-command set as `run`. Returns the exit status; a mistake is one line."""
+    """Runs the `run` function of the chosen sub-command. Returns the exit status; a user error prints one line."""
     args = parser.parse_args(argv)
     print_any_name()
     try:
@@ -74,7 +74,7 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None = None) 
 
 
 def read_utf8(path: Path) -> str:
-    """A text file's content, without a byte order mark. Raises InputError."""
+    """Reads a text file, without its byte order mark. Raises InputError."""
     try:
         require_piece(path)
         return path.read_text(encoding="utf-8-sig")
@@ -87,10 +87,7 @@ def read_utf8(path: Path) -> str:
 
 
 def require_piece(path: Path) -> None:
-    """Raises InputError for what no piece can be: a pipe or a device, whose reading may never end, or far too much.
-
-    Raises OSError if there is no such file.
-    """
+    """Raises InputError for a pipe or a device, whose reading may never end, and for a file that is far too large."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise InputError("not a regular file")
@@ -99,11 +96,10 @@ def require_piece(path: Path) -> None:
 
 
 def list_files(root: Path, suffixes: Iterable[str]) -> tuple[list[Path], list[Path]]:
-    """The files below `root`, relative to it and sorted: those that end in one of `suffixes`, and the others.
+    """Lists the files below `root`, relative to it and sorted: those that end in one of `suffixes`, and the others.
 
-    Upper and lower case of a suffix are the same. Names that begin with a dot are left alone. Linked folders are
-    entered, each real folder once, so that a loop of links ends. A `root` that is a file is a folder of that one file.
-    Raises OSError if a folder cannot be read.
+    Ignores the case of suffixes, and skips names that begin with a dot. Follows links to folders, but enters each real
+    folder once, so that a loop ends. A file counts as a folder that holds it. Raises OSError.
     """
     wanted = {suffix.lower() for suffix in suffixes}
 
@@ -119,10 +115,10 @@ def list_files(root: Path, suffixes: Iterable[str]) -> tuple[list[Path], list[Pa
         for folder, subfolders, names in os.walk(root, followlinks=True, onerror=raise_error):
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in entered:
+            if (identity := (status.st_dev, status.st_ino)) in entered:
                 subfolders.clear()
                 continue
-            entered.add((status.st_dev, status.st_ino))
+            entered.add(identity)
             here = Path(folder).relative_to(root)
             found += [here / name for name in names if not name.startswith(".")]
     found.sort(key=lambda path: path.parts)
@@ -133,9 +129,9 @@ def list_files(root: Path, suffixes: Iterable[str]) -> tuple[list[Path], list[Pa
 
 
 def output_names(inputs: Iterable[Path], suffix: str) -> dict[Path, Path]:
-    """Input -> output path: `a.abc` -> `a.npy`; two inputs that would meet keep their own suffix (`a.abc.npy`).
+    """Names the output of each input: `a.npy` for `a.abc`, or `a.abc.npy` where two inputs would share a name.
 
-    It is a function of the whole list, so that every process and every shard of a run names alike.
+    Depends on the whole list only, so that all processes and shards agree.
     """
     return lengthen({path: path.with_name(path.stem + suffix) for path in inputs}, suffix)
 
@@ -146,7 +142,7 @@ def lengthen(
     kept: Container[Path] = (),
     is_taken: Callable[[Path], bool] = lambda name: False,
 ) -> dict[Path, Path]:
-    """Gives inputs whose outputs would meet, or whose output is taken, the longer name, except those in `kept`."""
+    """Gives the longer name to inputs that share an output, or whose output is taken, except those in `kept`."""
     while True:
         uses = Counter(names.values())
         meeting = [p for p, name in names.items() if p not in kept and (uses[name] > 1 or is_taken(name))]
@@ -158,10 +154,10 @@ def lengthen(
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
-    """Opens a temporary file beside `path`; it becomes `path` if and only if the block ends without an exception.
+    """Opens a temporary file beside `path`, which replaces `path` if the block ends without an exception.
 
-    The bytes are on the disk before the name is, so a crash or a full disk leaves the previous `path` as it was.
-    A pipe or a device, such as /dev/null, is written to: it must not be replaced.
+    It is flushed to the disk first, so that a crash or a full disk leaves the previous file as it was. A pipe or a
+    device, such as /dev/null, is written to directly.
     """
     path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
@@ -177,7 +173,7 @@ def atomic_write(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None:  # a full disk, say; numpy tells of it without an error number
+        if error.filename is None:  # a full disk, for one, which numpy reports without an error number
             error.filename, error.strerror = str(path), error.strerror or str(error)
         raise
     finally:
@@ -185,27 +181,19 @@ def atomic_write(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file if it is there."""
-    if os.path.lexists(path):  # not so if the name is too long
+    """Removes a file if it exists."""
+    if os.path.lexists(path):  # False if the name is too long, where `unlink` raises
         path.unlink(missing_ok=True)
 
 
 def remove_leftovers(root: Path, below: bool = True) -> None:
-    """Removes the temporary files in `root`, and below it, whose process, on this machine, was killed."""
+    """Removes temporary files in `root`, and below it, of processes of this machine that have ended."""
     pattern = glob.escape(_TEMPORARY) + "*"
     for file in root.rglob(pattern) if below else root.glob(pattern):
         pid = file.name.removeprefix(_TEMPORARY).partition("-")[0]
-        if pid.isdigit() and not _is_running(int(pid)):
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
             file.unlink(missing_ok=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    with contextlib.suppress(OSError):  # where there is no /proc, it counts as running
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # dead, its parent not told
-    return True
+        except (PermissionError, ValueError):  # another user's process, or no process id
+            continue

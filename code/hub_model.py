@@ -1,4 +1,4 @@
-"""What the two models have of the hub's client: `save_pretrained`, `from_pretrained`, `push_to_hub`; and a card."""
+"""Gives the two models `save_pretrained`, `from_pretrained` and `push_to_hub`, and a model card."""
 
 import json
 from typing import Any
@@ -8,11 +8,11 @@ from transformers import AutoConfig, BertConfig, GPT2Config, PreTrainedConfig
 
 
 class HubModel(PyTorchModelHubMixin):
-    """`config.json` holds the configurations that a model was made with, `model.safetensors` its weights."""
+    """Saves a model's configurations as `config.json` and its weights as `model.safetensors`."""
 
     @classmethod
     def _encode_arg(cls, argument: Any) -> Any:
-        """For `config.json`: the configuration of a part whole, but for the folder that it is from."""
+        """Encodes a configuration for `config.json` in full, but for the folder it is from."""
         if not isinstance(argument, PreTrainedConfig):
             return super()._encode_arg(argument)
         values = json.loads(argument.to_json_string(use_diff=False))
@@ -27,15 +27,15 @@ class HubModel(PyTorchModelHubMixin):
 
     @classmethod
     def _from_pretrained(cls, *, config: dict | None = None, strict: bool = True, **options: Any) -> Any:
-        """Strict, other than the client's own: weights that do not fit are an error."""
-        if config and "patch_num_layers" in config:  # the form of this project's first versions: sizes
+        """Loads strictly, unlike the client by default: weights that do not fit are an error."""
+        if config and "patch_num_layers" in config:  # sizes, the form of this project's first versions
             options |= _configs_of_sizes(config)
         model = super()._from_pretrained(strict=strict, **options)
         model.is_clamp3 = bool((config or {}).get("checkpoint", {}).get("is_clamp3"))
         return model
 
     def generate_model_card(self, **facts: object) -> ModelCard:
-        """What the model is, its sizes, and whatever else is known, such as the epoch of a checkpoint."""
+        """Describes the model, with its sizes and further facts, such as the epoch of a checkpoint."""
         kind = type(self).__name__
         arguments: dict[str, Any] = dict(self._hub_mixin_config or {})  # type: ignore[arg-type]
         sizes = {name: _size(value) if isinstance(value, dict) else value for name, value in arguments.items()}
@@ -45,7 +45,7 @@ class HubModel(PyTorchModelHubMixin):
 
 
 def _configs_of_sizes(sizes: dict[str, Any]) -> dict[str, PreTrainedConfig]:
-    """The configurations that `config.json` once had the sizes of."""
+    """Makes the configurations of a `config.json` that holds sizes."""
     of_m3 = "token_num_layers" in sizes
     hidden = sizes["hidden_size" if of_m3 else "music_hidden_size"]
     common = {"num_attention_heads": hidden // 64, "intermediate_size": hidden * 4}

@@ -1,4 +1,4 @@
-"""Labelled pieces: the label of each feature file, splits that keep the share of a class, measures of predictions."""
+"""Labelled features: the label of each feature file, splits that keep the share of a class, scores of predictions."""
 
 import csv
 from collections import Counter, defaultdict
@@ -14,22 +14,28 @@ from files import InputError
 
 
 @dataclass(frozen=True)
-class Piece:
+class Example:
+    """A feature file. Files with the same key and label are one piece, perhaps in ABC and in MTF."""
+
     path: Path
-    key: str  # see features.key: files with the same key and label are one piece, in ABC and MTF, say
+    key: str  # see features.key
     label: str | None = None
+
+    @property
+    def piece(self) -> tuple[str, str]:
+        return str(self.label), self.key
 
 
 def from_name(name: str) -> str | None:
-    """`folder/jig_17.npy` -> `jig`: what stands before the first underscore; None if nothing does."""
+    """`folder/jig_17.npy` -> `jig`: the file name up to its first underscore; None if nothing precedes one."""
     label, underscore, _ = PurePosixPath(name).name.partition("_")
     return label if underscore and label else None
 
 
 def from_csv(path: Path) -> dict[str, str]:
-    """A CSV of two columns, file and label (with or without a header line) -> {key(file): label}.
+    """Read a CSV of two columns, file and label (with or without a header line), as {key(file): label}.
 
-    Entries without a label are left out. Raises InputError and OSError.
+    Rows with an empty label are skipped. Raises InputError and OSError.
     """
     labels: dict[str, str] = {}
     try:
@@ -52,43 +58,41 @@ def from_csv(path: Path) -> dict[str, str]:
 
 
 def assign(names: list[tuple[Path, str]], labels: dict[str, str] | None) -> list[str | None]:
-    """The label of each (folder, name in it): from the file name if `labels` is None, else by path, else by stem.
+    """Find the label of each (folder, name in it): by path, else by stem; in the file name if `labels` is None.
 
     None where there is no label. Raises InputError if one entry of `labels` fits two pieces.
     """
     if labels is None:
         return [from_name(name) for _, name in names]
     assigned: list[str | None] = []
-    users: dict[str, set[str]] = defaultdict(set)
+    users: dict[str | None, set[str]] = defaultdict(set)
     for root, name in names:
         piece = key(name)
         entries = [piece, (root / piece).as_posix(), PurePosixPath(piece).name]
         entry = next((entry for entry in entries if entry in labels), None)
         assigned.append(None if entry is None else labels[entry])
-        if entry is not None:
-            users[entry].add(piece)
+        users[entry].add(piece)
     for entry, pieces in users.items():
-        if len(pieces) > 1:
+        if entry is not None and len(pieces) > 1:
             some = " and ".join(sorted(pieces)[:2])
             raise InputError(f"the label of {entry!r} fits {len(pieces)} pieces, {some}: name them by their paths")
     return assigned
 
 
-def gather(roots: list[Path], labelled: bool, csv_file: Path | None, width: int = 0) -> tuple[list[Piece], list[str]]:
-    """The usable feature files below `roots`, with their labels if `labelled`; and what was left out, and why.
+def gather(roots: list[Path], labelled: bool, csv_file: Path | None, width: int = 0) -> tuple[list[Example], list[str]]:
+    """List the usable feature files below `roots`, with their labels if `labelled`; and why others were left out.
 
     Every file is read once. Raises InputError if nothing is left, or if a width is not `width` (0: that of the first).
     """
     found = [(root, path) for root in roots for path in features.find(root)]
     names = [(root, features.relative_name(path, root)) for root, path in found]
-    of_file: list[str | None] = [None] * len(found)
-    if labelled:
-        of_file = assign(names, from_csv(csv_file) if csv_file else None)
-    pieces: list[Piece] = []
+    known = from_csv(csv_file) if labelled and csv_file else None
+    of_file = assign(names, known) if labelled else [None] * len(found)
+    examples: list[Example] = []
     left_out: list[str] = []
     whose = f"the model has {width}"
     for number, label in enumerate(tqdm(of_file, desc="checking", unit="file", delay=2, disable=None)):
-        path, name = found[number][1], names[number][1]
+        path = found[number][1]
         if labelled and label is None:
             left_out.append(f"{path}: no label" + ("" if csv_file else " before an underscore in its name"))
             continue
@@ -101,78 +105,65 @@ def gather(roots: list[Path], labelled: bool, csv_file: Path | None, width: int 
             width, whose = found_width, f"{path} has {found_width}"
         if found_width != width:
             raise InputError(f"{path}: width {found_width}, but {whose}: these are features of two models")
-        pieces.append(Piece(path, key(name), label))
-    if not pieces:
+        examples.append(Example(path, key(names[number][1]), label))
+    if not examples:
         raise InputError(f"none of {len(found)} feature files can be used; the first: {left_out[0]}")
-    return pieces, left_out
+    return examples, left_out
 
 
-def drop_small_classes(pieces: list[Piece], smallest: int) -> tuple[list[Piece], list[str]]:
-    """The pieces of the classes that are large enough to be in every part of a split; and what was left out.
+def drop_small_classes(examples: list[Example], smallest: int) -> tuple[list[Example], list[str]]:
+    """Keep the classes of at least `smallest` pieces; also returns why the other files were left out.
 
-    Raises InputError if fewer than two classes are.
+    Raises InputError if fewer than two classes are kept.
     """
-    sizes = Counter(label for label, _ in {(piece.label, piece.key) for piece in pieces})
-    kept = {label for label, size in sizes.items() if size >= smallest}
-    if len(kept) < 2:
+    sizes = Counter(label for label, _ in {example.piece for example in examples})
+    if sum(size >= smallest for size in sizes.values()) < 2:
         there = ", ".join(f"{label} {size}" for label, size in sizes.most_common(10))
         raise InputError(f"a probe needs two classes of {smallest} pieces or more; there are: {there}")
-    left_out = [
-        f"{piece.path}: its class, {piece.label}, has fewer than {smallest} pieces"
-        for piece in pieces
-        if piece.label not in kept
-    ]
-    return [piece for piece in pieces if piece.label in kept], left_out
+    small = [example for example in examples if sizes[str(example.label)] < smallest]
+    left_out = [f"{item.path}: its class, {item.label}, has fewer than {smallest} pieces" for item in small]
+    return [example for example in examples if sizes[str(example.label)] >= smallest], left_out
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 
-def hold_out(pieces: list[Piece], share: float, rng: np.random.Generator) -> tuple[list[Piece], list[Piece]]:
-    """(the others, `share` of each class): one piece at least, but never all; files of one piece stay together."""
-    held_out: set[tuple[str | None, str]] = set()
-    for members in _by_class(pieces, rng):
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        held_out.update(members[:count])
-    return _split(pieces, held_out)
+def hold_out(examples: list[Example], share: float, rng: np.random.Generator) -> tuple[list[Example], list[Example]]:
+    """Hold out `share` of each class, rounded: at least one piece, but never all. Returns (the others, held out).
 
-
-def folds(pieces: list[Piece], number: int, rng: np.random.Generator) -> list[tuple[list[Piece], list[Piece]]]:
-    """`number` times (the others, those held out): each file is held out once; files of one piece stay together.
-
-    The pieces of a class are dealt out one by one, so that the folds differ by one of each class at most.
+    Files of one piece stay together. (A stratified split by scikit-learn may hold out nothing of a small class.)
     """
-    dealt = [member for members in _by_class(pieces, rng) for member in members]
-    return [_split(pieces, set(dealt[fold::number])) for fold in range(number)]
+    held_out = set()
+    for pieces in _shuffled_classes(examples, rng):
+        count = min(max(1, round(share * len(pieces))), len(pieces) - 1)
+        held_out.update(pieces[:count])
+    return _split(examples, held_out)
 
 
-def _by_class(pieces: list[Piece], rng: np.random.Generator) -> list[list[tuple[str | None, str]]]:
-    """(label, key) of the pieces of each class, shuffled; a piece of several files once."""
-    classes: dict[str, list] = defaultdict(list)
-    for member in sorted({(str(piece.label), piece.key) for piece in pieces}):
-        classes[member[0]].append(member)
-    return [[members[index] for index in rng.permutation(len(members))] for members in classes.values()]
+def folds(examples: list[Example], number: int, rng: np.random.Generator) -> list[tuple[list[Example], list[Example]]]:
+    """Hold out each piece in one of `number` folds, which differ by one piece of a class at most; see `hold_out`."""
+    dealt = [piece for pieces in _shuffled_classes(examples, rng) for piece in pieces]
+    return [_split(examples, set(dealt[fold::number])) for fold in range(number)]
 
 
-def _split(pieces: list[Piece], held_out: set[tuple[str | None, str]]) -> tuple[list[Piece], list[Piece]]:
-    return (
-        [piece for piece in pieces if (piece.label, piece.key) not in held_out],
-        [piece for piece in pieces if (piece.label, piece.key) in held_out],
-    )
+def _shuffled_classes(examples: list[Example], rng: np.random.Generator) -> list[list[tuple[str, str]]]:
+    """The pieces of each class, shuffled; the order of the files does not matter."""
+    classes: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for piece in sorted({example.piece for example in examples}):
+        classes[piece[0]].append(piece)
+    return [[pieces[index] for index in rng.permutation(len(pieces))] for pieces in classes.values()]
 
 
-# --- measures ---------------------------------------------------------------------------------------------------------
-
-
-def confusion_matrix(truth: list[int], predicted: list[int], num_classes: int) -> np.ndarray:
-    """[C, C], C classes: how many of a true class (row) were taken for each class (column)."""
-    matrix = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(matrix, (truth, predicted), 1)
-    return matrix
+def _split(examples: list[Example], held_out: set[tuple[str, str]]) -> tuple[list[Example], list[Example]]:
+    others = [example for example in examples if example.piece not in held_out]
+    return others, [example for example in examples if example.piece in held_out]
 
 
 def scores(confusion: np.ndarray) -> dict[str, float]:
-    """Accuracy, mean F1 of the classes (0 for one that is never right), and the share of the largest class."""
+    """Accuracy, macro-F1 (0 for a class that is never right) and the largest class's share, from [C, C] counts.
+
+    A row of the confusion matrix is a true class, a column a predicted one.
+    """
     f1 = 2 * confusion.diagonal() / np.maximum(confusion.sum(axis=0) + confusion.sum(axis=1), 1)
     return {
         "accuracy": float(confusion.trace() / confusion.sum()),

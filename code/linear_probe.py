@@ -1,8 +1,8 @@
-"""Linear probe: how well a label (rhythm, composer, genre, emotion) can be read from frozen features.
+"""Linear probe: measure how well frozen features predict a label (rhythm, composer, genre, emotion).
 
 Each vector in time goes through a linear layer and a ReLU, their mean over time through a second linear layer; trained
-with cross-entropy. Features are `.npy` files, temporal [1, T, H] or pooled [1, H], in one or several folders. The label
-is what a file's name begins with (`jig_17.npy` -> jig), or stands in a CSV of two columns: file (path or stem), label.
+with cross-entropy. Features are `.npy` files, temporal [1, T, H] or pooled [1, H], in one or several folders. A label
+is the beginning of a file's name (`jig_17.npy` -> jig), or is in a CSV of two columns: file (path or stem), label.
 
 examples:
   python linear_probe.py train features/ --model probe.pth --confusion confusion.png
@@ -10,9 +10,9 @@ examples:
   python linear_probe.py predict probe.pth new_features/ --json predictions.json
   python linear_probe.py predict probe.pth test_features/ --labels test.csv --evaluate
 
-`train` holds out 20 % of each class for the test, and 10 % of the others to know when to stop. `--folds K` instead
-tests on every piece once, with a model that has not seen it; `--model` then keeps one trained on all of them. Files
-that share label and path, but for folder and extension, are one piece, and stay on one side of every split.
+`train` holds out 20 % of each class as the test set, and 10 % of the rest as the validation set. `--folds K` instead
+cross-validates; `--model` then keeps a model trained on all pieces. Files that share label and path, but for folder and
+extension, are one piece, and stay on one side of every split.
 Exit status: 0; 1 if a file was left out; 2 if nothing could be done.
 """
 
@@ -42,11 +42,11 @@ import labels
 import plot
 import provenance
 from files import InputError
-from labels import Piece
+from labels import Example
 
 TEST_SHARE = 0.2  # of the pieces of each class
-VALIDATION_SHARE = 0.1  # of those that are not for the test
-CACHE_BYTES = 2 << 30  # of features kept in memory, of the training, the validation and the test pieces each
+VALIDATION_SHARE = 0.1  # of the other pieces
+CACHE_BYTES = 2 << 30  # of features that each FeatureDataset keeps in memory
 
 
 class LinearProbe(nn.Module):
@@ -63,26 +63,22 @@ class LinearProbe(nn.Module):
         return self.output(hidden.sum(dim=1) / mask.sum(dim=1, keepdim=True))
 
 
-class Pieces(Dataset):
-    """Features [T, H] and class index (-1: no label) of pieces.
+class FeatureDataset(Dataset):
+    """Features [T, H] and class index (-1: no label) of each example; files are kept in memory up to `CACHE_BYTES`."""
 
-    A file is read when it is first asked for, and kept in memory unless that would be more than `CACHE_BYTES`.
-    """
-
-    def __init__(self, pieces: list[Piece], classes: list[str]):
-        self.pieces = pieces
-        self.targets = [-1 if piece.label is None else classes.index(piece.label) for piece in pieces]
+    def __init__(self, examples: list[Example], classes: list[str]):
+        self.examples = examples
+        self.targets = [-1 if example.label is None else classes.index(example.label) for example in examples]
         self.cache: dict[int, Tensor] = {}
         self.space = CACHE_BYTES
 
     def __len__(self) -> int:
-        return len(self.pieces)
+        return len(self.examples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         sequence = self.cache.get(index)
         if sequence is None:
-            array = features.read(self.pieces[index].path)
-            sequence = torch.from_numpy(array.reshape(-1, array.shape[-1]))
+            sequence = torch.from_numpy(features.read(self.examples[index].path)).flatten(0, -2)
             if sequence.nbytes <= self.space:
                 self.cache[index] = sequence
                 self.space -= sequence.nbytes
@@ -98,34 +94,35 @@ def collate(batch: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.inference_mode()
 def predict_logits(model: LinearProbe, batches: DataLoader) -> tuple[Tensor, Tensor]:
-    """Logits [N, C] and class indices [N] of all pieces, both on the CPU."""
+    """Logits [N, C] and class indices [N] of all examples, on the model's device."""
     model.eval()
     device = model.output.weight.device
-    outputs = [(model(sequences.to(device), mask.to(device)).cpu(), targets) for sequences, mask, targets in batches]
+    outputs = [(model(sequences.to(device), mask.to(device)), targets) for sequences, mask, targets in batches]
     logits, targets = zip(*outputs, strict=True)
-    return torch.cat(logits), torch.cat(targets)
+    return torch.cat(logits), torch.cat(targets).to(device)
 
 
 def fit(
-    train: list[Piece], validation: list[Piece], classes: list[str], args: argparse.Namespace
+    train: list[Example], validation: list[Example], classes: list[str], args: argparse.Namespace
 ) -> tuple[LinearProbe, list[dict]]:
-    """The model of lowest validation loss, and the losses of each epoch.
+    """Train a probe; return the model of lowest validation loss, and the losses of each epoch.
 
     Stops when the validation loss has not fallen for `args.patience` epochs. The seed decides everything.
     """
     torch.manual_seed(args.seed)
     width = features.read(train[0].path).shape[-1]
-    model = LinearProbe(width, args.hidden_size or width, len(classes)).to(pick_device())
-    device = model.output.weight.device
+    device = pick_device()
+    model = LinearProbe(width, args.hidden_size or width, len(classes)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
     weight = None
-    if args.balanced:  # every class counts the same, however many pieces it has
-        sizes = Counter(piece.label for piece in train)
-        weight = torch.tensor([len(train) / (len(classes) * sizes[label]) for label in classes])
-    on_device = None if weight is None else weight.to(device)
+    if args.balanced:  # every class counts the same, however many examples it has
+        sizes = Counter(example.label for example in train)
+        weight = torch.tensor([len(train) / (len(classes) * sizes[label]) for label in classes], device=device)
     order = torch.Generator().manual_seed(args.seed)
-    batches = DataLoader(Pieces(train, classes), args.batch_size, shuffle=True, generator=order, collate_fn=collate)
-    for_validation = DataLoader(Pieces(validation, classes), args.batch_size, collate_fn=collate)
+    batches = DataLoader(
+        FeatureDataset(train, classes), args.batch_size, shuffle=True, generator=order, collate_fn=collate
+    )
+    for_validation = DataLoader(FeatureDataset(validation, classes), args.batch_size, collate_fn=collate)
 
     history: list[dict] = []
     best: dict = {"eval_loss": float("inf"), "epoch": 0}
@@ -135,18 +132,18 @@ def fit(
             model.train()
             total = 0.0
             for sequences, mask, targets in batches:
-                loss = cross_entropy(model(sequences.to(device), mask.to(device)), targets.to(device), on_device)
+                loss = cross_entropy(model(sequences.to(device), mask.to(device)), targets.to(device), weight)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 total += loss.item() * len(targets)
-            logits, targets = predict_logits(model, for_validation)
-            losses = {"train_loss": total / len(train), "eval_loss": cross_entropy(logits, targets, weight).item()}
+            eval_loss = cross_entropy(*predict_logits(model, for_validation), weight).item()
+            losses = {"train_loss": total / len(train), "eval_loss": eval_loss}
             if not np.isfinite(list(losses.values())).all():
                 raise InputError(f"the loss is not finite in epoch {epoch}: lower --learning_rate; are features huge?")
             history.append({"epoch": epoch} | losses)
             epochs.set_postfix({name: f"{loss:.4f}" for name, loss in losses.items()})
-            if losses["eval_loss"] < best["eval_loss"]:
+            if eval_loss < best["eval_loss"]:
                 best, best_state = history[-1], copy.deepcopy(model.state_dict())
             elif epoch - best["epoch"] >= args.patience:
                 break
@@ -159,17 +156,18 @@ def pick_device() -> torch.device:
 
 
 def evaluate(
-    model: LinearProbe, pieces: list[Piece], classes: list[str], batch_size: int
+    model: LinearProbe, examples: list[Example], classes: list[str], batch_size: int
 ) -> tuple[list[dict], np.ndarray]:
-    """One record a piece, and the confusion matrix of those that have a label."""
-    logits, targets = predict_logits(model, DataLoader(Pieces(pieces, classes), batch_size, collate_fn=collate))
-    probabilities, best = logits.softmax(dim=-1), logits.argmax(dim=-1)
+    """Classify examples: one record each, and the confusion matrix [C, C] (true class, predicted) of those labelled."""
+    batches = DataLoader(FeatureDataset(examples, classes), batch_size, collate_fn=collate)
+    logits, targets = predict_logits(model, batches)
+    best, count = logits.argmax(dim=-1), len(classes)
     records = []
-    for piece, row, label in zip(pieces, probabilities.tolist(), best.tolist(), strict=True):
-        record: dict = {"file": str(piece.path), "predicted": classes[label], "label": piece.label}
+    for example, row, label in zip(examples, logits.softmax(dim=-1).tolist(), best.tolist(), strict=True):
+        record: dict = {"file": str(example.path), "predicted": classes[label], "label": example.label}
         records.append(record | {"probabilities": {c: round(p, 6) for c, p in zip(classes, row, strict=True)}})
-    known = targets >= 0
-    return records, labels.confusion_matrix(targets[known].tolist(), best[known].tolist(), len(classes))
+    cells = (targets * count + best)[targets >= 0].cpu()
+    return records, torch.bincount(cells, minlength=count**2).view(count, count).numpy()
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -177,42 +175,41 @@ def evaluate(
 
 def train(args: argparse.Namespace) -> int:
     made_with = provenance.agreed(features.made_with(args.features))
-    pieces, left_out = labels.gather(args.features, True, args.labels)
-    pieces, dropped = labels.drop_small_classes(pieces, max(3, args.folds))
+    examples, left_out = labels.gather(args.features, True, args.labels)
+    examples, dropped = labels.drop_small_classes(examples, max(3, args.folds))
     left_out += dropped
-    sizes = Counter(str(piece.label) for piece in pieces)
+    sizes = Counter(str(example.label) for example in examples)
     classes = sorted(sizes)
-    print(
-        files.printable(
-            f"{len(pieces)} files of {len(classes)} classes: " + ", ".join(f"{c} {n}" for c, n in sizes.most_common())
-        )
-    )
+    listed = ", ".join(f"{name} {size}" for name, size in sizes.most_common())
+    print(files.printable(f"{len(examples)} files of {len(classes)} classes: {listed}"))
 
     rng = np.random.default_rng(args.seed)
-    splits = labels.folds(pieces, args.folds, rng) if args.folds else [labels.hold_out(pieces, TEST_SHARE, rng)]
-    runs, predictions, confusion = [], [], np.zeros((len(classes), len(classes)), np.int64)
+    splits = labels.folds(examples, args.folds, rng) if args.folds else [labels.hold_out(examples, TEST_SHARE, rng)]
+    tested, predictions, confusion = [], [], np.zeros((len(classes), len(classes)), np.int64)
     for others, for_test in splits:
         for_fit, validation = labels.hold_out(others, VALIDATION_SHARE, rng)
         model, history = fit(for_fit, validation, classes, args)
         records, matrix = evaluate(model, for_test, classes, args.batch_size)
-        best = min(history, key=lambda losses: losses["eval_loss"])
-        runs.append(labels.scores(matrix) | {"best_epoch": best["epoch"], "history": history})
+        best = min(history, key=lambda losses: losses["eval_loss"])["epoch"]
+        tested.append(labels.scores(matrix) | {"best_epoch": best, "history": history})
         print(
             f"{len(for_fit)} to train on, {len(validation)} to stop by, {len(for_test)} to test; "
-            f"best epoch {best['epoch']} of {len(history)}; {show(runs[-1])}"
+            f"best epoch {best} of {len(history)}; {show(tested[-1])}"
         )
         predictions += records
         confusion += matrix
-    result = {"classes": classes, "test": labels.scores(confusion), "splits": runs}
+    result = {"classes": classes, "test": labels.scores(confusion), "splits": tested}
     if args.folds:
         for name in ("accuracy", "macro_f1"):
-            values = [run[name] for run in runs]
+            values = [split[name] for split in tested]
             result[name] = {"mean": float(np.mean(values)), "standard_deviation": float(np.std(values))}
             print(f"{name} of {args.folds} folds: {np.mean(values):.4f} ± {np.std(values):.4f}")
     if args.model:
         if args.folds:
-            model, _ = fit(*labels.hold_out(pieces, VALIDATION_SHARE, rng), classes, args)
-        save(model, classes, made_with, args.model)
+            model, _ = fit(*labels.hold_out(examples, VALIDATION_SHARE, rng), classes, args)
+        with files.atomic_write(args.model) as file:
+            state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+            torch.save({"model": state, "classes": classes, "made_with": made_with}, file)
     return finish(args, result, predictions, confusion, left_out)
 
 
@@ -221,24 +218,21 @@ def predict(args: argparse.Namespace) -> int:
         raise InputError("--labels and --confusion compare predictions with labels: add --evaluate")
     model, classes, made_with = load(args.model)
     provenance.agreed({str(args.model): made_with} | features.made_with(args.features))
-    pieces, left_out = labels.gather(args.features, args.evaluate, args.labels, model.hidden.in_features)
-    unknown = [piece for piece in pieces if args.evaluate and piece.label not in classes]
-    left_out = [f"{piece.path}: the model knows no class {piece.label}" for piece in unknown] + left_out
-    pieces = [piece for piece in pieces if piece.label is None or piece.label in classes]
-    if not pieces:
+    found, left_out = labels.gather(args.features, args.evaluate, args.labels, model.hidden.in_features)
+    examples = [example for example in found if example.label in (None, *classes)]
+    unknown = [example for example in found if example.label not in (None, *classes)]
+    left_out = [f"{example.path}: the model knows no class {example.label}" for example in unknown] + left_out
+    if not examples:
         raise InputError(f"no file has one of the labels that the model knows: {', '.join(classes)}")
-    records, confusion = evaluate(model.to(pick_device()), pieces, classes, args.batch_size)
+    records, confusion = evaluate(model.to(pick_device()), examples, classes, args.batch_size)
     result: dict = {"classes": classes}
     if args.evaluate:
         result["test"] = labels.scores(confusion)
-        print(f"{len(pieces)} files: {show(result['test'])}")
+        print(f"{len(examples)} files: {show(result['test'])}")
     else:
         for record in records:
-            print(
-                files.printable(
-                    f"{record['probabilities'][record['predicted']]:.4f}  {record['predicted']}  {record['file']}"
-                )
-            )
+            probability = record["probabilities"][record["predicted"]]
+            print(files.printable(f"{probability:.4f}  {record['predicted']}  {record['file']}"))
     return finish(args, result, records, confusion, left_out)
 
 
@@ -249,7 +243,7 @@ def show(scores: dict) -> str:
 def finish(
     args: argparse.Namespace, result: dict, predictions: list[dict], confusion: np.ndarray, left_out: list[str]
 ) -> int:
-    """Names what was left out, writes the files that were asked for, and returns the exit status."""
+    """Report the files left out, write the requested files, and return the exit status."""
     features.report("left out", left_out)
     if args.json:
         result |= {"confusion": confusion.tolist(), "left_out": left_out, "predictions": predictions}
@@ -259,14 +253,8 @@ def finish(
     return 1 if left_out else 0
 
 
-def save(model: LinearProbe, classes: list[str], made_with: dict, path: Path) -> None:
-    with files.atomic_write(path) as file:
-        state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-        torch.save({"model": state, "classes": classes, "made_with": made_with}, file)
-
-
 def load(path: Path) -> tuple[LinearProbe, list[str], dict]:
-    """A model that `save` wrote, its labels, and what its features were made with; see `provenance`.
+    """Load a model that `train` wrote, its classes, and what its features were made with; see `provenance`.
 
     Raises InputError and OSError.
     """

@@ -1,17 +1,14 @@
-"""How pieces become batches: datasets whose bad pieces are replaced, the order of an epoch, loaders.
-
-What happens to a piece in an epoch (augmentation) is drawn from (seed, epoch, piece) alone, so that neither the
-number of loader workers nor the number of processes changes it.
-"""
+"""Pieces and their batches: evaluation data, datasets whose bad pieces are replaced, the order of an epoch, loaders."""
 
 import hashlib
 import math
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,9 +18,37 @@ import config
 from files import InputError
 from packing import Tensors
 from processes import Processes
+from utils import split_data
+
+T = TypeVar("T")
 
 TRIES = 100  # pieces tried in place of a bad one, before the data as a whole is called bad
 MOST_WORKERS = 16  # that NUM_WORKERS = -1 chooses; each takes memory
+
+
+def require_set(name: str, value: str) -> None:
+    """Raises InputError if a constant of config.py still is its placeholder, or is empty."""
+    if not value or value.startswith("<"):
+        raise InputError(f"{name} is not set (it is {value!r}); set it in {config.source()}")
+
+
+def hold_out(pieces: Sequence[T], least: int, instead: str) -> tuple[list[T], list[T]]:
+    """Splits the training data into (training, evaluation). Raises InputError if fewer than `least` are held out.
+
+    instead: the constant that names separate evaluation data.
+    """
+    count, share = len(pieces), config.EVAL_SPLIT
+    if count <= least:
+        problem = (
+            f"{count} piece(s) cannot be split into training and evaluation data, which takes {least + 1}; add more"
+        )
+        raise InputError(f"{problem}, or set {instead} in {config.source()}")
+    train, evaluation = split_data(pieces, share) if share else (list(pieces), [])
+    if len(evaluation) < least:
+        problem = f"EVAL_SPLIT = {share} holds out {len(evaluation)} of {count} pieces, and evaluation takes {least}"
+        enough = math.ceil(100 * least / count) / 100
+        raise InputError(f"{problem}; raise it to {enough}, or set {instead}, in {config.source()}")
+    return train, evaluation
 
 
 def digest(*parts: bytes) -> str:
@@ -54,8 +79,8 @@ class Paths:
 
 
 class PieceDataset(Dataset):
-    """Pieces under the keys (epoch, index). A bad piece is named in `problems` and another one stands in for it,
-    so that all ranks keep equal batches."""
+    """Pieces under the keys (epoch, index). A bad piece is named in `problems` and replaced by another one, so that
+    all ranks keep equal batches. What is random about a piece is drawn from (seed, epoch, index) alone."""
 
     batch_constant = "the batch size"  # the constant of config.py that sets it
 
@@ -67,12 +92,12 @@ class PieceDataset(Dataset):
         raise NotImplementedError
 
     def digest(self) -> str:
-        """Of which pieces there are, in their order."""
+        """A digest of the pieces in their order."""
         raise NotImplementedError
 
     def load(self, index: int, rng: random.Random) -> dict:
-        """One piece, with its `name`; what is random about it comes from `rng`. `problems`, if there, names
-        what is wrong with parts of it that it can do without. Raises InputError if the piece is bad."""
+        """Loads a piece, with its `name`, and `problems` of parts that it can do without. Raises InputError if it is
+        bad."""
         raise NotImplementedError
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
@@ -90,11 +115,10 @@ class PieceDataset(Dataset):
 
 
 class Batches:
-    """Which pieces make the batches of an epoch, as keys (epoch, index) for one rank; a batch sampler of DataLoader.
+    """The batch sampler of one rank: the keys (epoch, index) of the pieces of each batch.
 
-    In training, the order of an epoch is one permutation for all ranks: a global batch is a run of it, and a rank has
-    its share of each. The last pieces, fewer than a global batch, wait for another epoch. In evaluation every piece
-    is used.
+    In training, an epoch is one permutation for all ranks, cut into global batches, of which each rank has its share;
+    the last pieces, fewer than a global batch, are left out. In evaluation every piece is used.
     """
 
     def __init__(self, count: int, batch_size: int, processes: Processes, seed: int, train: bool, constant: str = ""):
@@ -132,8 +156,13 @@ class Batches:
                 yield [(0, index) for index in own[start : start + size]]
 
 
+class Loader(DataLoader):
+    dataset: PieceDataset
+    batch_sampler: Batches  # type: ignore[assignment]
+
+
 def worker_count() -> int:
-    """The reading processes of this rank: NUM_WORKERS, or its share of the cores less the one it runs on itself."""
+    """The number of reading processes of this rank: NUM_WORKERS, or its share of the cores but for its own."""
     if config.NUM_WORKERS >= 0:
         return config.NUM_WORKERS
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -143,45 +172,41 @@ def worker_count() -> int:
 
 def make_loader(
     dataset: PieceDataset, batch_size: int, processes: Processes, collate: Callable[[list[dict]], Tensors]
-) -> DataLoader:
+) -> Loader:
     """Batches of a dataset for this rank, read ahead by worker processes."""
     batches = Batches(len(dataset), batch_size, processes, dataset.seed, dataset.train, dataset.batch_constant)
     workers = min(worker_count(), len(batches))
-    return DataLoader(
+    return Loader(
         dataset,
         batch_sampler=batches,
-        collate_fn=_Collate(collate),
+        collate_fn=partial(_collate, collate),
         num_workers=workers,
-        persistent_workers=workers > 0 and dataset.train,  # those of the evaluation come when they are needed
+        persistent_workers=workers > 0 and dataset.train,  # those of the evaluation are started when they are needed
         prefetch_factor=2 if workers else None,  # what waits is shared memory, up to 12 MB a batch of CLaMP 2
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_interrupts,
     )
 
 
+def _collate(collate: Callable[[list[dict]], Tensors], samples: list[dict]) -> dict:
+    for sample in samples:
+        if "fatal" in sample:
+            return sample
+    return {
+        "batch": collate(samples).joined(),
+        "names": [sample["name"] for sample in samples],
+        "problems": [problem for sample in samples for problem in sample["problems"]],
+    }
+
+
 def ignore_interrupts(_: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM may reach every process; their parent decides when workers end."""
+    """Ignores Ctrl-C and a cluster's SIGTERM, which may reach every process: the parent decides when workers end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def close_loader(loader: DataLoader) -> None:
-    """Ends a loader's workers, gently: they ignore the SIGTERM that the interpreter would send them at its exit."""
+    """Ends the workers of a loader, which ignore the SIGTERM that the interpreter would send them at its exit."""
     if loader._iterator is not None and loader.num_workers:
         loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
         loader._iterator = None
-
-
-@dataclass
-class _Collate:
-    collate: Callable[[list[dict]], Tensors]
-
-    def __call__(self, samples: list[dict]) -> dict:
-        for sample in samples:
-            if "fatal" in sample:
-                return sample
-        return {
-            "batch": self.collate(samples).joined(),
-            "names": [sample["name"] for sample in samples],
-            "problems": [problem for sample in samples for problem in sample["problems"]],
-        }

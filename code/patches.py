@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from unidecode import unidecode_expect_nonascii
 
-from config import M3_MASK_RATIO, PATCH_LENGTH, PATCH_SIZE
+import config
 from files import InputError, read_utf8
+from notation import is_interleaved, is_mtf
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 PAD, BOS, EOS, MASK = range(4)  # the special ids; every other id is an ASCII code
 VOCABULARY = 128
 
-MTF_START = "ticks_per_beat "  # the first line of a text in MIDI Text Format begins so
 _LINE = re.compile(r".*\n|.+")  # only at a newline, where str.splitlines cuts at form feeds and separators too
 _BARLINE = re.compile(r"(\|:|::|:\||\[\||\|\||\|\]|\|)")  # the longest first
 _LONG_BARLINE = re.compile(r"(\|[:|\]]|:[:|]|\[\|)")  # of two characters
@@ -69,12 +69,6 @@ def checked_music(text: str, suffix: str) -> str:
     return text
 
 
-def is_interleaved(text: str) -> bool:
-    """Whether ABC is interleaved: its body lines begin with a voice, `[V:1]`, and there is no X: line."""
-    lines = "\n" + text
-    return "\n[V:" in lines and "\nX:" not in lines
-
-
 def remove_unit_length(text: str) -> str:
     """Removes the header lines `L:1/8`, which say the same in every file of the published pipeline.
 
@@ -112,7 +106,7 @@ class M3Patchilizer:
     delimiters: ClassVar[list[str]] = ["|:", "::", ":|", "[|", "||", "|]", "|"]  # barlines, the longest first
     regexPattern = _BARLINE.pattern
 
-    def __init__(self, patch_size: int = PATCH_SIZE, patch_length: int = PATCH_LENGTH):
+    def __init__(self, patch_size: int = config.PATCH_SIZE, patch_length: int = config.PATCH_LENGTH):
         self.patch_size = patch_size
         self.patch_length = patch_length
 
@@ -186,11 +180,6 @@ class M3Patchilizer:
     def patch2bar(self, patch: Sequence[int]) -> str:
         """The ids of a patch -> its text."""
         return "".join(map(chr, patch)).translate(_SPECIAL_IDS)
-
-
-def is_mtf(text: str) -> bool:
-    """Whether a text is MTF, by its first line."""
-    return text.startswith(MTF_START)
 
 
 def _transliterate(text: str) -> str:
@@ -267,7 +256,7 @@ def mask_patches(
 
 
 def corrupt_patches(
-    patches: np.ndarray, rng: np.random.Generator, train: bool = True, mask_ratio: float = M3_MASK_RATIO
+    patches: np.ndarray, rng: np.random.Generator, train: bool = True, mask_ratio: float = config.M3_MASK_RATIO
 ) -> tuple[np.ndarray, np.ndarray]:
     """Corrupts a piece for M3 to restore (paper, section 3.2). One draw for the whole piece decides how.
 
@@ -282,9 +271,9 @@ def corrupt_patches(
     selected[rng.permutation(len(patches))[:count]] = True
     corrupted = patches.copy()
     draw = rng.random() if train else 1.0
-    if draw < 0.8:
+    if draw < config.M3_MASKED_SHARE:
         corrupted[selected] = MASK
-    elif draw < 0.9:
+    elif draw < config.M3_MASKED_SHARE + config.M3_SHUFFLED_SHARE:
         rows = corrupted[selected]
         ends = rows == EOS
         stops = np.where(ends.sum(1) == 1, ends.argmax(1), rows.shape[1])

@@ -3,15 +3,15 @@
 Drawn in worker processes, because verovio is a C++ library that a strange score can crash or keep busy for ever.
 """
 
-import argparse
 import math
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from xml.etree import ElementTree
 
+import files
 import pieces
-from pieces import batch
+from conversions import midi_to_mtf, musicxml, workers, xml_abc
+from files import InputError
 
 BARS = 8
 TIMEOUT = 30  # seconds for one picture
@@ -19,67 +19,40 @@ PAGE_WIDTH = 2100  # of an engraving, in tenths of a millimetre; the page that s
 
 
 def draw_all(sources: list[Path]) -> Iterator[tuple[Path, str, str]]:
-    """(source, SVG, why there is none) of music files, `#N` of a tune included, in any order."""
-    for path, content, error in pieces.in_workers(convert, sources, TIMEOUT):
-        yield path, content.decode(), error
+    """Yields (source, SVG, why there is none) of music files, `#N` of a tune included, in any order."""
+    for source, svg in workers.run(draw, sources, TIMEOUT):
+        yield source, *(("", svg.reason) if isinstance(svg, workers.Failed) else (svg, ""))
 
 
-def convert(source: Path, args: argparse.Namespace) -> batch.Converted:
-    """Draws one piece, in a worker process."""
+def draw(source: Path) -> str:
+    """The SVG of one piece. Raises InputError, and whatever a converter may raise."""
     path, number = pieces.locate(source)
+    files.require_piece(path)
     data, kind = path.read_bytes(), pieces.kind(path)
     if kind == ".xml":
-        import musicxml
-
-        svg = engrave(first_measures(musicxml.read(data)[0]))
-    elif kind == ".abc":
-        import batch_abc2xml
-
-        tune = pieces.tunes(data, kind)[(number or 1) - 1]
-        if not tune:
-            raise batch.Refused(tune.error)
-        svg = engrave(batch_abc2xml.abc_to_musicxml(first_bars(tune.text)).decode())
-    elif kind == ".mid":
-        svg = piano_roll(pieces.mtf_of(data, "carry_delta")[0])  # at the true times, which features are not of
-    else:
-        [piece] = pieces.read(data, kind)
-        if not piece:
-            raise batch.Refused(piece.error)
-        svg = piano_roll(piece.text)
-    return batch.Converted([svg.encode()])
+        return engrave(musicxml.read(data)[0])
+    if kind == ".mid":
+        return piano_roll(midi_to_mtf(data, "carry_delta")[0])  # at the true times, which features are not of
+    piece = (pieces.tunes if kind == ".abc" else pieces.read)(data, kind)[(number or 1) - 1]
+    if not piece.ok:
+        raise InputError(piece.error)
+    if kind == ".abc":
+        return engrave(xml_abc.abc_to_musicxml(first_bars(piece.text)).decode())
+    return piano_roll(piece.text)
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
-def first_bars(tune: str, bars: int = BARS) -> str:
-    """The header and the first bars of an interleaved tune, which has a line for each bar."""
-    kept, count = [], 0
-    for line in tune.splitlines(keepends=True):
-        count += line.startswith("[V:")
-        if count > bars:
-            break
-        kept.append(line)
-    return "".join(kept)
-
-
-def first_measures(score: str, bars: int = BARS) -> str:
-    """The first measures of a MusicXML score, without what its file says of the page."""
-    root = ElementTree.fromstring(score)
-    for part in root.findall("part"):
-        measures = part.findall("measure")
-        for measure in measures[bars:]:
-            part.remove(measure)
-        for measure in measures[:bars]:
-            for of_page in measure.findall("print"):
-                measure.remove(of_page)
-    for of_page in [*root.findall("defaults"), *root.findall("credit")]:
-        root.remove(of_page)
-    return ElementTree.tostring(root, encoding="unicode")
+def first_bars(tune: str) -> str:
+    """Cuts an interleaved tune, which has a line for each bar, so that only its first bars are converted."""
+    lines = tune.splitlines(keepends=True)
+    bars = [place for place, line in enumerate(lines) if line.startswith("[V:")]
+    return "".join(lines[: bars[BARS]] if len(bars) > BARS else lines)
 
 
 def engrave(score: str) -> str:
-    """A MusicXML score as one SVG picture, without its title. Raises batch.Refused."""
+    """Draws the first bars of a MusicXML score as one SVG picture, without its title. Raises InputError."""
     import verovio
 
     verovio.enableLog(verovio.LOG_OFF)
@@ -90,7 +63,7 @@ def engrave(score: str) -> str:
             "header": "none",
             "footer": "none",
             "pageWidth": PAGE_WIDTH,
-            "pageHeight": 60000,  # the most there is: all systems on one page, whose height is then adjusted
+            "pageHeight": 60000,  # the largest, for all systems; it is then adjusted
             "adjustPageHeight": True,
             "pageMarginTop": 20,
             "pageMarginBottom": 20,
@@ -102,11 +75,12 @@ def engrave(score: str) -> str:
             "xmlIdSeed": 1,  # the same picture each time
         }
     )
+    toolkit.select({"measureRange": f"start-{BARS}"})
     if not toolkit.loadData(score):
-        raise batch.Refused("verovio cannot read it")
+        raise InputError("verovio cannot read it")
     svg = toolkit.renderToSVG(1)
     if 'class="measure' not in svg:
-        raise batch.Refused("verovio drew no bar of it")
+        raise InputError("verovio drew no bar of it")
     return svg
 
 
@@ -117,19 +91,19 @@ _DRUMS = 9  # the channel whose notes are no pitches
 _WIDTH, _ROW, _LEFT, _BOTTOM = 840, 5, 34, 18  # in units of the picture
 
 
-def piano_roll(mtf: str, bars: int = BARS) -> str:
-    """The notes of the first bars that sound, by time and pitch, a colour for each channel.
+def piano_roll(mtf: str) -> str:
+    """Draws the notes of the first bars that sound, by time and pitch, a colour for each channel.
 
-    Of ticks that are no part of a beat, there are no bars: of SMPTE time 16 seconds are shown, else all of it. Below
+    Where ticks are no part of a beat, there are no bars: of SMPTE time 16 seconds are shown, else all of it. Below
     stand the numbers of the bars, or else the first and the last second, or tick.
     """
     ticks_per_beat, meters, notes = _notes(mtf)
     pitched = [note for note in notes if note[2] != _DRUMS] or notes
     if not pitched:
-        raise batch.Refused("there is no note in it")
+        raise InputError("there is no note in it")
     earliest = min(note[0] for note in pitched)
     if ticks_per_beat > 0:
-        first, lines = bar_lines(ticks_per_beat, meters, earliest, bars)
+        first, lines = bar_lines(ticks_per_beat, meters, earliest, BARS)
     else:
         per_second = -(ticks_per_beat >> 8) * (ticks_per_beat & 0xFF)
         length = per_second * 16 or max(note[1] for note in notes) - earliest + 1
@@ -178,7 +152,7 @@ def piano_roll(mtf: str, bars: int = BARS) -> str:
 def bar_lines(
     ticks_per_beat: int, meters: list[tuple[int, int, int]], earliest: int, bars: int
 ) -> tuple[int, list[Fraction]]:
-    """The bar that `earliest` is in, counted from 0, and the times of `bars` + 1 bar lines from its start on.
+    """Returns the bar that `earliest` is in, counted from 0, and the times of `bars` + 1 bar lines from its start on.
 
     meters: (time, numerator, denominator), by time. Each begins a bar; before the first, it is 4/4.
     """
@@ -200,7 +174,7 @@ def bar_lines(
 
 
 def _notes(mtf: str) -> tuple[int, list[tuple[int, int, int]], list[tuple[int, int, int, int]]]:
-    """Ticks in a beat, meters (time, numerator, denominator) and notes (start, end, channel, pitch) of MTF."""
+    """Reads MTF: ticks in a beat, meters (time, numerator, denominator) and notes (start, end, channel, pitch)."""
     from mido.messages import SPEC_BY_TYPE
 
     head, *lines = mtf.splitlines()
@@ -220,6 +194,6 @@ def _notes(mtf: str) -> tuple[int, list[tuple[int, int, int]], list[tuple[int, i
                 elif sounding.get((channel, pitch)):
                     notes.append((sounding[channel, pitch].pop(0), time, channel, pitch))
         except (ValueError, IndexError):
-            raise batch.Refused(f"not MTF: {line[:60]!r}") from None
+            raise InputError(f"not MTF: {line[:60]!r}") from None
     notes += [(start, time, *where) for where, starts in sounding.items() for start in starts]
     return ticks_per_beat, meters, sorted(notes)

@@ -1,30 +1,23 @@
 """What music and text files hold, as the text that the model reads. Imports no torch.
 
-Files of all types are converted as the scripts of `process_data/` do, in worker processes with a time and a memory
-limit: one that is hostile, or sends a converter into a loop, costs itself alone.
+Files are converted as the scripts of `process_data/` do, in worker processes with limits of time and memory: one that
+is hostile, or sends a converter into a loop, costs itself alone.
 """
 
-import argparse
-import contextlib
 import hashlib
-import json
 import os
 import re
-import sys
-import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
+import files
+from conversions import abc_text, interleaving, midi_to_mtf, musicxml, workers, xml_abc
 from features import INPUT_SUFFIXES
 from files import InputError
-from patches import checked_music, is_interleaved
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "process_data"))
-import batch
-import jobs
+from notation import is_interleaved
+from patches import checked_music
 
 MUSIC = (".abc", ".mtf", ".mid", ".xml")
 _KINDS = {".midi": ".mid", ".kar": ".mid", ".rmi": ".mid", ".musicxml": ".xml", ".mxl": ".xml"}
@@ -44,7 +37,8 @@ class Piece:
     is_music: bool = True
     warning: str = ""  # what was repaired, padded or left out
 
-    def __bool__(self) -> bool:
+    @property
+    def ok(self) -> bool:
         return not self.error
 
 
@@ -83,49 +77,37 @@ def names(file: str, count: int) -> list[str]:
     return [file] if count == 1 else [f"{file}#{number}" for number in range(1, count + 1)]
 
 
-def key(data: bytes, kind: str) -> str:
-    """What names the content of a file, whatever the file is called."""
+def digest(data: bytes, kind: str) -> str:
+    """A name for the content of a file, whatever the file is called."""
     return hashlib.sha256(data).hexdigest() + kind
 
 
 def tunes(data: bytes, kind: str) -> list[Piece]:
     """The pieces of an ABC or MusicXML file as interleaved ABC. A tune that cannot be converted has an `error`.
 
-    Raises batch.Refused if the whole file cannot be read.
+    Raises InputError if the whole file cannot be read.
     """
-    import abc_text
-    import batch_xml2abc
-
     if kind == ".xml":
-        abc, warnings = batch_xml2abc.musicxml_to_abc(data, "the score")
-        [piece] = _interleaved([abc])
-        warning = "; ".join(filter(None, [*warnings, piece.warning]))
-        return [replace(piece, title=_score_title(data) or piece.title, warning=warning)]
+        xml, warnings = musicxml.read(data)
+        abc, more = xml_abc.score_to_abc(xml, "the score")
+        piece = _interleaved(abc)
+        warning = "; ".join(filter(None, [*warnings, *more, piece.warning]))
+        return [replace(piece, title=_score_title(xml) or piece.title, warning=warning)]
     text = abc_text.read_abc(data)
-    if is_interleaved(text):
-        return [Piece(text, _title(text))]
-    return _interleaved(abc_text.split_tunes(text))
+    return [Piece(text, _title(text))] if is_interleaved(text) else list(map(_interleaved, abc_text.split_tunes(text)))
 
 
-def _interleaved(tunes: list[str]) -> list[Piece]:
-    """One by one: a bad tune costs itself alone."""
-    import interleaving
-
-    found = []
-    for tune in tunes:
-        try:
-            [(interleaved, warnings)] = interleaving.interleave(tune)
-            found.append(Piece(interleaved, _title(tune), warning="; ".join(warnings)))
-        except batch.Refused as refused:
-            found.append(Piece("", _title(tune), str(refused)))
-    return found
+def _interleaved(tune: str) -> Piece:
+    try:
+        [(interleaved, warnings)] = interleaving.interleave(tune)
+        return Piece(interleaved, _title(tune), warning="; ".join(warnings))
+    except InputError as error:
+        return Piece("", _title(tune), str(error))
 
 
-def _score_title(data: bytes) -> str:
+def _score_title(xml: str) -> str:
     """Work and movement of a MusicXML score, such as "8 Lieder, Op. 59 – Regenlied"."""
-    import musicxml
-
-    root = ElementTree.fromstring(musicxml.read(data)[0])
+    root = ElementTree.fromstring(xml)
     titles = [_printable(root.findtext(path, "")) for path in ("work/work-title", "movement-title")]
     return " – ".join(dict.fromkeys(filter(None, titles)))
 
@@ -146,7 +128,7 @@ def read(data: bytes, kind: str) -> list[Piece]:
         if kind in (".abc", ".xml"):
             return [_checked(piece, ".abc") for piece in tunes(data, kind)]
         if kind == ".mid":
-            text, warnings = mtf_of(data)
+            text, warnings = midi_to_mtf(data)
             return [_checked(Piece(text, warning="; ".join(warnings)), ".mtf")]
         text = data.decode("utf-8-sig")
         if kind == ".mtf":
@@ -154,22 +136,12 @@ def read(data: bytes, kind: str) -> list[Piece]:
         return [Piece(text, is_music=False) if text.strip() else Piece("", error="the file is empty")]
     except UnicodeDecodeError as error:
         return [Piece("", error=f"not UTF-8 (byte {error.start}); save it as UTF-8")]
-    except batch.Refused as refused:
-        return [Piece("", error=str(refused))]
-
-
-def mtf_of(data: bytes, messages: str = "m3_compatible") -> tuple[str, list[str]]:
-    """MTF of a MIDI file, and warnings. Raises batch.Refused."""
-    import mtf
-
-    try:
-        return mtf.midi_to_mtf(data, messages)
-    except ValueError as error:
-        raise batch.Refused(str(error)) from error
+    except InputError as error:
+        return [Piece("", error=str(error))]
 
 
 def _checked(piece: Piece, suffix: str) -> Piece:
-    if not piece:
+    if not piece.ok:
         return piece
     try:
         return replace(piece, text=checked_music(piece.text, suffix))
@@ -180,49 +152,16 @@ def _checked(piece: Piece, suffix: str) -> Piece:
 # --- in worker processes ----------------------------------------------------------------------------------------------
 
 
-def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
-    """A file's pieces and the key of the content that they were read from, as JSON."""
-    data = path.read_bytes()
-    found = [asdict(piece) for piece in read(data, kind(path))]
-    return batch.Converted([json.dumps([key(data, kind(path)), found]).encode()])
-
-
 def read_files(paths: Iterable[Path]) -> Iterator[tuple[Path, str, list[Piece]]]:
-    """(path, key of its content, its pieces) of each file, as they get ready.
+    """(path, digest of its content, its pieces) of each file, as they get ready.
 
-    The key is empty if it is not the content's fault, or may not be: a time limit, a converter that crashed.
+    The digest is empty if the content is not at fault, or may not be: a time limit, a converter that crashed.
     """
-    for path, content, error in in_workers(convert, paths):
-        if error:
-            yield path, "", [Piece("", error=error)]
-        else:
-            name, found = json.loads(content)
-            yield path, name, [Piece(**piece) for piece in found]
+    for path, found in workers.run(_read_file, paths):
+        yield path, *(("", [Piece("", error=found.reason)]) if isinstance(found, workers.Failed) else found)
 
 
-def in_workers(
-    function: batch.Convert, paths: Iterable[Path], timeout: float = batch.TIMEOUT
-) -> Iterator[tuple[Path, bytes, str]]:
-    """Runs a converter (of a module) in worker processes: (path, what it made, or else why it failed), in any order."""
-    args = argparse.Namespace(workers=len(os.sched_getaffinity(0)), timeout=timeout)
-    with tempfile.TemporaryDirectory(prefix="clamp2-") as folder, _main_left_alone():
-        todo = (jobs.Job(str(path), path, Path(folder, f"{number}.out"), None) for number, path in enumerate(paths))
-        for job, error, _ in batch.results(function, args, todo):
-            content = b"" if error else job.output.read_bytes()
-            job.output.unlink(missing_ok=True)
-            yield job.source, content, " ".join((error or "").split())
-
-
-@contextlib.contextmanager
-def _main_left_alone() -> Iterator[None]:
-    """Within the block, new worker processes do not run the program's script again, as multiprocessing has them do.
-
-    They need none of it, and a script that calls `embed_music` might have no `if __name__ == "__main__"` around that.
-    """
-    main = sys.modules["__main__"]
-    hidden: dict[str, Any] = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        vars(main).update(hidden)
+def _read_file(path: Path) -> tuple[str, list[Piece]]:
+    files.require_piece(path)
+    data = path.read_bytes()
+    return digest(data, kind(path)), read(data, kind(path))

@@ -1,4 +1,4 @@
-"""Pictures: loss curves of a training, a map of a feature folder, a matrix of similarities. PNG or SVG, by the suffix.
+"""Draw the loss curves of a training, a map of a feature folder or a matrix of similarities, as PNG or SVG.
 
 examples:
   python plot.py loss logs_m3.txt loss.png
@@ -9,11 +9,12 @@ examples:
 
 A feature folder holds `.npy` files, pooled [1, H] or temporal [1, T, H] (averaged over T), or is packed. Labels come
 from the file names (`jig_17.npy` -> jig) or from a CSV of two columns: file (path or stem), label.
-Exit status: 0; 1 if something was left out; 2 if nothing could be drawn.
+Exit status: 0; 1 if something was skipped; 2 if nothing could be drawn.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import sys
@@ -37,25 +38,19 @@ import retrieval
 from features import Features
 from files import InputError
 
-MAP_POINTS, MATRIX_ROWS = 20_000, 1000  # of a larger folder, so many evenly spaced pieces are drawn
-NAMED_ROWS = 40  # up to so many, rows of a matrix carry the names of the files
+MAP_POINTS, MATRIX_ROWS = 20_000, 1000  # a larger folder is thinned to this many evenly spaced pieces
+NAMED_ROWS = 40  # a matrix of at most this many rows shows the name of each file
 COLORS = ["#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#717581", "#e76300", "#92dadd", "#a96b59", "#b9ac70", "#2c7a3f"]
 MARKERS = "os^Dv"  # the second ten classes are squares, and so on
 OTHER_COLOR, NO_LABEL = "#c8ccd0", "(no label)"
 FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Noto Sans", "Arial Unicode MS")
 STYLE: dict = {
     "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#666666",
-    "axes.labelcolor": "#333333",
     "axes.labelpad": 10,
-    "xtick.color": "#666666",
-    "ytick.color": "#666666",
-    "xtick.labelcolor": "#333333",
-    "ytick.labelcolor": "#333333",
     "grid.color": "#e6e6e6",
-    "legend.frameon": False,
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), "#666666"),
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), "#333333"),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "text.parse_math": False,  # a "$" in a name is a "$"
     "svg.hashsalt": "clamp2",  # the same picture is the same file
 }
@@ -63,18 +58,17 @@ STYLE: dict = {
 
 @contextlib.contextmanager
 def drawing(path: Path, width: float, height: float) -> Iterator[Axes]:
-    """Axes of a figure of so many inches, which becomes the file `path`, whole or not at all."""
+    """Yield the axes of a new figure (sizes in inches), then write it to `path`, whole or not at all."""
     fonts = ["DejaVu Sans", *(font for font in FALLBACK_FONTS if font in get_font_names())]
     with mpl.rc_context(STYLE | {"font.family": fonts}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure.add_subplot()
         kind = path.suffix.lower()[1:]
-        metadata = {"Date": None} if kind == "svg" else None
         with files.atomic_write(path) as file:
-            figure.savefig(file, format=kind, dpi=160, metadata=metadata)
+            figure.savefig(file, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
 
 
-def short(text: str, limit: int = 32) -> str:
+def shorten(text: str, limit: int = 32) -> str:
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -82,12 +76,13 @@ def short(text: str, limit: int = 32) -> str:
 # --- loss curves ------------------------------------------------------------------------------------------------------
 
 
-def read_losses(log: Path) -> tuple[list[tuple[int, float, float]], list[str]]:
-    """(epoch, train loss, evaluation loss) of every epoch in order, NaN where there is none; and unreadable JSON lines.
+def read_losses(log: Path) -> tuple[np.ndarray, list[str]]:
+    """Read (epoch, training loss, evaluation loss) of every epoch from a log: [E, 3], NaN for a missing loss.
 
-    An epoch that was trained again, after a run was cut off, counts as the last time. Raises InputError, OSError.
+    Of an epoch that was trained again after an interruption, the last entry counts. Returns the unreadable lines too.
+    Raises InputError and OSError.
     """
-    losses: dict[int, tuple[float, float]] = {}
+    losses: dict[int, list] = {}
     unreadable: list[str] = []
     with open(log, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
@@ -96,22 +91,19 @@ def read_losses(log: Path) -> tuple[list[tuple[int, float, float]], list[str]]:
             try:
                 entry = json.loads(line)
                 if "epoch" in entry:
-                    train, evaluation = (
-                        math.nan if entry.get(name) is None else float(entry[name])
-                        for name in ("train_loss", "eval_loss")
-                    )
-                    losses[int(entry["epoch"])] = (train, evaluation)
+                    values = (entry.get("train_loss"), entry.get("eval_loss"))
+                    losses[int(entry["epoch"])] = [math.nan if value is None else float(value) for value in values]
             except (ValueError, TypeError, OverflowError) as error:
                 unreadable.append(f"{log}, line {number}: {error}")
-    epochs = [(epoch, *losses[epoch]) for epoch in sorted(losses)]
-    if not np.isfinite([value for _, *values in epochs for value in values]).any():
+    rows = np.array([(epoch, *losses[epoch]) for epoch in sorted(losses)], dtype=float).reshape(-1, 3)
+    if not np.isfinite(rows[:, 1:]).any():
         raise InputError(f"{log}: no line such as {{'epoch': 1, 'train_loss': 0.5, 'eval_loss': 0.6}} in it")
-    return epochs, unreadable
+    return rows, unreadable
 
 
 def loss(args: argparse.Namespace) -> int:
     rows, unreadable = read_losses(args.log)
-    epochs, *curves = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    epochs, *curves = rows.T
     with drawing(args.out, 7, 4) as axes:
         for name, color, values in zip(("training", "evaluation"), (COLORS[0], COLORS[2]), curves, strict=True):
             if np.isfinite(values).any():
@@ -124,8 +116,8 @@ def loss(args: argparse.Namespace) -> int:
         axes.set(xlabel="epoch", ylabel="loss")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         axes.grid(axis="y")
-        axes.figure.legend(loc="outside upper left", ncols=3)  # above the curves, which may be anywhere
-    features.report("lines that are no JSON left out", unreadable, len(unreadable))
+        axes.figure.legend(loc="outside upper left", ncols=3)  # outside, where it covers no curve
+    features.report("lines skipped that are not JSON", unreadable, len(unreadable))
     return 1 if unreadable else 0
 
 
@@ -133,24 +125,26 @@ def loss(args: argparse.Namespace) -> int:
 
 
 def load(folder: Path, csv_file: Path | None, limit: int) -> tuple[Features, list[str | None]]:
-    """At most `limit` pieces of a folder, evenly spaced, as vectors of length 1, and their labels."""
+    """Load at most `limit` evenly spaced pieces of a folder, as vectors of length 1, and their labels.
+
+    They are sorted by label, then by path, so that the partners in two folders are in the same row.
+    """
     loaded = features.load(folder, mean_over_time=True)
     of_name = labels.assign([(folder, name) for name in loaded.names], labels.from_csv(csv_file) if csv_file else None)
-    chosen = np.arange(len(of_name))
-    if len(of_name) > limit:
-        chosen = np.linspace(0, len(of_name) - 1, limit).round().astype(int)
-        print(
-            files.printable(f"{folder}: {limit} of its {len(of_name)} pieces, evenly spaced, are drawn"),
-            file=sys.stderr,
-        )
-    matrix = retrieval.unit(loaded.matrix[chosen])
-    drawn = Features([loaded.names[i] for i in chosen], matrix, loaded.skipped, made_with=loaded.made_with)
-    return drawn, [of_name[i] for i in chosen]
+    count = len(of_name)
+    chosen = np.linspace(0, count - 1, min(count, limit)).round().astype(int)
+    if count > limit:
+        print(files.printable(f"{folder}: {limit} of its {count} pieces, evenly spaced, are drawn"), file=sys.stderr)
+    order = sorted(chosen, key=lambda i: (of_name[i] is None, of_name[i] or "", features.key(loaded.names[i])))
+    loaded.matrix = retrieval.unit(loaded.matrix[order])
+    loaded.names = [loaded.names[i] for i in order]
+    return loaded, [of_name[i] for i in order]
 
 
-def report(loaded: list[Features], of_name: list[str | None], names: list[str]) -> int:
-    """Names what has no label (if something has one) and what was skipped; returns the exit status."""
+def report(loaded: list[Features], of_name: list[str | None]) -> int:
+    """Name the pieces without a label (if any piece has one) and the skipped files; return the exit status."""
     if any(of_name):
+        names = [name for folder in loaded for name in folder.names]
         unlabelled = [name for name, label in zip(names, of_name, strict=True) if label is None]
         features.report("have no label", unlabelled, len(unlabelled))
     skipped = [line for folder in loaded for line in folder.skipped]
@@ -158,22 +152,19 @@ def report(loaded: list[Features], of_name: list[str | None], names: list[str]) 
     return 1 if skipped else 0
 
 
-def principal_components(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[N, H] -> coordinates [N, 2] on the two directions of largest variance, and their shares of the variance [2]."""
-    left, values, _ = np.linalg.svd(matrix - matrix.mean(axis=0), full_matrices=False)
-    coordinates = left[:, :2] * values[:2]
-    signs = np.sign(coordinates[np.abs(coordinates).argmax(axis=0), [0, 1]])  # else left to the linear algebra library
-    return coordinates * np.where(signs == 0, 1, signs), values[:2] ** 2 / max((values**2).sum(), 1e-30)
+def project(matrix: np.ndarray, method: str) -> tuple[np.ndarray, list[str]]:
+    """[N, H] -> [N, 2], by principal components or t-SNE (van der Maaten and Hinton, 2008); and the axes' names."""
+    from sklearn.decomposition import PCA  # here, because scikit-learn takes a second to import
+    from sklearn.manifold import TSNE
 
-
-def tsne(matrix: np.ndarray) -> np.ndarray:
-    """[N, H] -> [N, 2], by t-SNE (van der Maaten and Hinton, 2008): neighbours stay neighbours, distances do not."""
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise InputError("--method tsne needs the package scikit-learn: pip install scikit-learn") from error
-    perplexity = min(30, (len(matrix) - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(matrix)
+    if method == "tsne":  # neighbours stay neighbours, distances are not kept
+        perplexity = min(30, (len(matrix) - 1) / 3)
+        return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(matrix), ["", ""]
+    pca = PCA(2, svd_solver="full")
+    with np.errstate(invalid="ignore"):  # equal pieces have no variance
+        points = pca.fit_transform(matrix)
+    shares = np.nan_to_num(pca.explained_variance_ratio_)
+    return points, [f"component {i} ({share:.0%} of the variance)" for i, share in enumerate(shares, start=1)]
 
 
 def feature_map(args: argparse.Namespace) -> int:
@@ -182,36 +173,27 @@ def feature_map(args: argparse.Namespace) -> int:
     count = len(of_name)
     if count < 3 or loaded.matrix.shape[1] < 2:
         raise InputError(f"{args.features}: a map needs three pieces of width 2 or more; there are {count}")
-    if args.method == "tsne":
-        points, axis_names = tsne(loaded.matrix), ["", ""]
-    else:
-        points, shares = principal_components(loaded.matrix)
-        axis_names = [f"component {i} ({share:.0%} of the variance)" for i, share in enumerate(shares, start=1)]
-
+    points, (xlabel, ylabel) = project(loaded.matrix, args.method)
     groups = label_groups(of_name)
     columns = math.ceil(len(groups) / 25) if len(groups) > 1 else 0
+    size = float(np.clip(9000 / count, 4, 36))
     with drawing(args.out, 6.4 + 2 * columns, 6) as axes:
-        look: dict = {
-            "s": float(np.clip(9000 / count, 4, 36)),
-            "linewidths": 0,
-            "alpha": 0.75,
-            "rasterized": count > 5000,
-        }
+        look: dict = {"s": size, "linewidths": 0, "alpha": 0.75, "rasterized": count > 5000}
         drawn = [axes.scatter(points[rows, 0], points[rows, 1], **look, **own) for _, rows, own in groups]
-        axes.set(xlabel=axis_names[0], ylabel=axis_names[1], xticks=[], yticks=[])
+        axes.set(xlabel=xlabel, ylabel=ylabel, xticks=[], yticks=[])
         axes.set_aspect("equal", adjustable="datalim")
         if columns:
             names = [name for name, *_ in groups]
             legend = axes.legend(drawn, names, loc="center left", bbox_to_anchor=(1, 0.5), ncols=columns)
             for handle in filter(None, legend.legend_handles):
                 handle.set(sizes=[36], alpha=1)
-    return report([loaded], of_name, loaded.names)
+    return report([loaded], of_name)
 
 
 def label_groups(of_name: list[str | None]) -> list[tuple[str, list[int], dict]]:
-    """(name for the legend, rows, colour and marker) of each label, largest first; before them, in grey, no label.
+    """Group rows by label: (name for the legend, rows, colour and marker), largest first, after the unlabelled in grey.
 
-    Beyond as many labels as there are colours and markers, the smallest are grey too.
+    If there are more labels than looks, the smallest are grey too.
     """
     rows: dict[str | None, list[int]] = defaultdict(list)
     for row, label in enumerate(of_name):
@@ -222,60 +204,45 @@ def label_groups(of_name: list[str | None]) -> list[tuple[str, list[int], dict]]
     rest = [row for label in grey for row in rows[label]]
     groups = [(NO_LABEL if len(grey) == 1 else "other labels", rest, {"color": OTHER_COLOR if by_size else COLORS[0]})]
     for label, look in zip([label for label in by_size if label not in grey], looks, strict=False):
-        groups.append((short(label), rows[label], look))
+        groups.append((shorten(label), rows[label], look))
     return [(f"{name} ({len(some)})", some, look) for name, some, look in groups if some]
 
 
 def similarity(args: argparse.Namespace) -> int:
-    rows, row_labels = load(args.features, args.labels, MATRIX_ROWS)
-    columns, column_labels = (rows, row_labels) if args.other is None else load(args.other, args.labels, MATRIX_ROWS)
+    loaded = [load(folder, args.labels, MATRIX_ROWS) for folder in filter(None, (args.features, args.other))]
+    (rows, row_labels), (columns, column_labels) = loaded[0], loaded[-1]
     provenance.agreed(rows.made_with | columns.made_with)
     if rows.matrix.shape[1] != columns.matrix.shape[1]:
         raise InputError(
             f"{args.features} has width {rows.matrix.shape[1]}, {args.other} {columns.matrix.shape[1]}: "
             "features of one model can be compared"
         )
-    row_order, column_order = in_order(rows, row_labels), in_order(columns, column_labels)
-    scores = rows.matrix[row_order] @ columns.matrix[column_order].T
-    side = 0.18 * min(max(len(row_order), len(column_order)), NAMED_ROWS) + 1.5
-    with drawing(args.out, max(side, 5) + 2.2, max(side, 5)) as axes:
-        image = axes.imshow(
-            scores,
-            cmap="viridis",
-            interpolation="nearest",
-            aspect="equal" if scores.shape[0] == scores.shape[1] else "auto",
-        )
+    scores = rows.matrix @ columns.matrix.T
+    side = max(0.18 * min(max(scores.shape), NAMED_ROWS) + 1.5, 5)
+    with drawing(args.out, side + 2.2, side) as axes:
+        square = scores.shape[0] == scores.shape[1]
+        image = axes.imshow(scores, cmap="viridis", interpolation="nearest", aspect="equal" if square else "auto")
         axes.figure.colorbar(image, label="cosine", shrink=0.6).outline.set_visible(False)
-        for axis, of, order, names in (
-            (axes.yaxis, rows, row_order, row_labels),
-            (axes.xaxis, columns, column_order, column_labels),
-        ):
-            mark(axis, [of.names[i] for i in order], [names[i] for i in order])
-        if args.other is not None:
+        name_rows(axes.yaxis, rows.names, row_labels)
+        name_rows(axes.xaxis, columns.names, column_labels)
+        if args.other:
             axes.set(xlabel=str(args.other), ylabel=str(args.features))
         axes.spines[:].set_visible(False)
-    if args.other is None:
-        return report([rows], row_labels, rows.names)
-    return report([rows, columns], row_labels + column_labels, rows.names + columns.names)
+    return report([part for part, _ in loaded], [label for _, of_name in loaded for label in of_name])
 
 
-def in_order(of: Features, of_name: list[str | None]) -> list[int]:
-    """Row numbers by label, then by path: so two folders with the same pieces have their partners on the diagonal."""
-    return sorted(range(len(of_name)), key=lambda i: (of_name[i] is None, of_name[i] or "", features.key(of.names[i])))
-
-
-def mark(axis, names: list[str], of_name: list[str | None]) -> None:
-    """Names the rows (or columns) of a matrix: each by its file if they are few, else each run of equal labels."""
-    if len(names) <= NAMED_ROWS:
-        axis.set_ticks(range(len(names)), [short(features.key(name)) for name in names], fontsize=7)
+def name_rows(axis, names: list[str], of_name: list[str | None]) -> None:
+    """Label the rows (or columns) of a matrix: a few by file name, many by runs of equal labels."""
+    count = len(names)
+    if count <= NAMED_ROWS:
+        axis.set_ticks(range(count), [shorten(features.key(name)) for name in names], fontsize=7)
     elif any(of_name):
-        starts = [i for i in range(len(of_name)) if i == 0 or of_name[i] != of_name[i - 1]]
-        ends = [*starts[1:], len(of_name)]
-        runs = [(start, end) for start, end in zip(starts, ends, strict=True) if end - start > len(names) / 80]
-        texts = [short(of_name[start] or NO_LABEL) for start, _ in runs]
+        inner = [i for i in range(1, count) if of_name[i] != of_name[i - 1]]
+        runs = [(start, end) for start, end in itertools.pairwise([0, *inner, count]) if end - start > count / 80]
+        texts = [shorten(of_name[start] or NO_LABEL) for start, _ in runs]
         axis.set_ticks([(start + end - 1) / 2 for start, end in runs], texts, fontsize=8)
         line = axis.axes.axhline if axis is axis.axes.yaxis else axis.axes.axvline
-        for start in starts[1:]:
+        for start in inner:
             line(start - 0.5, color="white", lw=0.6)
     else:
         axis.set_ticks([])
@@ -285,7 +252,7 @@ def mark(axis, names: list[str], of_name: list[str | None]) -> None:
 
 
 def confusion(matrix: np.ndarray, classes: list[str], out: Path) -> None:
-    """[C, C] counts, true classes in rows; the colour is the share of the row."""
+    """Draw [C, C] counts, true classes in rows; the colour is the share of the row."""
     count = len(classes)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(max(0.5 * count, 2.5), 12)
@@ -293,7 +260,7 @@ def confusion(matrix: np.ndarray, classes: list[str], out: Path) -> None:
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         bar = axes.figure.colorbar(image, label="share of the true class", shrink=0.7, ticks=[0, 0.5, 1])
         bar.outline.set_visible(False)
-        names = [short(name, 24) for name in classes]
+        names = [shorten(name, 24) for name in classes]
         size = 9 if count <= 25 else 5
         axes.set_xticks(range(count), names, rotation=90 if max(map(len, names)) * count > 32 else 0, fontsize=size)
         axes.set_yticks(range(count), names, fontsize=size)
@@ -318,14 +285,14 @@ def get_args_parser() -> argparse.ArgumentParser:
         sub.add_argument(source, metavar=source.upper(), type=Path)
         sub.add_argument("out", metavar="OUT", type=command_line.picture, help="the picture: .png or .svg")
         if source == "features":
-            sub.add_argument("--labels", metavar="CSV", type=Path, help="file,label; default: what a name begins with")
+            sub.add_argument("--labels", metavar="CSV", type=Path, help="file,label (default: labels from file names)")
         return sub
 
-    command("loss", loss, "log", "training and evaluation loss by epoch, from the log of a training")
-    sub = command("map", feature_map, "features", "a 2-D map of a feature folder, coloured by label")
-    sub.add_argument("--method", choices=("pca", "tsne"), default="pca", help="default: pca; tsne needs scikit-learn")
-    sub = command("similarity", similarity, "features", "the cosine of every two pieces, sorted by label")
-    sub.add_argument("--other", metavar="FEATURES", type=Path, help="of every piece and every piece of this folder")
+    command("loss", loss, "log", "draw training and evaluation loss by epoch, from the log of a training")
+    sub = command("map", feature_map, "features", "draw a 2-D map of a feature folder, coloured by label")
+    sub.add_argument("--method", choices=("pca", "tsne"), default="pca", help="default: pca")
+    sub = command("similarity", similarity, "features", "draw the cosine similarity of all pairs of pieces, by label")
+    sub.add_argument("--other", metavar="FEATURES", type=Path, help="compare with the pieces of this folder instead")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The processes of a training job, and the precision they compute in."""
+"""The processes of a training or an extraction: meeting, failing and ending together; and their precision."""
 
 import contextlib
 import functools
@@ -24,17 +24,18 @@ from files import InputError, print_any_name, printable
 
 T = TypeVar("T")
 
-GRACE = 1.0  # seconds until a process that failed exits and the launcher ends the others: time to print their reasons
-LONGEST_SILENCE = 2 * 3600.0  # seconds without a finished file, or an arriving process, after which a wait is given up
+GRACE = 1.0  # seconds from a failure to the exit, at which the launcher kills the others: time to print their reasons
+NO_MORE = "What the launcher prints below means no more"  # 35 lines, and exit status 1, for any status but 0
+LONGEST_SILENCE = 2 * 3600.0  # seconds of waiting without a finished file or an arriving process until it is an error
 
 
 class OtherProcessError(Exception):
-    """Another process of the job has failed, and has printed why."""
+    """Another process has failed, and has printed why."""
 
 
 @dataclass
 class Processes:
-    """This process among those of the job, as torch.distributed.launch and torchrun tell it in the environment."""
+    """This process among those of the job, from the environment variables of torch.distributed's launchers."""
 
     rank: int = field(default_factory=lambda: int(os.environ.get("RANK", 0)))
     local_rank: int = field(default_factory=lambda: int(os.environ.get("LOCAL_RANK", 0)))
@@ -47,9 +48,9 @@ class Processes:
 
     @functools.cached_property
     def store(self) -> dist.Store | None:
-        """The launcher's key-value store, which all processes reach, even before they are joined.
+        """The launcher's key-value store, which works before the process group exists; without a launcher, rank 0's.
 
-        Without a launcher, rank 0 has it from the moment when they are joined. One process alone has none.
+        None for a single process, and without a launcher until the process group exists.
         """
         if self.world_size == 1 or not (_launcher_has_store() or dist.is_initialized()):
             return None
@@ -58,7 +59,7 @@ class Processes:
         return dist.PrefixStore(f"failures and meetings {_attempt()}", store)
 
     def start(self, join: "Callable[[torch.device], object]") -> None:
-        """Joins the other processes, if there are others; `join` makes the process group."""
+        """Joins the other processes, if any, by `join`, which makes the process group."""
         if self.device.type == "cuda":
             wanted, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
             if wanted > there:
@@ -66,9 +67,9 @@ class Processes:
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
             if _launcher_has_store():
-                self.wait_for_all()  # for as long, `join` would wait for a process that has failed
+                self.wait_for_all()  # `join` would wait for a process that has failed
             join(self.device)
-            self.store  # noqa: B018 (connects, so that its loss is noticed at once)
+            self.store  # noqa: B018 (connects)
 
     @staticmethod
     def stop() -> None:
@@ -76,16 +77,23 @@ class Processes:
             dist.destroy_process_group()
 
     def say(self, text: str) -> None:
-        """Prints on rank 0, above its progress bar. What would steer a terminal is escaped, but for line breaks."""
+        """Prints on rank 0, above its progress bar. Escapes control characters but line breaks."""
         if self.rank == 0:
             tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
             sys.stdout.flush()
 
-    def report(self, error: BaseException) -> int:
-        """Prints why this process ends, once for all processes that end for the same reason. Returns the exit status.
+    def finish(self, status: int) -> None:
+        """Prints on rank 0 what a status but 0 means. All wait for it: a launcher ends all when the first one exits."""
+        meanings = {1: "the files named above failed, all others are done", 130: "stopped and saved, see above"}
+        if self.rank == 0:
+            print(f"{meanings[status]}. {NO_MORE}", file=sys.stderr, flush=True)
+        self.wait_for_all()
 
-        A user's mistake takes one line, anything else a traceback. An error after another process has failed is taken
-        for its consequence, such as a lost connection, and takes one line too.
+    def report(self, error: BaseException) -> int:
+        """Prints why this process ends, once for all processes with the same reason. Returns the exit status.
+
+        A user error takes one line, any other a traceback. An error after another process's failure, such as a lost
+        connection, counts as its consequence and takes one line too.
         """
         if isinstance(error, InputError):
             status, reason = 2, printable(error)
@@ -95,7 +103,7 @@ class Processes:
             status, reason = 2, ""
         elif isinstance(error, KeyboardInterrupt):
             status, reason = 130, ""
-        elif isinstance(error, SystemExit):  # whoever raised it has printed why
+        elif isinstance(error, SystemExit):  # its reason is printed
             status, reason = error.code if isinstance(error.code, int) else 1, ""
         elif self._count("failures", 0, if_lost=1):
             first_line = str(error).partition("\n")[0]
@@ -105,26 +113,29 @@ class Processes:
         if reason and self._count(ascii(reason), 1, if_lost=1) == 1:
             place = f" (rank {self.rank} on {socket.gethostname()})" if self.world_size > 1 else ""
             print(f"error{place}: {reason}", file=sys.stderr, flush=True)
+        is_first = self._count("failures", 1, if_lost=2) == 1
         if self.world_size > 1:
-            self._count("failures", 1, if_lost=1)
             time.sleep(GRACE)
+        if is_first and _launcher_has_store():
+            interrupted = "interrupted; the same command continues there. " * isinstance(error, KeyboardInterrupt)
+            print(f"{interrupted}{NO_MORE}", file=sys.stderr, flush=True)
         return status
 
     def _count(self, key: str, more: int, if_lost: int) -> int:
-        """Adds to a count in the store and returns it. Without a store, it was 0."""
+        """Adds to a count in the store and returns it. Without a store, a count is 0 before."""
         try:
             return more if self.store is None else self.store.add(key, more)
         except dist.DistError:  # its host has ended
             return if_lost
 
     def show_progress(self) -> None:
-        """Lets the processes that wait for this one know that it works."""
+        """Keeps the processes that wait for this one waiting."""
         self._count("progress", 1, if_lost=0)
 
     def wait_for_all(self) -> None:
-        """Waits until all processes are here, as long as one of them makes progress.
+        """Waits until all processes are here, for as long as one of them makes progress.
 
-        Raises OtherProcessError if one has failed. A collective operation of NCCL would wait for it.
+        Raises OtherProcessError if one has failed, for which a collective operation of NCCL would wait.
         """
         store = self.store
         if store is None:
@@ -146,18 +157,18 @@ class Processes:
                     " for what is wrong on its machine, and start again"
                 )
             time.sleep(pause)
-            pause = min(1.5 * pause, 0.05)  # short: whoever arrives last may end, and the store with its launcher
+            pause = min(1.5 * pause, 0.05)  # short, as the last one to arrive may end, and the store with its launcher
             arrived = store.add(meeting, 0)
 
     def broadcast(self, value: Any) -> Any:
-        """The value of rank 0."""
+        """Returns the value of rank 0."""
         values = [value]
         if self.world_size > 1:
             dist.broadcast_object_list(values, device=self.device)
         return values[0]
 
     def gather(self, value: Any) -> list:
-        """The values of all ranks."""
+        """Returns the values of all ranks."""
         values = [value]
         if self.world_size > 1:
             values = [None] * self.world_size
@@ -165,14 +176,14 @@ class Processes:
         return values
 
     def require_same(self, what: str, value: Any) -> None:
-        """Raises InputError, on all ranks, if they differ in `value`: going on, they would wait for each other."""
+        """Raises InputError on all ranks if they differ in `value`, for which they would wait for each other later."""
         self.wait_for_all()
         values = self.gather(value)
         if any(other != values[0] for other in values):
             raise InputError(f"the processes differ in {what}: {values}; every machine needs the same files")
 
     def together(self, action: Callable[[], T]) -> T:
-        """Does something on every process. None goes on unless all have done it. An OSError becomes an InputError."""
+        """Runs an action on every process, and waits until all have. Raises InputError in place of OSError."""
         try:
             result = action()
         except OSError as error:
@@ -181,7 +192,7 @@ class Processes:
         return result
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Adds up a tensor over all ranks, in place. Not for anything that is back-propagated."""
+        """Adds up a tensor over all ranks, in place, without gradients."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -192,39 +203,41 @@ def _launcher_has_store() -> bool:
 
 
 def _attempt() -> str:
-    """The attempt of torchrun (--max-restarts) that this is: its store outlives a restart, but not what is in it.
+    """The number of restarts by torchrun (--max-restarts), whose store keeps the keys of the attempt before.
 
-    On several nodes, whose counts of restarts may differ, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes a new store.
+    0 on several nodes, whose numbers may differ; there, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes a new store.
     """
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
 
 
 def join_group(device: torch.device) -> None:
-    """As torch.distributed.launch and torchrun mean it."""
+    """Makes the process group of torch.distributed's launchers."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     if _attempt() == "0":
         dist.init_process_group(backend)
         return
     store, rank, world_size = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"restart {_attempt()}", store)  # else they find the addresses of those that ended
+    store = dist.PrefixStore(f"restart {_attempt()}", store)  # apart from the addresses before the restart
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def run(main: Callable[[Processes], int], join: Callable[[torch.device], object] = join_group) -> int:
     """Runs the main function of a trainer or an extractor between the start and the end of the process group.
 
-    A user's mistake is printed in one line, with exit status 2. The end of a group waits for the other processes, so
-    that one of several that fails prints why and ends without it; its launcher then ends the others.
+    A user error prints one line, with exit status 2. A process that fails does not end the group, which would wait for
+    the others, but exits, at which its launcher ends them.
     """
     print_any_name()
-    gc.freeze()  # what was imported stays: it need not be looked through for garbage, nor copied by workers
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's workers are the parallelism
+    gc.freeze()  # imported modules are no garbage: neither the collector need read them nor workers copy them
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's workers run in parallel already
     processes = Processes()
     try:
         if processes.device.type == "cpu":
             keep_freed_memory()
         processes.start(join)
         status = main(processes)
+        if status and _launcher_has_store():
+            processes.finish(status)
         processes.stop()
     except (InputError, KeyboardInterrupt) as error:
         status = processes.report(error)
@@ -233,8 +246,8 @@ def run(main: Callable[[Processes], int], join: Callable[[torch.device], object]
             raise
         status = processes.report(error)
     if processes.world_size > 1:
-        # All is written. In Python's own end, a thread of the process group that still holds an object of Python has
-        # aborted a process now and then ("terminate called without an active exception"), and so failed the job.
+        # At the interpreter's own exit, a thread of the process group that still holds a Python object has aborted a
+        # process now and then ("terminate called without an active exception"), and so failed a finished job.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -242,7 +255,7 @@ def run(main: Callable[[Processes], int], join: Callable[[torch.device], object]
 
 
 def precision(device: torch.device, wanted: str) -> torch.dtype:
-    """The type that `wanted` ("auto", "float32", "bfloat16", "float16") means on `device`."""
+    """Returns the type for a constant ("auto", "float32", "bfloat16", "float16") on a device. Raises InputError."""
     if wanted == "auto":
         if device.type != "cuda":
             return torch.float32
@@ -259,12 +272,12 @@ def precision(device: torch.device, wanted: str) -> torch.dtype:
 
 
 def _has_bfloat16() -> bool:
-    """Whether the GPU computes in it, and not only imitates it."""
+    """Whether the GPU has bfloat16 in hardware."""
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 class OnItsWay:
-    """A copy of a tensor on its way to the host, which need not wait for it until it is read."""
+    """A copy of a tensor to the host, for which the host waits only when it reads it."""
 
     def __init__(self, tensor: Tensor):
         self._copy = tensor.detach().to("cpu", non_blocking=True)
@@ -277,5 +290,5 @@ class OnItsWay:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Mixed precision; nothing at all for float32."""
+    """Returns a context of mixed precision, or an empty one for float32."""
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

@@ -1,7 +1,7 @@
-"""What features were made with, so that those of different models are not compared, which may be of one width.
+"""The facts that features were made with, noted beside them: features of different models may be of one width.
 
-An extraction notes it in OUT.extraction.json, beside its folder of features; a packed folder holds it in
-extraction.json; a probe in its model file. Features from elsewhere know nothing: for them, it is {}.
+An extraction notes them in OUT.extraction.json, beside its folder of features; a packed folder holds them in
+extraction.json; a probe in its model file. Of features from elsewhere none are known: {}.
 """
 
 import json
@@ -15,7 +15,7 @@ from files import InputError, printable
 
 FACTS = ("sha256", "form", "precision", "KEEP_UNIT_LENGTH")  # in which features agree that can be compared
 SIDECAR = OLD_SIDECAR = ".extraction.json"  # beside a folder of features; in the first versions, in it
-_OLD = {"precision": "float32", "KEEP_UNIT_LENGTH": False}  # what the first versions had no choice in
+_OLD = {"precision": "float32", "KEEP_UNIT_LENGTH": False}  # not noted by the first versions, which had no choice
 
 
 def beside(target: Path, suffix: str) -> Path:
@@ -27,7 +27,7 @@ def beside(target: Path, suffix: str) -> Path:
 
 
 def facts(weights: Path, sha256: str, pooled: bool, keep_unit_length: bool) -> dict:
-    """What features are made with now."""
+    """Returns the facts of features that are made now."""
     made_with: dict = {
         "weights": weights.name,
         "sha256": sha256,
@@ -39,7 +39,7 @@ def facts(weights: Path, sha256: str, pooled: bool, keep_unit_length: bool) -> d
 
 
 def read(path: Path) -> dict:
-    """A sidecar, or the same in a packed folder. Raises InputError if it is damaged."""
+    """Reads a sidecar, or the same in a packed folder. Raises InputError if it is damaged."""
     try:
         made_with = json.loads(path.read_text())
     except ValueError:
@@ -50,7 +50,7 @@ def read(path: Path) -> dict:
 
 
 def of_target(target: Path) -> dict:
-    """What the features of an extraction's output folder were made with; {} if it is none."""
+    """Reads the facts of an extraction's output folder; {} if it is none."""
     if not target.resolve().name:
         return {}
     sidecar, older = beside(target, SIDECAR), target / OLD_SIDECAR
@@ -60,7 +60,7 @@ def of_target(target: Path) -> dict:
 
 
 def of_files(root: Path, paths: Iterable[Path]) -> dict[str, dict]:
-    """What the feature files below `root` were made with, by the folders of which that is known, or by `root`.
+    """Reads the facts of the feature files below `root`, by the output folders that they are in, else by `root`.
 
     `root` may lie in the output folder of an extraction, or hold several of them.
     """
@@ -76,36 +76,32 @@ def of_files(root: Path, paths: Iterable[Path]) -> dict[str, dict]:
 
 
 def differing(a: dict, b: dict) -> list[str]:
-    """The facts in which features differ."""
     return [fact for fact in FACTS if a.get(fact) != b.get(fact)]
 
 
 def show(made_with: dict, names: list[str]) -> str:
-    """Some facts, for a message."""
-    weights = made_with["weights"]
-    return ", ".join(
-        f"{weights} ({made_with[n][:12]}...)" if n == "sha256" else f"{n} {made_with.get(n)}" for n in names
-    )
+    """Returns some facts as text, for a message."""
+    digest = f"{made_with['weights']} ({made_with['sha256'][:12]}...)"
+    return ", ".join(digest if name == "sha256" else f"{name} {made_with.get(name)}" for name in names)
 
 
 def agreed(known: dict[str, dict]) -> dict:
-    """The facts in which all features agree; {} if some know nothing, which is reported.
+    """Returns the facts in which all features agree; {} if those of some are unknown, which is reported.
 
     Args:
-        known: what those of each place were made with.
+        known: the facts of the features of each place.
     Raises InputError if they were not made alike.
     """
-    first = next((place for place in known if known[place]), None)
-    for place, made_with in known.items():
-        if first and made_with and (names := differing(known[first], made_with)):
+    noted = {place: made_with for place, made_with in known.items() if made_with}
+    unknown = [place for place in known if place not in noted]
+    first = next(iter(noted), "")
+    for place, made_with in noted.items():
+        if names := differing(noted[first], made_with):
             raise InputError(
-                f"{first} has features of {show(known[first], names)}; {place} of {show(made_with, names)}: only"
+                f"{first} has features of {show(noted[first], names)}; {place} of {show(made_with, names)}: only"
                 " features of one model, made alike, can be used together; extract one of them again"
             )
-    unknown = [place for place, made_with in known.items() if not made_with]
     if len(known) > 1 and unknown:
-        print(
-            printable(f"no note of what these features were made with; used as they are: {', '.join(unknown)}"),
-            file=sys.stderr,
-        )
-    return known[first] if first and not unknown else {}
+        places = ", ".join(unknown)
+        print(printable(f"no note of what these features were made with; used as they are: {places}"), file=sys.stderr)
+    return noted[first] if noted and not unknown else {}

@@ -1,8 +1,8 @@
-"""The published weights: fetched from the hub to the place where config.py looks for them. Imports no torch.
+"""Download the published weights from the hub to the paths that config.py names. Imports no torch.
 
-The file is fetched beside its place, as `NAME.ETAG.part`, where a second start goes on (the hub's own cache keeps
-nothing of a download that was ended), and takes its name when its checksum is that of the hub. `NAME.json` beside it
-says which revision it is. HF_ENDPOINT names another hub.
+A download goes to `NAME.ETAG.part` beside its target, where the same command resumes it after a kill
+(`hf_hub_download` deletes or ignores partial files), and is renamed once its checksum is the hub's. `NAME.json` beside
+the weights records their revision. HF_ENDPOINT names another hub.
 """
 
 import hashlib
@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,117 +33,91 @@ REPOSITORIES = {
     CLAMP3_C2: "sander-wood/clamp3",
     CLAMP3_SAAS: "sander-wood/clamp3",
 }
-PATIENCE = 5  # seconds until a hub that does not answer is out of reach
-
-
-@dataclass
-class Origin:
-    """Where a file is from, and how it is known again."""
-
-    repository: str
-    revision: str
-    sha256: str
-    bytes: int
+PATIENCE = 5  # seconds to wait for an answer of the hub
 
 
 def provide(path: Path, download: bool = False, command: str = "") -> None:
-    """Sees to it that there are weights at `path`: fetches them, if they are published ones and it is wanted.
+    """Ensure that there are weights at `path`: download published ones if wanted. Raises InputError if there are none.
 
     Args:
-        download: wanted; otherwise somebody at a terminal is asked.
-        command: what fetches them, for the error; by default this program's command line with --download.
-    Raises InputError if there are no weights then.
+        download: whether to download them; otherwise a user at a terminal is asked.
+        command: what downloads them, for the error; by default this program's command line with --download.
     """
     if path.is_file():
         return
+    advice = f"train them, or set their path in {config.source()}"
     if path.name not in REPOSITORIES:
-        raise InputError(f"{path}: there are no such weights; train them, or set their path in {config.source()}")
-    if not (download or _agreed(path)):
+        raise InputError(f"{path}: there are no such weights; {advice}")
+    if not (download or _confirm(path)):
         command = command or shlex.join(["python", *sys.argv, "--download"])
         raise InputError(
-            f"{path}: there are no such weights; `{command}` fetches the published ones from {REPOSITORIES[path.name]};"
-            f" or train them, or set their path in {config.source()}"
+            f"{path}: there are no such weights; `{command}` downloads the published ones from"
+            f" {REPOSITORIES[path.name]}; or {advice}"
         )
-    fetch(path)
+    _fetch(path)
 
 
-def _agreed(path: Path) -> bool:
-    """Whether somebody is there and says yes."""
+def _confirm(path: Path) -> bool:
+    """Ask on an interactive terminal whether to download the published weights."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()) or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         return False
-    size = _metadata(path.name).size / 1e9
-    question = f"Fetch the published ones from {REPOSITORIES[path.name]} ({size:.1f} GB)? [y/N] "
+    repository = REPOSITORIES[path.name]
+    size = metadata(repository, path.name).size / 1e9
+    question = f"Download the published ones from {repository} ({size:.1f} GB)? [y/N] "
     print(f"{printable(path)}: there are no such weights.\n{question}", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _metadata(name: str) -> Any:
-    """Revision (`commit_hash`), checksum (`etag`) and size of published weights. Raises InputError."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return metadata(REPOSITORIES[name], name)
-    except HfHubHTTPError as error:
-        raise InputError(
-            f"{name} of {REPOSITORIES[name]} cannot be had from {constants.ENDPOINT} ({_reason(error)}); name another"
-            " hub in HF_ENDPOINT"
-        ) from error
-
-
 def metadata(repository: str, name: str) -> Any:
-    """The same of any file of the hub, which is asked once.
+    """Get revision (`commit_hash`), checksum (`etag`) and size of a file of the hub, in one request.
 
-    Raises InputError if the hub cannot be reached, HfHubHTTPError if it answers with an error.
+    Raises InputError, caused by a HfHubHTTPError if the hub answers with an error.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
 
     if constants.HF_HUB_OFFLINE:
-        raise InputError(f"{name} of {repository} is not here, and HF_HUB_OFFLINE forbids to fetch it")
+        raise InputError(f"{name} of {repository} is not here, and HF_HUB_OFFLINE forbids downloading it")
     try:
         return get_hf_file_metadata(hf_hub_url(repository, name), timeout=PATIENCE)
-    except HfHubHTTPError:
-        raise
     except _network_errors() as error:
         raise InputError(
-            f"{name} of {repository} cannot be had from {constants.ENDPOINT} ({_reason(error)}); connect to the"
+            f"{name} of {repository} cannot be downloaded from {constants.ENDPOINT} ({_reason(error)}); check the"
             " network, or name a mirror in HF_ENDPOINT"
         ) from error
 
 
-def fetch(path: Path) -> None:
-    """Fetches the published weights that are called as `path` is to `path`. Raises InputError if that fails."""
+def _fetch(path: Path) -> None:
+    """Download the published file with `path`'s name to `path`. Raises InputError if that fails."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import WeakFileLock
 
-    found, repository = _metadata(path.name), REPOSITORIES[path.name]
-    url = hf_hub_url(repository, path.name, revision=found.commit_hash)
+    repository = REPOSITORIES[path.name]
+    found = metadata(repository, path.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{found.etag[:12]}.part")
     lock = path.with_name(path.name + ".lock")
-    with WeakFileLock(lock):  # of two that are started at once, one waits
+    with WeakFileLock(lock):  # one process downloads, others wait
         if path.is_file():
             return
-        _download(url, part, found.size)
+        _download(hf_hub_url(repository, path.name, revision=found.commit_hash), part, found.size)
         with open(part, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if len(found.etag) == len(digest) and found.etag != digest:  # of files of any size, it is their SHA-256
+        if len(found.etag) == len(digest) and found.etag != digest:  # the etag of a large file is its SHA-256
             part.unlink()
             raise InputError(
-                f"{path.name} of {repository} came damaged: its SHA-256 is {digest}, the hub's is {found.etag};"
-                " it was thrown away; start again"
+                f"the download of {path.name} from {repository} is damaged: its SHA-256 is {digest}, the hub's is"
+                f" {found.etag}; it was removed, start again"
             )
-        origin = Origin(repository, found.commit_hash, digest, part.stat().st_size)
-        with atomic_write(_note(path), "w") as note:
-            json.dump(asdict(origin), note)
+        note = {"repository": repository, "revision": found.commit_hash, "sha256": digest, "bytes": found.size}
+        with atomic_write(path.with_name(path.name + ".json"), "w") as file:
+            json.dump(note, file)
         os.replace(part, path)
         lock.unlink(missing_ok=True)
-    print(f"{printable(path)}: {origin.repository}, revision {origin.revision}, SHA-256 {origin.sha256}")
+    print(f"{printable(path)}: {repository}, revision {found.commit_hash}, SHA-256 {digest}")
 
 
 def _download(url: str, part: Path, size: int) -> None:
-    """Adds to `part` what it lacks of `size` bytes. A connection that breaks is taken up again some times."""
+    """Append the missing bytes to `part`, which has `size` in the end; a broken connection is retried a few times."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
@@ -157,12 +130,12 @@ def _download(url: str, part: Path, size: int) -> None:
         except _network_errors() as error:
             raise InputError(
                 f"{url}: the download stopped at {file.tell():,} of {size:,} bytes ({_reason(error)});"
-                " the same command goes on there"
+                " the same command resumes it"
             ) from error
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub lets through when the network fails: the errors of httpx2 or, before version 2, of httpx."""
+    """The errors of huggingface_hub when the network fails: of httpx2 or, before version 2, of httpx."""
     from huggingface_hub.utils import get_session
 
     library = importlib.import_module(type(get_session()).__module__.partition(".")[0])
@@ -170,16 +143,11 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _note(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def origin(path: Path, sha256: str) -> dict[str, str]:
-    """{"repository", "revision"} of weights that were fetched; {} for others, such as those trained in their place."""
-    if not _note(path).is_file():
-        return {}
-    known = Origin(**json.loads(_note(path).read_text()))
-    return {"repository": known.repository, "revision": known.revision} if known.sha256 == sha256 else {}
+    """{"repository", "revision"} of downloaded weights; {} for others, such as those trained in their place."""
+    note = path.with_name(path.name + ".json")
+    known = json.loads(note.read_text()) if note.is_file() else {}
+    return {name: known[name] for name in ("repository", "revision")} if known.get("sha256") == sha256 else {}

@@ -1,7 +1,7 @@
 """The mathematics of retrieval: exact cosine search, ranks and their measures, distances between two sets of features.
 
-Q queries, N references, H width. Matrices are float32 and may be memory-mapped: they are gone through in blocks, and no
-step is a Python loop over vectors.
+Q queries, N references, H width. Matrices are float32 and may be memory-mapped: they are processed in blocks, and never
+in a Python loop over vectors.
 """
 
 from collections.abc import Iterator
@@ -12,23 +12,23 @@ from files import InputError
 
 BLOCK_BYTES = 64 << 20  # of references in memory at a time
 QUERY_BLOCK = 256  # queries compared with a block of references at a time
-TIE = 1e-6  # cosines closer than this are a tie: float32 rounding makes such differences between equal vectors
+TIE = 1e-6  # cosines closer than this are a tie: float32 rounding separates equal vectors by as much
 HITS = (1, 10, 100)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """[Q, H] -> [Q, H] of length 1. Raises InputError for a vector without a direction."""
+    """Scale vectors [Q, H] to length 1. Raises InputError for a vector without a direction."""
     return vectors / _norms(vectors, 0)[:, None]
 
 
 def top_k(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` references (or all, if fewer) of highest cosine to each query, best first.
+    """Find the `k` references (or all, if fewer) of highest cosine to each query.
 
-    Returns cosines and row numbers, [Q, k] each; of equal cosines among them, the lower row number is first.
+    Returns cosines and row numbers, [Q, k] each, best first; equal cosines by row number.
     """
     _same_width(queries, references)
     queries, k = unit(queries), min(k, len(references))
-    scores = np.full((len(queries), 0), -np.inf, np.float32)  # [Q, up to k] of the blocks so far
+    scores = np.full((len(queries), 0), -np.inf, np.float32)  # [Q, up to k], of the blocks so far
     rows = np.zeros((len(queries), 0), np.int64)
     for start, block, norms in _blocks(references):
         parts = [_best(chunk @ block.T / norms, k) for chunk in _chunks(queries)]
@@ -40,7 +40,7 @@ def top_k(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.ndarr
 
 
 def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` highest of each line of [q, n], in no order, and their columns."""
+    """The `k` highest scores of each row of [q, n], in no order, and their columns."""
     if scores.shape[1] <= k:
         return scores, np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
     columns = np.argpartition(scores, -k, axis=1)[:, -k:]
@@ -48,9 +48,9 @@ def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ranks(queries: np.ndarray, references: np.ndarray, partners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rank (from 1) of each query's partner among all references, and its cosine; [Q] each.
+    """Rank (from 1) each query's partner among all references; returns ranks and the partners' cosines, [Q] each.
 
-    `partners` [Q] holds row numbers of `references`. Pessimistic: whatever ties with the partner ranks before it.
+    `partners` [Q] holds row numbers of `references`. Pessimistic: references that tie with the partner rank before it.
     """
     _same_width(queries, references)
     queries = unit(queries)
@@ -67,19 +67,19 @@ def ranks(queries: np.ndarray, references: np.ndarray, partners: np.ndarray) -> 
 
 
 def measures(rank: np.ndarray) -> dict[str, float]:
-    """Mean reciprocal rank, share of ranks up to 1, 10 and 100, and median of ranks that begin at 1."""
+    """Mean reciprocal rank, share of ranks up to 1, 10 and 100, and median rank; ranks begin at 1."""
     rank = np.asarray(rank)
     hits = {f"Hit@{k}": float(np.mean(rank <= k)) for k in HITS}
     return {"MRR": float(np.mean(1 / rank))} | hits | {"median rank": float(np.median(rank))}
 
 
 def chance(n: int) -> dict[str, float]:
-    """What a random order of `n` references gives, on average: every rank is equally likely."""
+    """The expected measures of a random order of `n` references, where every rank is equally likely."""
     return measures(np.arange(1, n + 1))
 
 
 def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Cosine of each line of [N, H] with the same line of another [N, H]: [N]."""
+    """Cosine [N] of each row of [N, H] with the same row of another [N, H]."""
     _same_width(first, second)
     return np.einsum("nh,nh->n", unit(first), unit(second))
 
@@ -117,12 +117,12 @@ def _mean_and_root(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         centred = block - mean
         covariance += centred.T @ centred
     values, vectors = np.linalg.eigh(covariance / (len(features) - 1))
-    values[values < values.max() * mean.size * np.finfo(np.float64).eps] = 0  # what rounding leaves of a zero
+    values[values < values.max() * mean.size * np.finfo(np.float64).eps] = 0  # rounding errors of zeros
     return mean, (vectors * np.sqrt(values)) @ vectors.T
 
 
 def _blocks(matrix: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(number of the first row, rows [n, H], their lengths [n]), all rows once."""
+    """Yield all rows in blocks: (number of the first row, rows [n, H], their lengths [n])."""
     rows = max(1, BLOCK_BYTES // (matrix.shape[1] * matrix.itemsize))
     for start in range(0, len(matrix), rows):
         block = np.asarray(matrix[start : start + rows])

@@ -1,5 +1,5 @@
-"""What a training tells: its settings, its losses and its bad pieces, on the terminal and in the log file; its curves
-to TensorBoard or wandb, which are packages that only those need who ask for them."""
+"""The log of a training: settings, losses and bad pieces, on the terminal and in the log file; curves in TensorBoard or
+wandb, which are imported only where they are asked for."""
 
 import datetime
 import importlib.util
@@ -18,26 +18,21 @@ from processes import Processes
 
 
 class RunLog:
-    """The log of one run. Only rank 0 tells anything.
+    """The log of one run, which rank 0 writes.
 
     Args:
         name: "m3" or "clamp2".
         logger: "none", "tensorboard" or "wandb".
-        run_name: what the run is called at wandb.
+        run_name: the name of the run in wandb.
     """
 
     def __init__(self, job: Processes, name: str, path: Path, logger: str, run_name: str):
         self.job, self.name, self.path, self.logger, self.run_name = job, name, path, logger, run_name
         self._plot: Callable[[dict, int], None] | None = None  # numbers by name, and the step they belong to
-        self._close: Callable[[], None] = lambda: None
-
-    @property
-    def folder(self) -> Path:
-        """Where TensorBoard's files go: beside the log file."""
-        return self.path.with_suffix(".tensorboard")
+        self.close: Callable[[], None] = lambda: None  # writes what was plotted
 
     def begin(self, facts: dict, steps_done: int) -> None:
-        """One block: the constants of config.py, and `facts`. A run that continues does so after `steps_done`."""
+        """Logs the constants of config.py and `facts`. A run that continues does so after `steps_done`."""
         others = ("_", "WANDB_KEY", "CLAMP2_" if self.name == "m3" else "M3_")
         constants = {k: v for k, v in vars(config).items() if k.isupper() and not k.startswith(others)}
         width = max(map(len, [*constants, *facts]))
@@ -53,14 +48,15 @@ class RunLog:
     def _begin_tensorboard(self, steps_done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(self.folder), purge_step=steps_done + 1)  # what was plotted beyond it comes again
+        folder = self.path.with_suffix(".tensorboard")
+        writer = SummaryWriter(str(folder), purge_step=steps_done + 1)  # later points are plotted again
 
         def plot(values: dict, step: int) -> None:
             for name, value in values.items():
                 writer.add_scalar(name, value, step)
 
-        self._plot, self._close = plot, writer.close
-        self.job.say(printable(f"curves: tensorboard --logdir {self.folder}"))
+        self._plot, self.close = plot, writer.close
+        self.job.say(printable(f"curves: tensorboard --logdir {folder}"))
 
     def _begin_wandb(self, constants: dict) -> None:
         import wandb
@@ -68,10 +64,10 @@ class RunLog:
         if not config.WANDB_KEY.startswith("<"):
             wandb.login(key=config.WANDB_KEY)
         run = wandb.init(project=self.name, name=self.run_name, config=constants)
-        self._plot, self._close = lambda values, step: run.log(values, step=step), run.finish
+        self._plot, self.close = lambda values, step: run.log(values, step=step), run.finish
 
     def step(self, step: int, pieces: int, seconds: float, values: dict) -> None:
-        """A step, counted over all epochs, with its `pieces` of all ranks and the time it took; adds the memory."""
+        """Plots a step, counted over all epochs, its `pieces` on all ranks a second, and the memory."""
         if not self._plot:
             return
         if torch.cuda.is_available():
@@ -80,12 +76,8 @@ class RunLog:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self._plot({**values, "pieces_per_second": pieces / seconds, "memory_gib": memory / 2**30}, step)
 
-    def close(self) -> None:
-        """Nothing of what was plotted is lost."""
-        self._close()
-
     def epoch(self, record: dict, step: int) -> None:
-        """The published lines of an epoch, then the same and more as one JSON line. `step`: of all epochs so far."""
+        """Logs the published lines of an epoch, then the same and more as one JSON line, after `step` steps in all."""
         self.write(
             f"Epoch {record['epoch']}\ntrain_loss: {record['train_loss']}\neval_loss: {record['eval_loss']}\n"
             f"time: {time.asctime()}\n{json.dumps(record)}\n\n"
@@ -102,7 +94,7 @@ class RunLog:
         self.write(printable(f"bad piece: {problem}") + "\n")
 
     def write(self, text: str) -> None:
-        """Adds to the log file, whole or not at all. A file name that is no UTF-8 is escaped. Raises InputError."""
+        """Appends to the log file, whole or not at all; a file name that is not UTF-8 is escaped. Raises InputError."""
         if self.job.rank == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             data = text.encode("utf-8", "backslashreplace")
@@ -120,7 +112,7 @@ class RunLog:
 
 
 def choose_logger(name: str, wandb_log: bool) -> str:
-    """LOGGER, or "wandb" if the older NAME_WANDB_LOG is True. Raises InputError if the package for it is missing."""
+    """Returns LOGGER, or "wandb" if NAME_WANDB_LOG is True. Raises InputError if the package for it is missing."""
     logger = "wandb" if wandb_log else config.LOGGER
     if logger == "none" or importlib.util.find_spec(logger):
         return logger
@@ -131,7 +123,7 @@ def choose_logger(name: str, wandb_log: bool) -> str:
 
 
 def commit() -> str:
-    """The git commit of this code, or "unknown"."""
+    """Returns the git commit of this code, or "unknown"."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""What a training run keeps from one start to the next: how far it is, its optimizer, and weights that it replaces."""
+"""The state of a training run from one start to the next: settings, progress, optimizer, and weights it replaces."""
 
 import math
 import os
@@ -19,7 +19,7 @@ from processes import Processes
 
 @dataclass
 class Settings:
-    """What differs between the two trainings, out of config.py."""
+    """The constants that each of the two trainings has of its own: M3_NUM_EPOCH is `num_epoch` of "m3"."""
 
     name: str  # "m3" or "clamp2"
     num_epoch: int
@@ -32,26 +32,36 @@ class Settings:
     logs_path: Path
     evaluation: dict = field(default_factory=dict)  # constants that the evaluation loss depends on
 
+    @classmethod
+    def read(cls, name: str, *evaluation: str) -> "Settings":
+        """The settings of config.py; `evaluation` names the constants that the evaluation loss depends on."""
+        own = {entry.name: getattr(config, f"{name}_{entry.name}".upper()) for entry in fields(cls)[1:-1]}
+        own |= {path: config.resolve(own[path]) for path in ("weights_path", "logs_path")}
+        return cls(name, **own, evaluation={constant: getattr(config, constant) for constant in evaluation})
+
+    def constant(self, field: str) -> str:
+        return f"{self.name}_{field}".upper()
+
     @property
     def latest_path(self) -> Path:
         """The complete state of the run, beside its weights."""
         return self.weights_path.with_name("latest_" + self.weights_path.name)
 
     def pace(self) -> dict:
-        """What all processes must agree in, beside the pieces, to do the same steps and to save together."""
+        """The settings that must be the same on all processes for them to take the same steps and save together."""
         steps = {"epochs": self.num_epoch, "learning rate": self.learning_rate}
         return steps | {"SAVE_EVERY_STEPS": config.SAVE_EVERY_STEPS}
 
     @property
     def checkpoint(self) -> Path | None:
-        """What the run goes on from, where LOAD_CKPT allows it: `latest_...`, or else the weights file."""
+        """The file that the run continues from, where LOAD_CKPT allows it: `latest_...`, or else the weights file."""
         there = [path for path in (self.latest_path, self.weights_path) if self.load_ckpt and path.exists()]
         return there[0] if there else None
 
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """The progress of a run."""
 
     seed: int = 0
     epoch: int = 1  # the one in progress
@@ -60,7 +70,7 @@ class Progress:
     weight: float = 0.0  # by which `total` is divided
     best_epoch: int = 0
     min_eval_loss: float = math.inf
-    bad_pieces: list[str] = field(default_factory=list)  # that were named, with what is wrong with them
+    bad_pieces: list[str] = field(default_factory=list)  # that were reported, with their problems
 
     def begin_epoch(self, epoch: int) -> None:
         self.epoch, self.step, self.total, self.weight = epoch, 0, 0.0, 0.0
@@ -73,7 +83,7 @@ STATE = {"optimizer", "lr_sched", "scaler", *_PROGRESS}  # what every `latest_..
 def load_start(settings: Settings, job: Processes, model: nn.Module) -> tuple[dict | None, Progress, str]:
     """Loads the weights that the run starts from into the model, if there is a checkpoint.
 
-    Returns the complete state of a run to continue, if there is one; how far the run is; and where it starts, in words.
+    Returns the complete state of a run to continue, or None; its progress; and where it starts, in words.
     """
     if settings.weights_path.suffix.lower() == ".safetensors":
         raise InputError(f"{settings.weights_path}: a training writes a .pth file; name one in {config.source()}")
@@ -111,14 +121,14 @@ def _load_state(settings: Settings, model: nn.Module) -> tuple[dict, Progress, s
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Restores what the optimizer has gathered. Its options, such as the learning rate, stay those of this run."""
+    """Restores the moments of the optimizer. Its options, such as the learning rate, stay those of this run."""
     own = optimizer.state_dict()["param_groups"]
     groups = [mine | {"params": theirs["params"]} for mine, theirs in zip(own, saved["param_groups"], strict=True)]
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
 
 
 def differences(before: dict, now: dict) -> str:
-    """`name before -> now` of each entry that differs."""
+    """Lists the entries that differ, as `name before -> now`."""
     return ", ".join(
         f"{name} {before.get(name, 'unknown')} -> {value}"
         for name, value in now.items()
@@ -127,9 +137,9 @@ def differences(before: dict, now: dict) -> str:
 
 
 def keep(path: Path) -> Path | None:
-    """Gives a file a second name that holds the time of its last change, so that replacing the file loses nothing.
+    """Gives a file a second name, with the time of its last change, so that it is not lost when it is replaced.
 
-    Returns that name, or None if it is not needed: there is no file, or it is a link to another one.
+    Returns that name, or None if there is no file, or if it is a symbolic link.
     """
     if path.is_symlink() or not path.exists():
         return None

@@ -44,16 +44,16 @@ from files import InputError
 
 @dataclass
 class Query:
-    """What is searched for."""
+    """A sentence, a text or a piece of music to search for, and its feature."""
 
-    feature: np.ndarray  # [1, H]
+    matrix: np.ndarray  # [1, H]
     heading: str  # in words
     made_with: dict[str, dict]  # see `provenance`
     source: Path | None = None  # the file that can be shown, `#N` of a tune included
 
 
 def read_query(query: str) -> Query:
-    """A sentence or a file as a query. Raises InputError."""
+    """Reads and embeds a sentence or a file. Raises InputError."""
     path, number = pieces.locate(query)
     suffix = path.suffix.lower()
     if suffix == ".npy":
@@ -77,13 +77,17 @@ def read_query(query: str) -> Query:
         raise InputError(f"{query}: {entry.errors[row]}")
     if entry.warnings[row]:
         print(files.printable(f"{query}: {entry.warnings[row]}"), file=sys.stderr)
-    heading = entry.titles[row] or Path(query).name if is_file else f"“{query}”"
-    made_with = {query if is_file else "the query": cache.made_with()}
-    return Query(entry.vectors[row : row + 1], heading, made_with, Path(query) if is_file else None)
+    matrix = entry.vectors[row : row + 1]
+    if not is_file:
+        return Query(matrix, f"“{query}”", {"the query": cache.made_with()})
+    return Query(matrix, entry.titles[row] or Path(query).name, {query: cache.made_with()}, Path(query))
 
 
-def reference_features(folder: Path) -> Features:
-    """The features of a folder to be searched or compared, of music or of .npy files. Raises InputError, OSError."""
+def read_folder(folder: Path) -> Features:
+    """Returns the features of a folder (or of one file): embeds music and texts, reads .npy files and packed ones.
+
+    Raises InputError, OSError.
+    """
     if features.is_packed(folder):
         return features.load(folder)
     found, others = files.list_files(folder, INPUT_SUFFIXES)
@@ -98,27 +102,25 @@ def reference_features(folder: Path) -> Features:
         raise InputError(f"{folder}: there is no music, text or .npy file in it ({len(others)} files of other types)")
     if others:
         print(files.printable(f"{folder}: {len(others)} files of other types were left alone"), file=sys.stderr)
-    return music_features(folder, found)
+    return embed_folder(folder, found)
 
 
-def music_features(folder: Path, found: list[Path]) -> Features:
-    """The features of music and texts; what several tunes of a file are called is told by `pieces.names`."""
+def embed_folder(folder: Path, found: list[Path]) -> Features:
+    """Embeds files of music and texts; `pieces.names` names the tunes of a file that has several."""
     entries = dict(cache.features_of([source_of(folder, path.as_posix()) for path in found]))
     result = Features([], np.empty(0, np.float32), made_with={str(folder): cache.made_with()})
     rows = []
     for path in found:
         entry = entries[source_of(folder, path.as_posix())]
-        named = pieces.names(path.as_posix(), len(entry.errors))
-        columns = (named, entry.vectors, entry.titles, entry.errors, entry.warnings)
-        for name, vector, title, error, warning in zip(*columns, strict=True):
-            if error:
-                result.skipped.append(f"{source_of(folder, name)}: {error}")
+        for row, name in enumerate(pieces.names(path.as_posix(), len(entry.errors))):
+            if entry.errors[row]:
+                result.skipped.append(f"{source_of(folder, name)}: {entry.errors[row]}")
                 continue
-            if warning:
-                result.warnings.append(f"{source_of(folder, name)}: {warning}")
+            if entry.warnings[row]:
+                result.warnings.append(f"{source_of(folder, name)}: {entry.warnings[row]}")
             result.names.append(name)
-            result.titles.append(title)
-            rows.append(vector)
+            result.titles.append(entry.titles[row])
+            rows.append(entry.vectors[row])
     if not rows:
         raise InputError(f"{folder}: none of its {len(found)} files can be used; the first: {result.skipped[0]}")
     result.matrix = np.stack(rows)
@@ -126,23 +128,50 @@ def music_features(folder: Path, found: list[Path]) -> Features:
 
 
 def source_of(folder: Path, name: str) -> Path:
-    """The file of a piece, `#N` included."""
+    """Returns the file of a piece, `#N` included."""
     return (folder.parent if folder.is_file() else folder) / name
 
 
-def fetch_weights(args: argparse.Namespace) -> None:
-    """The published weights, where they are asked for and not there. Raises InputError."""
-    if args.download:
-        published.provide(config.resolve(config.CLAMP2_WEIGHTS_PATH), download=True)
+def require_alike(first: Path | str, a: Query | Features, second: Path | str, b: Features) -> None:
+    """Raises InputError if features are known to be of different models, or were made in different ways."""
+    if a.matrix.shape[1] != b.matrix.shape[1]:
+        widths = f"{first} has width {a.matrix.shape[1]}, {second} {b.matrix.shape[1]}"
+        raise InputError(f"{widths}: features of one model can be compared")
+    provenance.agreed(a.made_with | b.made_with)
+
+
+def read_folders(first_dir: Path, second_dir: Path) -> tuple[Features, Features]:
+    """Returns the features of two folders that can be compared."""
+    first, second = read_folder(first_dir), read_folder(second_dir)
+    require_alike(first_dir, first, second_dir, second)
+    return first, second
+
+
+def pair_up(first_dir: Path, first: Features, second_dir: Path, second: Features) -> list[tuple[int, int]]:
+    """Returns the row numbers of the files with the same path but for the extension.
+
+    Raises InputError if two files of a folder differ in the extension only, or if there is no pair.
+    """
+    rows: list[dict[str, int]] = []
+    for folder, of in ((first_dir, first), (second_dir, second)):
+        by_name: dict[str, int] = {}
+        for row, name in enumerate(of.names):
+            if (other := by_name.setdefault(features.key(name), row)) != row:
+                both = f"{of.names[other]} and {name}"
+                raise InputError(f"{folder}: {both} are one piece; which is the partner? Keep one")
+        rows.append(by_name)
+    pairs = [(row, rows[1][name]) for name, row in rows[0].items() if name in rows[1]]
+    if not pairs:
+        raise InputError(
+            f"no file of {first_dir} has the path of one of {second_dir}: {first.names[0]} and {second.names[0]}, say"
+        )
+    return pairs
 
 
 def search(args: argparse.Namespace) -> int:
-    fetch_weights(args)
-    query = read_query(args.query)
-    references = reference_features(args.ref)
-    check_width(args.query, query.feature, args.ref, references.matrix)
-    provenance.agreed(query.made_with | references.made_with)
-    scores, rows = retrieval.top_k(query.feature, references.matrix, args.top_k)
+    query, references = read_query(args.query), read_folder(args.ref)
+    require_alike(args.query, query, args.ref, references)
+    scores, rows = retrieval.top_k(query.matrix, references.matrix, args.top_k)
     hits = []
     for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), start=1):
         hits.append({"rank": rank, "score": round(float(score), 6), "name": references.names[row]})
@@ -150,10 +179,8 @@ def search(args: argparse.Namespace) -> int:
             hits[-1]["title"] = references.titles[row]
     print_hits(hits)
     if args.top_k > len(hits):
-        print(
-            files.printable(f"{args.ref} holds {len(hits)} pieces, fewer than the {args.top_k} asked for"),
-            file=sys.stderr,
-        )
+        fewer = f"{args.ref} holds {len(hits)} pieces, fewer than the {args.top_k} asked for"
+        print(files.printable(fewer), file=sys.stderr)
     if args.html:
         import page
 
@@ -173,8 +200,8 @@ def print_hits(hits: list[dict]) -> None:
 
 
 def metrics(args: argparse.Namespace) -> int:
-    fetch_weights(args)
-    queries, references, pairs = paired(args.query_dir, args.ref_dir)
+    queries, references = read_folders(args.query_dir, args.ref_dir)
+    pairs = pair_up(args.query_dir, queries, args.ref_dir, references)
     rows, partners = np.array(pairs).T  # [Q] each
     rank, score = retrieval.ranks(queries.matrix[rows], references.matrix, partners)
     measured, by_chance = retrieval.measures(rank), retrieval.chance(len(references.names))
@@ -194,29 +221,23 @@ def metrics(args: argparse.Namespace) -> int:
 
 
 def score(args: argparse.Namespace) -> int:
-    fetch_weights(args)
+    references, tests = read_folders(args.ref_dir, args.test_dir)
     pairs = None
     result: dict = {}
     if args.pairwise:
-        references, tests, pairs = paired(args.ref_dir, args.test_dir)
+        pairs = pair_up(args.ref_dir, references, args.test_dir, tests)
         rows, partners = np.array(pairs).T  # [N] each
         values = retrieval.cosines(references.matrix[rows], tests.matrix[partners])
-        result = {
-            "pairs": [
-                {"reference": references.names[row], "test": tests.names[partner], "score": round(float(value), 6)}
-                for (row, partner), value in zip(pairs, values, strict=True)
-            ],
-            "mean": float(values.mean()),
-            "standard_deviation": float(values.std()),
-        }
+        result["pairs"] = [
+            {"reference": references.names[row], "test": tests.names[partner], "score": round(float(value), 6)}
+            for (row, partner), value in zip(pairs, values, strict=True)
+        ]
+        result |= {"mean": float(values.mean()), "standard_deviation": float(values.std())}
         for pair in result["pairs"]:
             print(files.printable(f"{pair['score']:7.4f}  {pair['reference']}"))
         print(f"cosine of {len(pairs)} pairs: mean {values.mean():.4f}, standard deviation {values.std():.4f}")
     else:
-        references, tests = reference_features(args.ref_dir), reference_features(args.test_dir)
-        check_width(args.ref_dir, references.matrix, args.test_dir, tests.matrix)
-        provenance.agreed(references.made_with | tests.made_with)
-        result = {"cosine_of_means": retrieval.cosine_of_means(references.matrix, tests.matrix)}
+        result["cosine_of_means"] = retrieval.cosine_of_means(references.matrix, tests.matrix)
         sizes = f"{len(references.names)} and {len(tests.names)} pieces"
         print(f"cosine of the mean features of {sizes}: {result['cosine_of_means']:.4f}")
     if args.frechet:
@@ -229,38 +250,6 @@ def pack(args: argparse.Namespace) -> int:
     packed = features.pack(args.features, args.out)
     print(files.printable(f"{len(packed.names)} features of width {packed.matrix.shape[1]} -> {args.out}"))
     return finish(args, {}, {str(args.features): packed})
-
-
-def paired(first_dir: Path, second_dir: Path) -> tuple[Features, Features, list[tuple[int, int]]]:
-    """The features of two folders, and the row numbers of those with the same path but for the extension.
-
-    Raises InputError if two files of a folder differ in the extension only, or if there is no pair.
-    """
-    first, second = reference_features(first_dir), reference_features(second_dir)
-    check_width(first_dir, first.matrix, second_dir, second.matrix)
-    provenance.agreed(first.made_with | second.made_with)
-    rows: list[dict[str, int]] = []
-    for folder, of in ((first_dir, first), (second_dir, second)):
-        by_key: dict[str, int] = {}
-        for row, name in enumerate(of.names):
-            if (other := by_key.setdefault(features.key(name), row)) != row:
-                raise InputError(
-                    f"{folder}: {of.names[other]} and {name} are one piece; which is the partner? Keep one"
-                )
-        rows.append(by_key)
-    pairs = [(row, rows[1][key]) for key, row in rows[0].items() if key in rows[1]]
-    if not pairs:
-        raise InputError(
-            f"no file of {first_dir} has the path of one of {second_dir}: {first.names[0]} and {second.names[0]}, say"
-        )
-    return first, second, pairs
-
-
-def check_width(first: Path | str, a: np.ndarray, second: Path | str, b: np.ndarray) -> None:
-    if a.shape[1] != b.shape[1]:
-        raise InputError(
-            f"{first} has width {a.shape[1]}, {second} {b.shape[1]}: features of one model can be compared"
-        )
 
 
 def finish(
@@ -296,38 +285,38 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="{search,metrics,score,pack}")
 
-    def command(function, about: str) -> argparse.ArgumentParser:
+    def command(function, about: str, embeds: bool = True) -> argparse.ArgumentParser:
+        def run(args: argparse.Namespace) -> int:
+            if embeds and args.download:
+                published.provide(config.resolve(config.CLAMP2_WEIGHTS_PATH), download=True)
+            return function(args)
+
         sub = commands.add_parser(function.__name__, help=about, description=about)
-        sub.set_defaults(run=function)
+        sub.set_defaults(run=run)
         sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there, with every name left out")
+        if embeds:
+            about = "fetch the published weights to CLAMP2_WEIGHTS_PATH if none are there"
+            sub.add_argument("--download", action="store_true", help=about)
         return sub
 
-    def embeds(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        sub.add_argument(
-            "--download",
-            action="store_true",
-            help="fetch the published weights to CLAMP2_WEIGHTS_PATH if none are there",
-        )
-        return sub
-
-    sub = embeds(command(search, "the pieces of REF that are most similar to QUERY"))
+    sub = command(search, "the pieces of REF that are most similar to QUERY")
     sub.add_argument("query", metavar="QUERY", help="a sentence in quotes, or a file of music, text or features")
     sub.add_argument("ref", metavar="REF", type=Path, help="a folder of music and texts or of features, or one file")
     sub.add_argument("--top_k", type=positive, default=10, metavar="N", help="how many to show (default: 10)")
     sub.add_argument("--html", type=Path, metavar="FILE", help="write a page with the hits and their first bars there")
 
-    sub = embeds(command(metrics, "how high each query ranks its partner: the file of REF_DIR of the same path"))
+    sub = command(metrics, "how high each query ranks its partner: the file of REF_DIR of the same path")
     sub.add_argument("query_dir", metavar="QUERY_DIR", type=Path)
     sub.add_argument("ref_dir", metavar="REF_DIR", type=Path, help="every file in it is a candidate, paired or not")
     sub.add_argument("--ranks", type=Path, metavar="FILE", help="write one JSON line a query there")
 
-    sub = embeds(command(score, "the cosine of the mean features of two folders"))
+    sub = command(score, "the cosine of the mean features of two folders")
     sub.add_argument("ref_dir", metavar="REF_DIR", type=Path)
     sub.add_argument("test_dir", metavar="TEST_DIR", type=Path)
     sub.add_argument("--pairwise", action="store_true", help="instead, of each pair of files of the same path")
     sub.add_argument("--frechet", action="store_true", help="also the Fréchet distance of the two folders")
 
-    sub = command(pack, "one matrix and a list of names from a folder of .npy feature files")
+    sub = command(pack, "one matrix and a list of names from a folder of .npy feature files", embeds=False)
     sub.add_argument("features", metavar="FEATURES", type=Path)
     sub.add_argument("out", metavar="OUT", type=Path)
     return parser

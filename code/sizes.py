@@ -1,4 +1,4 @@
-"""The constants of config.py that a model was made with, as the names and shapes of its weights have them."""
+"""Reads the sizes of a model, as constants of config.py, off the names and shapes of its weights."""
 
 import re
 
@@ -17,7 +17,7 @@ _LAYERS = {r"base\.encoder\.layer\.(\d+)\.": "PATCH_NUM_LAYERS", r"base\.transfo
 
 
 def of(weights: dict[str, Tensor]) -> dict[str, int]:
-    """Constant -> value, of those that M3 or CLaMP 2 has."""
+    """Returns {constant: value}."""
     found = {}
     for end, constants in _SHAPES.items():
         for value in [value for name, value in weights.items() if name.endswith(end) and value.ndim == 2]:
@@ -30,7 +30,7 @@ def of(weights: dict[str, Tensor]) -> dict[str, int]:
 
 
 def misfits(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
-    """The constants that make a model other than these weights, with both values. None, if it is of another kind."""
+    """Lists the constants whose values differ between a model and weights; none if they have no entry in common."""
     shared = own.keys() & weights.keys()
     if not shared:
         return []

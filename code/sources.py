@@ -1,20 +1,18 @@
-"""Which source each output of a folder was made from: what is finished, how outputs are named, what has no source.
+"""Records which source each output of a folder was made from, for the extractors and the conversion scripts.
 
-One rule for the extractors and for the conversion scripts. An output belongs to one source, known by its path in the
-input folder and by size and time of change (equal, not newer); where only the time differs, as in a copied folder, by
-its content. If the source differs, the output is made anew.
+A source is known by its path in the input folder and by its size and time of change (equal, not newer). Where only the
+time differs, as in a copied folder, its content decides. If a source has changed, its output is made anew.
 
-The record is a file of JSON lines, one for each source: [run, source, folder, size, time, digest, name], and
-the outputs where they are not the one of that name. A line is added before its outputs are written, with a size of -1,
-and another one after it: after a kill at any moment, an output is made anew or recognised, and never taken for that of
-another source or of another time. Several processes write a file each, which the next start puts together. An output
-without a line was made by an earlier version, and accepted if it is not older than its source.
+The record is a file of JSON lines, one for each source: [run, source, folder, size, time, digest, name], then the
+outputs if they are not that one name. A line of size -1 is added before outputs are written, and another line after
+it, so that a kill at any moment never leaves an output that passes for another source's, or for an older state's.
+Several processes write a file each; the next start merges them. An output without a line comes from a program that
+kept no record, and is accepted if it is not older than its source.
 
-Shared by `code/` and `process_data/`; imports nothing but the standard library and `files`.
+Shared by `code/` and `process_data/`; imports only the standard library and `files`.
 """
 
 import contextlib
-import errno
 import glob
 import hashlib
 import json
@@ -27,20 +25,19 @@ from pathlib import Path
 
 import files
 
-UNKNOWN = -1  # as the size of a source: its outputs are being made, or were when the process was killed
-
-NOBODY = ""  # the source of outputs that have lost theirs
+UNKNOWN = -1  # size of a source whose outputs are being made, or were when the process was killed
+NOBODY = ""  # source of outputs that have lost theirs
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What the outputs of one source were made from."""
+    """A source as its outputs were made from it."""
 
     folder: str  # the input folder, absolute
     size: int
     mtime: int  # nanoseconds
-    digest: str  # of the content, or "" if it is not known
-    name: str  # of the output in the output folder, which numbered outputs may stand for
+    digest: str  # of the content, or "" if unknown
+    name: str  # of the output, or of the one that numbered outputs replace
     outputs: tuple[str, ...]
 
 
@@ -51,7 +48,7 @@ class Sources:
         path: the record, NAME.jsonl. A part of a run writes NAME.1-of-3.jsonl, and reads all.
         source: the input folder, or one file of it.
         target: the output folder.
-        part: (which, of how many) processes or shards write.
+        part: (which, of how many) of the processes or shards that write.
     """
 
     def __init__(self, path: Path, source: Path, target: Path, part: tuple[int, int] = (1, 1)):
@@ -61,29 +58,26 @@ class Sources:
         self.path = path if part[1] == 1 else path.with_name(f"{path.stem}.{part[0]}-of-{part[1]}.jsonl")
         self.made: dict[str, Made] = {}  # by source
         self.owner: dict[str, str] = {}  # the source of each output
-        self.seen: dict[str, tuple[int, int]] = {}  # size and time of the sources that are being read
+        self.seen: dict[str, tuple[int, int]] = {}  # size and time of sources being read
         self.lock = threading.Lock()
         self.inputs: set[str] = set()
-        self.named: set[str] = set()  # the outputs that the inputs have, if they have one each
-        self.coming: set[str] = set()  # NAME.1.abc where NAME.1.abc, NAME.2.abc, ... may be written at this moment
+        self.named: set[str] = set()  # the outputs of inputs that have one each
+        self.coming: set[str] = set()  # NAME.1.abc where NAME.1.abc, NAME.2.abc, ... may be being written
         self.parts = sorted(path.parent.glob(glob.escape(path.stem) + ".[0-9]*-of-*.jsonl"))
         self.run, self.changed = 1, False
-        self._read()
-
-    def _read(self) -> None:
         lines = [line for path in (self.whole, *self.parts) for line in _lines(path)]
         lines.sort(key=lambda line: line[0])  # of several parts, what a later run wrote counts
-        for _, source, made in lines:
-            self._own(source, made)
+        for _, name, made in lines:
+            self._own(name, made)
         self.run += max((run for run, _, _ in lines), default=0)
         if not any(os.path.exists(self.target / output) for output in self.owner):  # a folder that was emptied
             self.made, self.owner = {}, {}
-        for source, made in list(self.made.items()):
+        for name, made in list(self.made.items()):
             if made.size == UNKNOWN and len(made.outputs) > 1:
-                self._own(source, replace(made, outputs=(*made.outputs, *self._killed_in(made.outputs))))
+                self._own(name, replace(made, outputs=(*made.outputs, *self._killed_in(made.outputs))))
 
     def _killed_in(self, outputs: tuple[str, ...]) -> Iterator[str]:
-        """What else there is of numbered outputs, of which a kill has left the last ones: NAME.3.abc of NAME.1.abc."""
+        """Finds numbered outputs that a kill left without a line, such as NAME.3.abc beside NAME.1.abc."""
         for output in outputs:
             path = Path(output)
             if path.stem.endswith(".1"):
@@ -94,7 +88,7 @@ class Sources:
                         yield name
 
     def _own(self, source: str, made: Made) -> None:
-        """From here on, the outputs are this source's and nobody else's."""
+        """Makes the outputs this source's alone."""
         for output in made.outputs:
             other = self.owner.get(output, source)
             if other != source:
@@ -106,13 +100,12 @@ class Sources:
         if before := self.made.get(source):
             for output in set(before.outputs).difference(made.outputs):
                 self.owner.pop(output, None)
-        if made.outputs:
-            self.made[source] = made
-        else:
-            self.made.pop(source, None)
+        self.made[source] = made
+        if not made.outputs:
+            del self.made[source]
 
     def names(self, inputs: list[Path], suffix: str) -> dict[Path, Path]:
-        """The outputs of all inputs: what a source had it keeps; a newcomer that meets it gets the longer name."""
+        """Names the outputs of all inputs. A source keeps the name it had; a new one that shares it gets the longer."""
         self.inputs, self.suffix = {path.as_posix() for path in inputs}, suffix
         names = files.output_names(inputs, suffix)
         kept: dict[Path, str] = {}
@@ -120,7 +113,7 @@ class Sources:
         for path in inputs:
             made = self.made.get(path.as_posix())
             if made and made.name not in used:
-                other = made.name.removesuffix(suffix)  # whose last resort this name is, if it is an input
+                other = made.name.removesuffix(suffix)  # the input whose longer name this is, if there is one
                 if other not in self.inputs or other == path.as_posix():
                     kept[path] = made.name
                     used.add(made.name)
@@ -136,7 +129,7 @@ class Sources:
         return names
 
     def finished(self, name: str, source: Path) -> tuple[str, ...]:
-        """The outputs of a source, if they are there and made from what it holds now; else nothing."""
+        """Returns the outputs of a source if they exist and the source has not changed, else ()."""
         made = self.made.get(name)
         if not made or not all(os.path.exists(self.target / output) for output in made.outputs):
             return ()
@@ -144,19 +137,20 @@ class Sources:
             size, mtime = _state(source)
             if size != made.size or (mtime != made.mtime and (not made.digest or _digest(source) != made.digest)):
                 return ()
-        except OSError:  # reading it will say so
+        except OSError:  # reported when it is read
             return ()
         if (mtime, self.folder) != (made.mtime, made.folder):  # a copy
             self._add({name: replace(made, folder=self.folder, mtime=mtime)})
         return made.outputs
 
     def adopt(self, name: str, source: Path, output: Path, there: list[Path]) -> tuple[str, ...]:
-        """Takes over what an earlier version made, which kept no record, if it is not older than its source.
+        """Records and returns unrecorded outputs that exist, if they are not older than their source.
 
-        No content is noted, so that nothing is read; if such folders are copied without their times, all is made anew.
+        Reads no source, so that the digest is unknown.
 
         Args:
-            output: the one that the source may have; there: those that it has.
+            output: the one that the source may have.
+            there: those that it has.
         """
         outputs = self._relative(there)
         if name in self.made or not outputs or any(map(self.owner.get, outputs)):
@@ -165,16 +159,16 @@ class Sources:
             size, mtime = _state(source)
             if any(os.stat(path).st_mtime_ns < mtime for path in there):
                 return ()
-        except OSError:  # nothing there, or a name that is too long
+        except OSError:  # no such file, or its name is too long
             return ()
-        [called] = self._relative([output])
-        self._add({name: Made(self.folder, size, mtime, "", called, outputs)})
+        self._add({name: Made(self.folder, size, mtime, "", self._relative([output])[0], outputs)})
         return outputs
 
     def making(self, todo: Iterable[tuple[str, Path, list[Path]]]) -> None:
-        """To be called before outputs are made, with (name, source, outputs): until `add`, what they hold is unknown.
+        """Records that outputs are about to be made. Until `add`, their content counts as unknown.
 
-        outputs: the one that it may have, and the first one if it may have several.
+        Args:
+            todo: (name, source, outputs); outputs: the one that it may have, and the first one if it may have several.
         """
         claims = {}
         for name, source, outputs in todo:
@@ -190,9 +184,9 @@ class Sources:
             self._add(claims)
 
     def add(self, name: str, source: Path, outputs: list[Path]) -> None:
-        """Records outputs that are written. Those that the source had under other names go, if no other has them now.
+        """Records outputs that are written, and removes those the source had under other names. Thread-safe.
 
-        To be called from any thread. A source that was changed meanwhile counts as unfinished the next time.
+        A source that has changed meanwhile counts as unfinished at the next start.
         """
         new = self._relative(outputs)
         entries = self._remove_old(name, new)
@@ -203,7 +197,7 @@ class Sources:
         self._add({name: Made(self.folder, *before, digest, self.made[name].name, new)} | entries)
 
     def drop(self, name: str, outputs: list[Path]) -> None:
-        """A source failed: its outputs, which were made of an earlier state of it, go. It keeps its name."""
+        """Removes the outputs of a source that failed, which an earlier state of it had. Keeps their name."""
         del self.seen[name]
         for output in outputs:
             files.remove(output)
@@ -211,7 +205,7 @@ class Sources:
         self._add({name: replace(self.made[name], size=UNKNOWN, outputs=(self.made[name].name,))} | entries)
 
     def lost(self) -> list[str]:
-        """The outputs whose source is gone from its folder."""
+        """Lists outputs whose source is gone."""
         if not self.is_folder:
             return []
         return sorted(
@@ -223,16 +217,16 @@ class Sources:
         )
 
     def strays(self) -> list[str]:
-        """The files in the output folder that look like outputs, and of which the record knows nothing."""
+        """Lists files that look like outputs, but are not recorded."""
         if not self.is_folder or Path(self.folder).is_relative_to(self.target.resolve()):
             return []
         there = (path.as_posix() for path in files.list_files(self.target, [self.suffix])[0])
         return [name for name in there if name not in self.owner and not self._is_wanted(name)]
 
     def finish(self, remove: bool) -> str:
-        """Names what no source stands behind, removes it if asked, and puts the record in order.
+        """Reports outputs without a source, removes those whose source is gone if asked, and merges the record.
 
-        Returns what is to be added to the counts: "", or "; 2 outputs without a source".
+        Returns a note for the counts: "" or "; 2 outputs without a source".
         """
         lost, strays = self.lost(), self.strays()
         doing = "removed" if remove else "--remove_orphans removes them"
@@ -249,7 +243,7 @@ class Sources:
         return f"; {count} outputs without a source" if count else ""
 
     def _is_wanted(self, output: str) -> bool:
-        """Whether an output is that of an input, or may be one that is just being written."""
+        """Whether an output is that of an input, or may be one being written."""
         if output in self.named:
             return True
         stem, _, number = output.removesuffix(self.suffix).rpartition(".")
@@ -262,8 +256,8 @@ class Sources:
         return tuple(output.relative_to(self.target).as_posix() for output in outputs)
 
     def _remove_old(self, name: str, new: tuple[str, ...]) -> dict[str, Made]:
-        """Removes what a source has under other names; returns the entry of what may be another's by now."""
-        if self.path == self.whole:  # else other shards may be writing theirs
+        """Removes outputs that a source has under other names. Returns an entry for those that may be another's now."""
+        if self.path == self.whole:  # else another shard may be writing them
             self.coming.difference_update(self.made[name].outputs)
         old = [output for output in self.made[name].outputs if output not in new]
         for output in old:
@@ -276,13 +270,12 @@ class Sources:
         return {NOBODY: Made(self.folder, UNKNOWN, 0, "", left[0], (*others, *left))}
 
     def _add(self, entries: dict[str, Made]) -> None:
-        # After a line break, since a full disk may have left a part of a line.
+        # Each begins with a line break, since a full disk may have left a part of a line.
         lines = b"".join(b"\n" + _line(self.run, source, made) for source, made in entries.items())
         with self.lock:
             try:
-                with open(self.path, "ab", buffering=0) as file:
-                    if file.write(lines) != len(lines):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                with open(self.path, "ab") as file:
+                    file.write(lines)
             except OSError as error:
                 error.filename = str(self.path)
                 raise
@@ -291,15 +284,11 @@ class Sources:
             self.changed = True
 
     def tidy(self) -> None:
-        """Puts all parts and added lines together; a part of a run leaves the files of the others alone."""
+        """Merges all parts and lines into the record, unless this is a part itself."""
         if self.path == self.whole and (self.changed or self.parts or self.run > 1):
-            self._rewrite()
-
-    def _rewrite(self) -> None:
-        with files.atomic_write(self.path) as file:
-            file.writelines(_line(0, source, made) + b"\n" for source, made in sorted(self.made.items()))
-        self.changed = False
-        if self.path == self.whole:
+            with files.atomic_write(self.path) as file:
+                file.writelines(_line(0, source, made) + b"\n" for source, made in sorted(self.made.items()))
+            self.changed = False
             for part in self.parts:
                 part.unlink(missing_ok=True)
             self.parts = []
@@ -307,12 +296,12 @@ class Sources:
 
 def _line(run: int, source: str, made: Made) -> bytes:
     others = () if made.outputs in ((made.name,), ()) else made.outputs
-    # In ASCII: a file name that is no UTF-8 comes back as it was.
+    # ASCII, in which a file name that is not UTF-8 survives
     return json.dumps([run, source, made.folder, made.size, made.mtime, made.digest, made.name, *others]).encode()
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, Made]]:
-    """(run, source, made); what a kill or a full disk left of a line is no line."""
+    """Yields (run, source, made). Skips what a kill or a full disk left of a line."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:
             with contextlib.suppress(ValueError, TypeError):
@@ -322,7 +311,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str, Made]]:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """Size and time of change."""
+    """Returns size and time of change."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 

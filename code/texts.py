@@ -1,21 +1,16 @@
-"""Text as tokens, what the text model reads, and the text model itself."""
+"""Read and tokenize texts; load the text model."""
 
-import contextlib
+# Search remembers features: if an edit here changes them, raise FEATURE_VERSION in cache.py.
+
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers.utils.logging
+import transformers
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 import config
 import published
@@ -24,8 +19,7 @@ from packing import first_position
 
 
 def read_text(path: Path) -> list[str]:
-    """The lines of a text file, each once, in their order. Raises InputError if it is not UTF-8, or has no text in
-    it."""
+    """Read the distinct lines of a text file. Raises InputError if it is not UTF-8, or blank."""
     lines = text_lines(read_utf8(path))
     if not lines:
         raise InputError(f"{path}: the file is empty")
@@ -33,40 +27,40 @@ def read_text(path: Path) -> list[str]:
 
 
 def text_lines(text: str) -> list[str]:
-    """The lines of a text that are not blank, each once, in their order."""
+    """The distinct non-blank lines of a text, in their order."""
     return list(dict.fromkeys(line for line in text.split("\n") if line.strip()))
 
 
 def join_lines(lines: list[str], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Lines -> one text, with the tokenizer's separator between them, as the published code has it."""
+    """Join lines by the tokenizer's separator, as the published code does."""
     return (tokenizer.sep_token or "\n").join(lines)
 
 
 def tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Token ids, int64 [T], with the special ones, however many they are."""
+    """All token ids of a text, the special ones included: int64 [T]."""
     return np.array(tokenizer(text, verbose=False)["input_ids"], np.int64)
 
 
 def load_tokenizer() -> PreTrainedTokenizerBase:
-    return _load(AutoTokenizer)
+    return _load(transformers.AutoTokenizer)
 
 
 def load_text_config() -> PreTrainedConfig:
-    """All that CLaMP 2 needs of the text model to load weights of its own."""
-    text_config = _load(AutoConfig)
+    """Load the text model's configuration, which is enough to load the weights of a CLaMP 2 checkpoint."""
+    text_config = _load(transformers.AutoConfig)
     _check_positions(text_config)
     return text_config
 
 
 def load_text_model(name: str = "") -> PreTrainedModel:
-    """A pre-trained text model, by default that of config.py, in float32 whatever its checkpoint is in.
+    """Load a pre-trained text model, by default that of config.py, in float32 whatever its checkpoint is in.
 
-    Raises InputError if a weight is not in its checkpoint, the unused pooler's apart.
+    Raises InputError if the checkpoint lacks a weight other than those of the unused pooler.
     """
-    verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # it would report the pooler, from every process
-    model, info = _load(AutoModel, name, dtype=torch.float32, output_loading_info=True)
-    transformers.utils.logging.set_verbosity(verbosity)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would report the pooler, from every process
+    model, info = _load(transformers.AutoModel, name, dtype=torch.float32, output_loading_info=True)
+    logging.set_verbosity(verbosity)
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith("pooler.")):
         raise InputError(
             f"TEXT_MODEL_NAME = {name or config.TEXT_MODEL_NAME!r}: {len(missing)} weights of the text model are not in"
@@ -77,7 +71,7 @@ def load_text_model(name: str = "") -> PreTrainedModel:
 
 
 def _check_positions(text_config: PreTrainedConfig) -> None:
-    """Raises InputError if the text model has too few positions for MAX_TEXT_LENGTH tokens."""
+    """Raise InputError if the text model has too few positions for MAX_TEXT_LENGTH tokens."""
     if getattr(text_config, "max_position_embeddings", None) is None:
         return
     positions = text_config.max_position_embeddings - first_position(text_config)
@@ -91,9 +85,10 @@ def _check_positions(text_config: PreTrainedConfig) -> None:
 def _load(loader, name: str = "", **options):
     name = name or config.TEXT_MODEL_NAME
     folder = config.text_model() if name == config.TEXT_MODEL_NAME else name
-    transformers.utils.logging.disable_progress_bar()  # of every process, for what takes a moment
+    logging.disable_progress_bar()  # loading takes a moment; each process would draw a bar
     try:
-        _require_hub(folder)
+        if not Path(folder).is_dir() and try_to_load_from_cache(folder, "config.json") is None:
+            _require_hub(folder)
         return loader.from_pretrained(folder, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -104,8 +99,9 @@ def _load(loader, name: str = "", **options):
 
 
 def _require_hub(name: str) -> None:
-    """Raises InputError if a model of the hub is neither kept here nor in reach: transformers would try for half a
-    minute."""
-    if not Path(name).is_dir() and try_to_load_from_cache(name, "config.json") is None:
-        with contextlib.suppress(HfHubHTTPError):  # it has answered
-            published.metadata(name, "config.json")
+    """Raise InputError if the hub cannot be reached: transformers would retry for half a minute."""
+    try:
+        published.metadata(name, "config.json")
+    except InputError as error:
+        if not isinstance(error.__cause__, HfHubHTTPError):  # an error of the hub is for transformers to explain
+            raise

@@ -8,7 +8,7 @@ Set TRAIN_JSONL in config.py first (process_data/gpt4_summarize.py makes it). Th
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 code/train_clamp2.py
                                                                      on each of two machines; HOST is the name of one
 
-On a SLURM cluster, this with `sbatch` (SIGTERM makes it save and end two minutes before its time is over):
+On a SLURM cluster, with `sbatch` (at SIGTERM, two minutes before its time is over, it saves and ends):
 
     #!/bin/bash
     #SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=32 --time=24:00:00 --signal=TERM@120
@@ -17,20 +17,20 @@ On a SLURM cluster, this with `sbatch` (SIGTERM makes it save and end two minute
     srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node=8 --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" \
         --rdzv-endpoint="$host:29500" code/train_clamp2.py
 
-torchrun, told to stop by SIGTERM or Ctrl-C, kills its processes 30 s later, or TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds:
-saving must take less (the run prints how long it takes, from a second on). PyTorch 2.11 knows 30 s only: set
-SAVE_EVERY_STEPS there.
+30 s after SIGTERM or Ctrl-C, or TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds, torchrun kills its processes: saving must take
+less (a run prints its time if it is a second or more). PyTorch 2.11 has 30 s only: set SAVE_EVERY_STEPS there.
 
 The music encoder starts from M3_WEIGHTS_PATH, if CLAMP2_LOAD_M3 is True and they are there. The weights with the lowest
 evaluation loss go to CLAMP2_WEIGHTS_PATH, the losses to CLAMP2_LOGS_PATH, and the complete state to latest_* beside the
 weights: the same command continues a run that was stopped.
-Exit status: 0 done, 2 something to mend (one line says what), 130 told to stop, and saved.
+Exit status: 0 finished; 2 a mistake, described in one line; 130 stopped and saved.
 """
 
 import contextlib
 import random
 import sys
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +41,21 @@ if __name__ == "__main__":
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 import config
 import processes
 import training
 from files import InputError
-from loading import PieceDataset, digest, make_loader
-from packing import Packed, Tensors
+from loading import Loader, PieceDataset, digest, hold_out, require_set
+from packing import Packed, Tensors, compile_layers
 from patches import M3Patchilizer, random_segment, read_music, remove_instrument_info, remove_unit_length
 from processes import autocast
 from records import Jsonl, choose_text, fixed_text
 from texts import join_lines, load_tokenizer, tokenize
-from utils import CLaMP2Model, ClipLoss, empty_clamp2, encoder_config, split_data
+from utils import CLaMP2Model, ClipLoss, empty_clamp2, encoder_config
 
-REMOVE_INSTRUMENTS = 0.9  # probability with which a piece loses its instruments in training
-EVALUATION_GROUP = 1024  # pairs that are compared in evaluation: the published global batch, 128 on each of 8 GPUs
+LEAST_PAIRS = 2  # that a loss can compare: of one pair alone it is 0, whatever the model
+EVALUATION_GROUP = 1024  # pairs compared in evaluation: the published global batch, 128 on each of 8 GPUs
 
 
 class CLaMP2Dataset(PieceDataset):
@@ -64,7 +63,7 @@ class CLaMP2Dataset(PieceDataset):
 
     batch_constant = "CLAMP2_BATCH_SIZE"
 
-    def __init__(self, records: Jsonl, lines: list[int], tokenizer, train: bool, seed: int):
+    def __init__(self, records: Jsonl, lines: Sequence[int], tokenizer, train: bool, seed: int):
         super().__init__(train, seed)
         self.records, self.lines, self.tokenizer = records, array("q", lines), tokenizer
         self.patchilizer = M3Patchilizer()
@@ -81,7 +80,7 @@ class CLaMP2Dataset(PieceDataset):
         if not lines:
             raise InputError(f"{where}: there is no text in it, neither metadata nor a summary")
         path, music, bad = self._read_music(record["filepaths"], where, rng)
-        if self.train and rng.random() < REMOVE_INSTRUMENTS:
+        if self.train and rng.random() < config.REMOVE_INSTRUMENTS:
             music = remove_instrument_info(music)
         patches = self.patchilizer.encode_array(
             remove_unit_length(music), add_special_patches=True, truncate=True, random_truncate=self.train, rng=rng
@@ -92,9 +91,9 @@ class CLaMP2Dataset(PieceDataset):
         return {"name": str(path), "text": ids, "music": patches, "problems": bad}
 
     def _read_music(self, paths: list[str], where: str, rng: random.Random) -> tuple[Path, str, list[str]]:
-        """Path and text of a random file in training; in evaluation of the first .abc file, if there is one.
+        """Reads a random file in training; in evaluation the first .abc file, if there is one.
 
-        One that cannot be used is named, and another one tried. Raises InputError if none can.
+        Returns its path, its text, and the problems of files tried before it. Raises InputError if none can be used.
         """
         if self.train:
             order = rng.sample(paths, len(paths))
@@ -127,9 +126,9 @@ class PairBatch(Tensors):
 
 
 class PairFeatures(torch.nn.Module):
-    """The features of pairs of text and music, [B, CLAMP2_HIDDEN_SIZE] each, through DistributedDataParallel.
+    """The features of pairs of text and music, [B, CLAMP2_HIDDEN_SIZE] each, as a module for DistributedDataParallel.
 
-    A step compares them itself (`ClipLoss`), since it may make them in parts.
+    The loss is outside, since a step may make the features in parts.
     """
 
     def __init__(self, model: Any):  # a CLaMP2Model
@@ -156,9 +155,10 @@ def step(run: training.Training, batch: PairBatch) -> training.Step:
         run.scaler.scale(loss).backward()
         return training.Step(loss, torch.ones_like(loss))
 
+    generator = torch.cuda if run.device.type == "cuda" else torch
     states, features = [], []
     for part in parts:
-        states.append(random_state(run.device))
+        states.append(generator.get_rng_state())
         with torch.no_grad(), autocast(run.device, run.dtype):
             features.append(run.module(part))
     text, music = (torch.cat(side).detach().requires_grad_() for side in zip(*features, strict=True))
@@ -167,7 +167,7 @@ def step(run: training.Training, batch: PairBatch) -> training.Step:
     sizes = [len(part_text) for part_text, _ in features]
     gradients = zip(text.grad.split(sizes), music.grad.split(sizes), strict=True)  # type: ignore[union-attr]
     for i, (part, part_gradients) in enumerate(zip(parts, gradients, strict=True)):
-        set_random_state(run.device, states[i])
+        generator.set_rng_state(states[i])
         alone = i == len(parts) - 1 or job.world_size == 1
         with contextlib.nullcontext() if alone else run.parallel.no_sync():  # type: ignore[operator]
             with autocast(run.device, run.dtype):
@@ -176,55 +176,26 @@ def step(run: training.Training, batch: PairBatch) -> training.Step:
     return training.Step(loss, torch.ones_like(loss))
 
 
-def random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def set_random_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
-
-
-def evaluate(run: training.Training, loader: DataLoader) -> float:
-    """The contrastive loss over all evaluation pairs, in groups whose size depends on nothing but their number."""
-    texts, music = [], []
+def evaluate(run: training.Training, loader: Loader) -> float:
+    """The contrastive loss over all evaluation pairs, in groups whose size depends on their number alone."""
+    features = []
     for batch in run.evaluation_batches(loader):
         for part in batch.parts:
             with autocast(run.device, run.dtype):
-                part_text, part_music = run.module(part)
-            texts.append(part_text.float())
-            music.append(part_music.float())
-    own = (torch.cat(texts).cpu(), torch.cat(music).cpu()) if texts else None
-    parts = run.processes.gather(own)
-    count = len(loader.dataset)  # type: ignore[arg-type]
-    width = next(part for part in parts if part)[0].shape[1]
-    sides = torch.empty(2, count, width)
-    for rank, part in enumerate(parts):
-        if part:  # rank r had the pieces r, r + world_size, ...
-            sides[0, rank :: len(parts)], sides[1, rank :: len(parts)] = part
-    groups = -(-count // EVALUATION_GROUP)
-    loss_function = ClipLoss()
-    losses = [
-        loss_function(text, music) * len(text)
-        for text, music in zip(*(side.tensor_split(groups) for side in sides), strict=True)
-    ]
-    return float(sum(losses)) / count
-
-
-def split_jsonl() -> tuple[tuple[Jsonl, list[int]], tuple[Jsonl, list[int]]]:
-    """(records, lines) for training and for evaluation."""
-    train = open_jsonl("TRAIN_JSONL", config.TRAIN_JSONL)
-    if config.EVAL_JSONL:
-        evaluation = open_jsonl("EVAL_JSONL", config.EVAL_JSONL)
-        return (train, list(range(len(train)))), (evaluation, list(range(len(evaluation))))
-    train_lines, eval_lines = split_data(range(len(train)))
-    return (train, train_lines), (train, eval_lines)
+                features.append(torch.stack(run.module(part)).float())  # of texts and music, [2, B, CLAMP2_HIDDEN_SIZE]
+    gathered = run.processes.gather(torch.cat(features, 1).cpu() if features else None)
+    count, width = len(loader.dataset), next(part for part in gathered if part is not None).shape[2]
+    pairs = torch.empty(2, count, width)
+    for rank, part in enumerate(gathered):
+        if part is not None:  # rank r had the pieces r, r + world_size, ...
+            pairs[:, rank :: len(gathered)] = part
+    groups = pairs.tensor_split(-(-count // EVALUATION_GROUP), dim=1)
+    return float(sum(ClipLoss()(text, music) * len(text) for text, music in groups)) / count
 
 
 def open_jsonl(name: str, value: str) -> Jsonl:
-    training.require_set(name, value)
+    """Opens the file that the constant `name` holds."""
+    require_set(name, value)
     path = config.resolve(value)
     if not path.is_file():
         raise InputError(f"{name}: {path} is not a file; set it in {config.source()}")
@@ -235,39 +206,42 @@ def open_jsonl(name: str, value: str) -> Jsonl:
 
 
 def main(job: processes.Processes) -> int:
-    settings = training.Settings(
-        name="clamp2",
-        num_epoch=config.CLAMP2_NUM_EPOCH,
-        learning_rate=config.CLAMP2_LEARNING_RATE,
-        batch_size=config.CLAMP2_BATCH_SIZE,
-        deterministic=config.CLAMP2_DETERMINISTIC,
-        load_ckpt=config.CLAMP2_LOAD_CKPT,
-        wandb_log=config.CLAMP2_WANDB_LOG,
-        weights_path=config.resolve(config.CLAMP2_WEIGHTS_PATH),
-        logs_path=config.resolve(config.CLAMP2_LOGS_PATH),
-        evaluation={"LOGIT_SCALE": config.LOGIT_SCALE, "MAX_TEXT_LENGTH": config.MAX_TEXT_LENGTH},
-    )
-    (train_records, train_lines), (eval_records, eval_lines) = split_jsonl()
-    tokenizer = load_tokenizer()
-    torch.manual_seed(0)  # every rank starts from the same weights
-    if settings.checkpoint:
-        model = empty_clamp2()
+    settings = training.Settings.read("clamp2", "LOGIT_SCALE", "MAX_TEXT_LENGTH")
+    if settings.batch_size * job.world_size < LEAST_PAIRS:
+        raise InputError(f"CLAMP2_BATCH_SIZE = 1 leaves a pair no other to compare; raise it in {config.source()}")
+    train_records = eval_records = open_jsonl("TRAIN_JSONL", config.TRAIN_JSONL)
+    train_lines: Sequence[int] = range(len(train_records))
+    if config.EVAL_JSONL:
+        eval_records = open_jsonl("EVAL_JSONL", config.EVAL_JSONL)
+        eval_lines: Sequence[int] = range(len(eval_records))
+        if len(eval_lines) < LEAST_PAIRS:
+            raise InputError(
+                f"EVAL_JSONL: {eval_records.path} has 1 pair, and evaluation takes {LEAST_PAIRS}; add some"
+            )
     else:
-        model = CLaMP2Model(
+        train_lines, eval_lines = hold_out(train_lines, LEAST_PAIRS, "EVAL_JSONL")
+    tokenizer = load_tokenizer()
+
+    def make_model(from_checkpoint: bool) -> CLaMP2Model:
+        if from_checkpoint:
+            return empty_clamp2()
+        return CLaMP2Model(
             encoder_config(),
             text_model_name=config.TEXT_MODEL_NAME,
             hidden_size=config.CLAMP2_HIDDEN_SIZE,
             load_m3=config.CLAMP2_LOAD_M3,
         )
-    run = training.Training(settings, job, model, PairFeatures)
-    train_loader, eval_loader = (
-        make_loader(dataset, settings.batch_size, job, PairBatch)
-        for dataset in (
-            CLaMP2Dataset(train_records, train_lines, tokenizer, True, run.progress.seed),
-            CLaMP2Dataset(eval_records, eval_lines, tokenizer, False, 0),
-        )
-    )
-    return run.run(train_loader, eval_loader, step, evaluate)
+
+    def make_dataset(train: bool, seed: int) -> CLaMP2Dataset:
+        records, lines = (train_records, train_lines) if train else (eval_records, eval_lines)
+        return CLaMP2Dataset(records, lines, tokenizer, train, seed)
+
+    def wrap(model: CLaMP2Model) -> PairFeatures:
+        if job.device.type == "cuda" and processes.precision(job.device, config.PRECISION) == torch.bfloat16:
+            compile_layers(model)  # attention with dropout is one kernel there
+        return PairFeatures(model)
+
+    return training.train(job, settings, make_model, wrap, make_dataset, PairBatch, step, evaluate)
 
 
 if __name__ == "__main__":

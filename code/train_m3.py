@@ -8,7 +8,7 @@ Set TRAIN_FOLDERS in config.py first (process_data/ makes the files). Then, from
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 code/train_m3.py
                                                                      on each of two machines; HOST is the name of one
 
-On a SLURM cluster, this with `sbatch` (SIGTERM makes it save and end two minutes before its time is over):
+On a SLURM cluster, with `sbatch` (at SIGTERM, two minutes before its time is over, it saves and ends):
 
     #!/bin/bash
     #SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=32 --time=24:00:00 --signal=TERM@120
@@ -17,13 +17,12 @@ On a SLURM cluster, this with `sbatch` (SIGTERM makes it save and end two minute
     srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node=8 --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" \
         --rdzv-endpoint="$host:29500" code/train_m3.py
 
-torchrun, told to stop by SIGTERM or Ctrl-C, kills its processes 30 s later, or TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds:
-saving must take less (the run prints how long it takes, from a second on). PyTorch 2.11 knows 30 s only: set
-SAVE_EVERY_STEPS there.
+30 s after SIGTERM or Ctrl-C, or TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds, torchrun kills its processes: saving must take
+less (a run prints its time if it is a second or more). PyTorch 2.11 has 30 s only: set SAVE_EVERY_STEPS there.
 
 The weights with the lowest evaluation loss go to M3_WEIGHTS_PATH, the losses to M3_LOGS_PATH, and the complete state to
 latest_* beside the weights: the same command continues a run that was stopped.
-Exit status: 0 done, 2 something to mend (one line says what), 130 told to stop, and saved.
+Exit status: 0 finished; 2 a mistake, described in one line; 130 stopped and saved.
 """
 
 import random
@@ -36,21 +35,20 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 import config
 import processes
 import training
 from files import InputError, list_files
-from loading import Paths, PieceDataset, make_loader
+from loading import Loader, Paths, PieceDataset, hold_out, require_set
 from packing import Packing
 from patches import M3Patchilizer, corrupt_patches, read_music, remove_unit_length
 from processes import autocast
-from utils import M3Batch, M3Model, M3Output, decoder_config, empty, encoder_config, split_data
+from utils import M3Batch, M3Model, M3Output, decoder_config, empty, encoder_config
 
 
 class M3Dataset(PieceDataset):
-    """Files of music -> corrupted patches, which of them were selected, and the patches as they were."""
+    """Files of music -> corrupted patches, which of them were selected, and the original patches."""
 
     batch_constant = "M3_BATCH_SIZE"
 
@@ -82,7 +80,7 @@ def collate(samples: list[dict]) -> M3Batch:
 
 
 class Restoration(torch.nn.Module):
-    """The loss of a packed batch, through DistributedDataParallel."""
+    """The loss of a packed batch, as a module for DistributedDataParallel."""
 
     def __init__(self, model: M3Model):
         super().__init__()
@@ -93,7 +91,7 @@ class Restoration(torch.nn.Module):
 
 
 def step(run: training.Training, batch: M3Batch) -> training.Step:
-    """Back-propagates the mean over the characters of *all* processes: N processes compute what one does."""
+    """Back-propagates the mean over the characters of *all* processes, so that N processes compute what one does."""
     with autocast(run.device, run.dtype):
         output = run.parallel(batch)
     everywhere = run.processes.sum(output.characters.clone())
@@ -102,7 +100,7 @@ def step(run: training.Training, batch: M3Batch) -> training.Step:
     return training.Step(output.loss * output.characters, output.characters)
 
 
-def evaluate(run: training.Training, loader: DataLoader) -> float:
+def evaluate(run: training.Training, loader: Loader) -> float:
     """Mean cross-entropy over the selected characters of all pieces."""
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
     for batch in run.evaluation_batches(loader):
@@ -114,10 +112,10 @@ def evaluate(run: training.Training, loader: DataLoader) -> float:
 
 
 def find_files(name: str, folders: list[str]) -> list[str]:
-    """All .abc and .mtf files below the folders that the constant `name` holds."""
+    """Lists the .abc and .mtf files below the folders of the constant `name`."""
     found: list[str] = []
     for folder in folders:
-        training.require_set(name, folder)
+        require_set(name, folder)
         path = config.resolve(folder)
         if not path.is_dir():
             raise InputError(f"{name}: {path} is not a folder; set it in {config.source()}")
@@ -129,36 +127,23 @@ def find_files(name: str, folders: list[str]) -> list[str]:
 
 
 def main(job: processes.Processes) -> int:
-    settings = training.Settings(
-        name="m3",
-        num_epoch=config.M3_NUM_EPOCH,
-        learning_rate=config.M3_LEARNING_RATE,
-        batch_size=config.M3_BATCH_SIZE,
-        deterministic=config.M3_DETERMINISTIC,
-        load_ckpt=config.M3_LOAD_CKPT,
-        wandb_log=config.M3_WANDB_LOG,
-        weights_path=config.resolve(config.M3_WEIGHTS_PATH),
-        logs_path=config.resolve(config.M3_LOGS_PATH),
-        evaluation={"M3_MASK_RATIO": config.M3_MASK_RATIO},
-    )
     if not config.TRAIN_FOLDERS:
         raise InputError(f"TRAIN_FOLDERS is empty; set it in {config.source()}")
     train_files = find_files("TRAIN_FOLDERS", config.TRAIN_FOLDERS)
-    eval_folders = [folder for folder in config.EVAL_FOLDERS if folder]
-    if eval_folders:
+    if eval_folders := [folder for folder in config.EVAL_FOLDERS if folder]:
         eval_files = find_files("EVAL_FOLDERS", eval_folders)
     else:
-        train_files, eval_files = split_data(train_files)
+        train_files, eval_files = hold_out(train_files, 1, "EVAL_FOLDERS")
 
-    torch.manual_seed(0)  # every rank starts from the same weights
-    configs = encoder_config(), decoder_config()
-    model = empty(M3Model, *configs) if settings.checkpoint else M3Model(*configs)
-    run = training.Training(settings, job, model, Restoration)
-    train_loader, eval_loader = (
-        make_loader(dataset, settings.batch_size, job, collate)
-        for dataset in (M3Dataset(train_files, True, run.progress.seed), M3Dataset(eval_files, False, 0))
-    )
-    return run.run(train_loader, eval_loader, step, evaluate)
+    def make_model(from_checkpoint: bool) -> M3Model:
+        configs = encoder_config(), decoder_config()
+        return empty(M3Model, *configs) if from_checkpoint else M3Model(*configs)
+
+    def make_dataset(train: bool, seed: int) -> M3Dataset:
+        return M3Dataset(train_files if train else eval_files, train, seed)
+
+    settings = training.Settings.read("m3", "M3_MASK_RATIO")
+    return training.train(job, settings, make_model, Restoration, make_dataset, collate, step, evaluate)
 
 
 if __name__ == "__main__":

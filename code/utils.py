@@ -1,7 +1,7 @@
 """The models, M3 and CLaMP 2, and their contrastive loss, under the published names and signatures.
 
-A padded batch of the public methods is packed first (`packing.py`); training, evaluation and extraction take the same
-packed path. What the models read is made in `patches.py` and `texts.py`.
+The public methods pack their padded batches first (`packing.py`), so that all computation takes one packed path.
+`patches.py` and `texts.py` make the models' inputs.
 
 Symbols, here and in the other files: B batch, T patches (or text tokens) of a piece, P characters of a patch
 (PATCH_SIZE), N real patches (or tokens) of a batch, H hidden size.
@@ -36,16 +36,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 from unidecode import unidecode
 
+import checkpoints
 import config
-from checkpoints import load_checkpoint, load_weights
-from config import (
-    CLAMP2_HIDDEN_SIZE,
-    CLAMP2_LOAD_M3,
-    EVAL_SPLIT,
-    LOGIT_SCALE,
-    PATCH_SIZE,
-    TEXT_MODEL_NAME,
-)
+from config import CLAMP2_HIDDEN_SIZE, CLAMP2_LOAD_M3, EVAL_SPLIT, LOGIT_SCALE, PATCH_SIZE, TEXT_MODEL_NAME
 from cpu import sum_rows, use_cheap_dropout
 from files import InputError, printable
 from hub_model import HubModel
@@ -54,56 +47,25 @@ from patches import BOS, EOS, PAD, VOCABULARY, M3Patchilizer, mask_patches, read
 from processes import Processes
 from texts import load_text_config, load_text_model
 
-# Names that `from utils import *` brings, as in the published code: the constants of config.py too
+# Names that `from utils import *` exports, as in the published code: the constants of config.py too
 _CONSTANTS = {name: value for name, value in vars(config).items() if name.isupper() and not name.startswith("_")}
 globals().update(_CONSTANTS)
 has_distributed = dist.is_available()
 __all__ = [
-    "AutoModel",
-    "BertModel",
-    "CLaMP2Model",
-    "ClipLoss",
-    "F",
-    "GPT2Config",
-    "GPT2LMHeadModel",
-    "M3Model",
-    "M3PatchEncoder",
-    "M3Patchilizer",
-    "M3TokenDecoder",
-    "PreTrainedModel",
-    "dist",
-    "has_distributed",
-    "mask_patches",
-    "math",
-    "os",
-    "random",
-    "re",
-    "read_music",
-    "remove_instrument_info",
-    "split_data",
-    "torch",
-    "unidecode",
+    "AutoModel", "BertModel", "CLaMP2Model", "ClipLoss", "F", "GPT2Config", "GPT2LMHeadModel", "M3Model",
+    "M3PatchEncoder", "M3Patchilizer", "M3TokenDecoder", "PreTrainedModel", "dist", "has_distributed", "mask_patches",
+    "math", "os", "random", "re", "read_music", "remove_instrument_info", "split_data", "torch", "unidecode",
     *_CONSTANTS,
-]
+]  # fmt: skip
 
 HEAD_SIZE = 64  # of every attention head
-_LIBRARY = ("load_clamp2", "embed_texts", "embed_music")
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
 
-def __getattr__(name: str) -> object:
-    """`from utils import load_clamp2, embed_texts, embed_music`: they are in clamp2.py, which imports this file."""
-    if name not in _LIBRARY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import clamp2
-
-    return getattr(clamp2, name)
-
-
 def split_data(data: Sequence[T], eval_ratio: float = EVAL_SPLIT) -> tuple[list[T], list[T]]:
-    """(train, eval): the same split in every process and every run. At least one piece is held out.
+    """Splits data into (train, eval), the same way in every process and run; at least one piece is for evaluation.
 
     Raises InputError for fewer than two pieces.
     """
@@ -116,7 +78,7 @@ def split_data(data: Sequence[T], eval_ratio: float = EVAL_SPLIT) -> tuple[list[
 
 
 def encoder_config() -> BertConfig:
-    """The configuration of the patch encoder with the sizes of config.py."""
+    """Returns the configuration of the patch encoder with the sizes of config.py."""
     return BertConfig(
         vocab_size=1,
         hidden_size=config.M3_HIDDEN_SIZE,
@@ -128,7 +90,7 @@ def encoder_config() -> BertConfig:
 
 
 def decoder_config() -> GPT2Config:
-    """The configuration of the token decoder with the sizes of config.py."""
+    """Returns the configuration of the token decoder with the sizes of config.py."""
     return GPT2Config(
         vocab_size=VOCABULARY,
         n_positions=PATCH_SIZE,
@@ -143,24 +105,23 @@ def decoder_config() -> GPT2Config:
 
 
 def empty(make: Callable[..., M], *args: object) -> M:
-    """The model that `make` returns, for `load_weights` to fill: no parameter has memory yet, nothing is drawn."""
+    """Makes a model whose parameters have no memory yet, for `checkpoints.load` to fill."""
     with init_empty_weights(include_buffers=False):
         model = make(*args)
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
-            part.tie_weights()  # each parameter has been replaced by one of its own
+            part.tie_weights()  # which `init_empty_weights` has replaced one by one
     return model
 
 
 def empty_clamp2() -> "CLaMP2Model":
-    """A CLaMP 2 of the sizes of config.py, for a checkpoint to be loaded into; see `empty`."""
+    """Makes a CLaMP 2 of the sizes of config.py for a checkpoint to be loaded into; see `empty`."""
     return empty(CLaMP2Model.from_configs, load_text_config(), encoder_config(), config.CLAMP2_HIDDEN_SIZE)
 
 
 def on_host(padded: Tensor) -> np.ndarray:
-    """A tensor that a public method is given, as an array of which a packed batch is made."""
-    if padded.dtype == torch.bfloat16:  # NumPy has no such type
-        padded = padded.float()
+    """Copies the input of a public method to the host, where a batch is packed."""
+    padded = padded.float() if padded.dtype == torch.bfloat16 else padded  # which NumPy does not have
     return padded.detach().cpu().numpy()
 
 
@@ -170,9 +131,9 @@ def unflatten(patches: Tensor) -> Tensor:
 
 
 class M3PatchEncoder(nn.Module):
-    """Patches -> one feature each: a linear embedding of the patch's characters, then BERT over the patches."""
+    """Encodes patches as one feature each: a linear embedding of a patch's characters, then BERT over the patches."""
 
-    keep_unit_length = False  # M3 reads music without its header line `L:1/8`, in training and in extraction
+    keep_unit_length = False  # M3 reads music without the header line `L:1/8`, in training and in extraction
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -181,32 +142,32 @@ class M3PatchEncoder(nn.Module):
         nn.init.normal_(self.patch_embedding.weight, std=0.02)
         self.base = BertModel(copy.deepcopy(config))
         freeze_unused(self.base)
-        self.base.embeddings.word_embeddings.requires_grad_(False)  # the patch embedding stands in for it
+        self.base.embeddings.word_embeddings.requires_grad_(False)  # replaced by the patch embedding
         use_packed_attention(self.base)
         use_cheap_dropout(self.base)
 
     def embed(self, batch: Packed) -> Tensor:
-        """Packed patches -> [N, H]: what the linear layer gives for the one-hot patches, as a sum of its columns.
+        """Embeds packed patches, [N, H]: the linear layer of the one-hot patches, as a sum of its columns.
 
-        Where a patch's end is PAD, the columns of PAD are summed once for all patches of that length.
+        The columns of the PAD that fills up patches are summed once for each length.
         """
-        if type(self.patch_embedding) is not nn.Linear:  # another layer in its place, such as LoRA's
+        if type(self.patch_embedding) is not nn.Linear:  # replaced, by LoRA for instance
             return self.patch_embedding(F.one_hot(batch.tokens.long(), VOCABULARY).flatten(1).to(self.base.dtype))
-        columns = self.patch_embedding.weight.t().contiguous()  # [P * V, H]: row p * V + v is of id v at place p
+        columns = self.patch_embedding.weight.t().contiguous()  # [P * V, H]: row p * V + v is for id v at position p
         characters = sum_rows(columns, batch.characters.int(), batch.starts)  # [N, H]
-        # the sum of the PAD columns from each place on, which a patch of that length is filled up with
         pads = columns[PAD::VOCABULARY]  # [P, H]
-        after = torch.cat([pads.flip(0).cumsum(0).flip(0), pads.new_zeros((1, pads.shape[1]))])  # [P + 1, H]
+        # the sum of the PAD columns from each position on, [P + 1, H]
+        after = torch.cat([pads.flip(0).cumsum(0).flip(0), pads.new_zeros((1, pads.shape[1]))])
         return characters + after.index_select(0, batch.sizes) + self.patch_embedding.bias
 
     def features(self, batch: Packed, pooled: bool = False) -> Tensor:
-        """Packed patches -> features [N, H]."""
+        """Encodes packed patches as features [N, H]."""
         if pooled:
             raise ValueError("M3 has no pooled features; CLaMP 2 has")
         return run_packed(self.base, batch.packing, inputs_embeds=self.embed(batch))
 
     def forward(self, input_patches: Tensor, input_masks: Tensor) -> BaseModelOutput:
-        """Patches [B, T, P] or [B, T * P] and masks [B, T] -> `last_hidden_state` [B, T, H], zero at padding."""
+        """Encodes patches [B, T, P] or [B, T * P] with masks [B, T]: `last_hidden_state` [B, T, H], 0 at padding."""
         mask = on_host(input_masks) != 0
         batch = Packed(Packing(mask), on_host(unflatten(input_patches))[mask]).to(self.base.device)
         return BaseModelOutput(last_hidden_state=batch.packing.unpack(self.features(batch)))
@@ -215,11 +176,11 @@ class M3PatchEncoder(nn.Module):
 @dataclass
 class M3Output(ModelOutput):
     loss: Tensor | None = None  # mean cross-entropy over the characters of the selected patches
-    characters: Tensor | None = None  # how many there are
+    characters: Tensor | None = None  # their number
 
 
 class M3TokenDecoder(nn.Module):
-    """Restores the characters of a patch, one after another, from the patch's feature: GPT-2."""
+    """Restores a patch from its feature, character by character: GPT-2."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -233,20 +194,25 @@ class M3TokenDecoder(nn.Module):
         use_cheap_dropout(self.base)
 
     def forward(self, patch_features: Tensor, target_patches: Tensor) -> M3Output:
-        """Features [S, H] of patches [S, P] -> the mean cross-entropy of their characters."""
+        """Computes the mean cross-entropy of the characters of patches [S, P], given their features [S, H]."""
         patches = on_host(target_patches.reshape(len(patch_features), -1))
         return self.restore(patch_features, Characters(patches).to(patch_features.device))
 
     def restore(self, features: Tensor, characters: Characters) -> M3Output:
-        """The loss of characters, and the features of a packed row in which their patches' stand."""
-        hidden = self._run(characters, features)
+        """Computes the loss of packed characters. `features` [N, H] has a row for each of their patches.
+
+        A patch's feature takes the place of its BOS's embedding.
+        """
+        embeddings = self.base.transformer.wte(characters.inputs.int())
+        features = features.index_select(0, characters.rows).to(embeddings.dtype)
+        embeddings = embeddings.index_copy(0, characters.firsts, features)
+        hidden = run_packed(self.base.transformer, characters.packing, inputs_embeds=embeddings)  # [n, H]
         logits = self.base.lm_head(hidden).float()  # [n, V]
         return M3Output(F.cross_entropy(logits, characters.labels.long()), characters.count)
 
     @torch.no_grad()
     def generate(self, patch_feature: Tensor, tokens: Tensor) -> Tensor:
-        """The feature [H] of a patch and its first characters, ids [n], the BOS included -> the next one's
-        probabilities [V]."""
+        """Predicts the probabilities [V] of a patch's next character from its feature [H] and its first ids [n]."""
         tokens = tokens.flatten().long().to(patch_feature.device)
         packing = Packing.of_lengths([len(tokens)]).to(tokens.device)
         embeddings = self.base.transformer.wte(tokens)
@@ -254,21 +220,14 @@ class M3TokenDecoder(nn.Module):
         hidden = run_packed(self.base.transformer, packing, inputs_embeds=embeddings)
         return self.base.lm_head(hidden[-1]).float().softmax(-1)
 
-    def _run(self, characters: Characters, features: Tensor) -> Tensor:
-        """-> hidden states [n, H]. A patch's feature stands where the embedding of its BOS would."""
-        embeddings = self.base.transformer.wte(characters.inputs.int())
-        features = features.index_select(0, characters.rows).to(embeddings.dtype)
-        embeddings = embeddings.index_copy(0, characters.firsts, features)
-        return run_packed(self.base.transformer, characters.packing, inputs_embeds=embeddings)
-
 
 class M3Batch(Tensors):
-    """Pieces as M3 is trained on them: their corrupted patches, and the characters of the selected ones to restore.
+    """A training batch of M3: corrupted patches, and the characters of the selected ones to restore.
 
     Args:
         packing: of the pieces.
-        inputs, targets: [N, P], the corrupted patches and the patches as they were.
-        selected: [N], which patches are to be restored.
+        inputs, targets: [N, P], the corrupted and the original patches.
+        selected: [N], the patches to restore.
     """
 
     def __init__(self, packing: Packing, inputs: np.ndarray, selected: np.ndarray, targets: np.ndarray):
@@ -299,14 +258,14 @@ class M3Model(nn.Module, HubModel):
         return self.restore(M3Batch(Packing(mask), *arrays).to(self.device))
 
     def restore(self, batch: M3Batch) -> M3Output:
-        """The loss of a packed batch."""
+        """Computes the loss of a packed batch."""
         return self.decoder.restore(self.encoder.features(batch.music), batch.characters)
 
 
 class CLaMP2Model(nn.Module, HubModel):
-    """Text and music in one space (paper, section 3.3): a text model and the M3 encoder, each with a projection."""
+    """CLaMP 2: a text model and the M3 encoder, each projected into a shared space (paper, section 3.3)."""
 
-    is_clamp3 = False  # whether its weights are CLaMP 3's text and symbolic towers
+    is_clamp3 = False  # whether the weights are CLaMP 3's text and symbolic towers
 
     def __init__(
         self,
@@ -319,13 +278,13 @@ class CLaMP2Model(nn.Module, HubModel):
         *,
         text_config: PreTrainedConfig | None = None,
     ):
-        """With pre-trained parts to start a training from; `from_configs` makes one without.
+        """Makes a model of pre-trained parts to train; `from_configs` makes one without.
 
         Args:
             music_config: of the M3 encoder.
             global_rank, world_size: of the processes whose pairs are compared; default: those of torch.distributed.
-            text_model_name: of a text model that `from_pretrained` takes, its weights included.
-            load_m3: start the music encoder from M3_WEIGHTS_PATH of config.py, if there are such weights.
+            text_model_name: of a text model that `from_pretrained` takes.
+            load_m3: start the music encoder from M3_WEIGHTS_PATH of config.py, if that file exists.
             text_config: see `from_configs`.
         Raises InputError if the text model or M3's weights cannot be used.
         """
@@ -352,30 +311,27 @@ class CLaMP2Model(nn.Module, HubModel):
         )
         if load_m3 and text_config is None:
             self._start_from_m3(config.resolve(config.M3_WEIGHTS_PATH))
-        # what `config.json` of the hub's form holds: `from_pretrained` needs neither name nor weights of the text model
+        # for the hub's `config.json`, so that `from_pretrained` needs neither the text model's name nor its weights
         parts = {"music_config": music_config, "text_config": self.text_model.config}
         self._hub_mixin_config = {name: self._encode_arg(part) for name, part in parts.items()}
         self._hub_mixin_config["hidden_size"] = hidden_size
 
     @classmethod
     def from_configs(
-        cls,
-        text_config: PreTrainedConfig,
-        music_config: BertConfig,
-        hidden_size: int = CLAMP2_HIDDEN_SIZE,
+        cls, text_config: PreTrainedConfig, music_config: BertConfig, hidden_size: int = CLAMP2_HIDDEN_SIZE
     ) -> "CLaMP2Model":
-        """A model with random weights, for a checkpoint to be loaded into: the text model's are not read."""
+        """Makes a model with random weights, for a checkpoint to be loaded into."""
         return cls(music_config, hidden_size=hidden_size, text_config=text_config)
 
     def _start_from_m3(self, path: Path) -> None:
-        """Starts the music encoder from the encoder of M3 weights, if they are there."""
+        """Loads the encoder of M3 weights, if they exist, into the music encoder."""
         if not path.exists():
             Processes().say(
                 f"the music encoder starts from new weights: CLAMP2_LOAD_M3 is True, but {printable(path)} does not"
                 " exist; train M3 first to begin with what it has learnt"
             )
             return
-        load_weights(self.music_model, load_checkpoint(path)["model"], path, "encoder.")
+        checkpoints.load(self.music_model, path, "encoder.")
         Processes().say(f"the music encoder starts from {printable(path)}")
 
     @property
@@ -384,14 +340,11 @@ class CLaMP2Model(nn.Module, HubModel):
 
     @property
     def keep_unit_length(self) -> bool:
-        """Whether music is embedded with its header line `L:1/8`; CLaMP 3 always has it without."""
+        """Whether music is embedded with its header line `L:1/8`; CLaMP 3 never reads it."""
         return config.KEEP_UNIT_LENGTH and not self.is_clamp3
 
     def features(self, batch: Packed, pooled: bool = False) -> Tensor:
-        """Packed patches or token ids -> [N, H], or, pooled and projected, [B, CLAMP2_HIDDEN_SIZE].
-
-        What training, evaluation and extraction call, and the methods below.
-        """
+        """Encodes packed patches or token ids: [N, H], or pooled and projected, [B, CLAMP2_HIDDEN_SIZE]."""
         is_music = batch.tokens.ndim == 2
         hidden = self.music_model.features(batch) if is_music else self._encode_text(batch)
         if not pooled:
@@ -400,7 +353,7 @@ class CLaMP2Model(nn.Module, HubModel):
         return projection(batch.packing.mean(hidden).to(projection.weight.dtype))
 
     def _encode_text(self, batch: Packed) -> Tensor:
-        """-> [N, H of the text model]."""
+        """Encodes packed token ids: [N, H of the text model]."""
         config, packing = self.text_model.config, batch.packing
         if packable(config):
             return run_packed(self.text_model, packing, first_position(config), input_ids=batch.tokens)
@@ -409,17 +362,17 @@ class CLaMP2Model(nn.Module, HubModel):
         return packing.pack(output.last_hidden_state)
 
     def get_text_features(self, text_inputs: Tensor, text_masks: Tensor, get_normalized: bool = False) -> Tensor:
-        """Token ids and masks [B, T] -> [B, T, H], or, pooled and projected, [B, CLAMP2_HIDDEN_SIZE].
+        """Encodes token ids with masks [B, T]: [B, T, H].
 
-        get_normalized: pooled and projected. The name is the published one; the vectors are not of length 1.
+        get_normalized: pool and project, [B, CLAMP2_HIDDEN_SIZE]. The name is the published one; the norm is not 1.
         """
         ids, mask, positions = on_host(text_inputs), on_host(text_masks) != 0, None
-        if first_position(self.text_model.config):  # RoBERTa's kin count tokens, wherever the padding is
+        if first_position(self.text_model.config):  # RoBERTa and its relatives count tokens, wherever the padding is
             positions = ((ids != self.text_model.config.pad_token_id).cumsum(1) - 1)[mask]
         return self._padded(Packed(Packing(mask, positions), ids[mask]), get_normalized)
 
     def get_music_features(self, music_inputs: Tensor, music_masks: Tensor, get_normalized: bool = False) -> Tensor:
-        """As `get_text_features`, for patches [B, T, P] or [B, T * P] and masks [B, T]."""
+        """Like `get_text_features`, for patches [B, T, P] or [B, T * P] with masks [B, T]."""
         mask = on_host(music_masks) != 0
         return self._padded(Packed(Packing(mask), on_host(unflatten(music_inputs))[mask]), get_normalized)
 
@@ -430,27 +383,27 @@ class CLaMP2Model(nn.Module, HubModel):
 
     @staticmethod
     def avg_pooling(input_features: Tensor, input_masks: Tensor) -> Tensor:
-        """[B, T, H] and masks [B, T] -> the mean over what is not padding, [B, H]."""
+        """Averages features [B, T, H] over what the masks [B, T] select: [B, H]."""
         packing = Packing(on_host(input_masks) != 0).to(input_features.device)
         return packing.mean(packing.pack(input_features)).to(input_features.dtype)
 
     def forward(self, text_inputs: Tensor, text_masks: Tensor, music_inputs: Tensor, music_masks: Tensor) -> Tensor:
-        """The contrastive loss of pairs of texts and music; see `ClipLoss`."""
+        """Computes the contrastive loss of pairs of texts and music; see `ClipLoss`."""
         text = self.get_text_features(text_inputs, text_masks, get_normalized=True)
         music = self.get_music_features(music_inputs, music_masks, get_normalized=True)
         return self.loss_fn(text, music, LOGIT_SCALE)
 
 
 class ClipLoss(nn.Module):
-    """Symmetric cross-entropy over the dot products of all texts with all music, of all processes.
+    """Symmetric cross-entropy over the dot products of all texts with all music of all processes.
 
     With `gather_with_grad`, each process forms the rows of its own pairs only, so that memory grows linearly with their
-    number; the mean over the processes is the loss of the global batch, and so is its gradient.
+    number; loss and gradient, averaged over the processes, are those of the global batch.
 
     Args:
-        local_loss: the loss of this process's rows; else the mean over all processes, that of the global batch.
-        gather_with_grad: let gradients reach the features of other processes too, as `train_clamp2.py` needs. Without,
-            those of other processes are constants.
+        local_loss: return the loss of this process's rows, not the mean over all processes.
+        gather_with_grad: backpropagate into the features of other processes too, as `train_clamp2.py` needs; else they
+            are constants.
         cache_labels: has no effect; labels cost nothing.
         rank, world_size: of the processes whose pairs are compared. With 1, this process compares its own pairs.
         use_horovod: not supported.
@@ -478,12 +431,11 @@ class ClipLoss(nn.Module):
         logit_scale: float | Tensor = LOGIT_SCALE,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        """text_features, music_features: [B, H], of the same B on every process. -> the loss, or
-        {"contrastive_loss": the loss}."""
+        """Compares features [B, H], with the same B on every process. output_dict: {"contrastive_loss": the loss}."""
         with torch.autocast(text_features.device.type, enabled=False):
             text_features, music_features = text_features.float(), music_features.float()
             all_text, all_music, first = self._all(text_features), self._all(music_features), 0
-            if not (self.local_loss or self.gather_with_grad):  # only other rows than its own bring all the gradient
+            if not (self.local_loss or self.gather_with_grad):  # the other rows hold a part of the gradient
                 text_features, music_features = all_text, all_music
             elif self.world_size > 1:
                 first = self.rank * len(text_features)
@@ -498,7 +450,7 @@ class ClipLoss(nn.Module):
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _all(self, features: Tensor) -> Tensor:
-        """The rows of all processes, in the order of their ranks: [B, H] -> [B of all, H]."""
+        """Gathers features [B, H] of all processes in the order of their ranks: [B of all, H]."""
         if self.world_size == 1:
             return features
         if self.gather_with_grad:
@@ -525,7 +477,7 @@ class _Gather(torch.autograd.Function):
 
 
 def freeze_unused(model: nn.Module) -> None:
-    """Freezes a BERT's pooler, which is in the published checkpoints but not used."""
+    """Freezes a BERT's pooler, which the published checkpoints hold, but nothing uses."""
     for name, parameter in model.named_parameters():
         if name.startswith("pooler."):
             parameter.requires_grad_(False)

@@ -1,7 +1,7 @@
-"""One line of ABC: its elements, its text hidden from those who read music, its marks without a partner mended.
+"""One line of ABC: its elements, its quoted text hidden, unpaired marks mended.
 
 Quoted text may hold any sign of music: `"^50% slower"`, `"^Z4 | [V:2]"`. `tidy` replaces those signs by characters of a
-private plane, so that every reader of ABC can take what it sees for what it is; `shown` and `plain` bring them back.
+private plane, so that every sign that is left is one of music; `shown` and `plain` bring them back.
 """
 
 import re
@@ -40,7 +40,7 @@ _SHOWN = {hidden: sign for sign, hidden in _HIDDEN.items()}
 _BACKSLASH, _QUOTE, _PERCENT = (chr(_PLANE + ord(sign)) for sign in '\\"%')
 _ANNOTATION = ("^", "_", "<", ">", "@")  # begin quoted text that is no chord symbol
 
-# What `tidy` changes in a line of music.
+# The marks that `tidy` looks at in a line of music.
 _MARK = re.compile(
     rf"""
      \["(?P<ending>\d+(?:[,-]\d+)*)\.?"(?![^]|]*\])  # ["1", but not the chord ["1"CE]
@@ -88,9 +88,9 @@ def _reduced(line: str, user_symbols: str) -> str:
 
 
 def tidy(line: str) -> tuple[str, list[str]]:
-    """A line as every reader of ABC understands it, and what was mended.
+    """A line in plain ABC, and what was mended.
 
-    Text is hidden, quotation marks without a partner are closed or left out, ! that breaks a line is $, [] is [|],
+    Text is hidden, unpaired quotation marks are closed or left out, ! that breaks a line is $, [] is [|],
     +CEG+ is [CEG], ["1" is [1.
     """
     if line.startswith("%"):
@@ -141,7 +141,7 @@ def _tidy_music(line: str) -> tuple[str, list[str]]:
 
 
 def _text_left_open(line: str, start: int) -> str:
-    """What must be the text behind a quotation mark that has no partner; "" if it can as well be music."""
+    """The text behind an unpaired quotation mark; "" if it may be music."""
     chord = _CHORD_NAME.match(line, start)
     if chord:
         return chord[0]
@@ -164,20 +164,20 @@ def _hidden_value(letter: str, value: str) -> str:
 
 
 def _hide(text: str) -> str:
-    """Text in which no reader finds a sign of music; but the parts of a chord symbol, as in C7(b9), stay."""
+    """Hide the signs of music in a text; but the parts of a chord symbol, as in C7(b9), stay."""
     first = text[:1] if text.startswith(("<", ">")) else ""
     hidden = _HIDDEN if text.startswith(_ANNOTATION) else _HIDDEN_IN_CHORDS
     return first + text[len(first) :].translate(hidden)
 
 
 def has_barline(text: str) -> bool:
-    """Whether hidden text has what would end a patch of M3."""
+    """Whether hidden text has a barline, which would end a patch of M3."""
     text = text.translate(_SHOWN)
     return "|" in text or "::" in text
 
 
 def shown(text: str) -> str:
-    """Tidied ABC with its text as it was, less quotation marks within it."""
+    """Tidied ABC with its text as it was, without quotation marks in it."""
     return text.replace(_BACKSLASH + _QUOTE, "").translate(_SHOWN)
 
 

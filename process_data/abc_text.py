@@ -24,7 +24,7 @@ def read_abc(data: bytes) -> str:
 
 
 def split_file(text: str) -> list[str]:
-    """What stands before the first X: line, and then each tune from its X: line on; without blocks of printed text."""
+    """The text before the first X: line, then each tune from its X: line on; without blocks of printed text."""
     return re.split(r"^(?=[^\S\n]*X:)", "\n".join(_without_blocks(text.split("\n"))), flags=re.MULTILINE)
 
 
@@ -38,10 +38,10 @@ def split_tunes(text: str) -> list[str]:
 
 
 def tidy(tune: str) -> tuple[str, list[str]]:
-    """A tune of `split_tunes` as every reader of ABC understands it, and what was mended, read on or left out.
+    """A tune of `split_tunes` in plain ABC, and what was mended, read on or left out.
 
     A tune ends at an empty line, and free text follows. But where each line of what follows, up to the next empty line,
-    reads as music from end to end, it still belongs to the tune. What is done to a line says `abc_line.tidy`.
+    reads as music from end to end, it still belongs to the tune. Each line is tidied by `abc_line.tidy`.
     """
     first, *blocks = re.split(r"\n(?:[^\S\n]*\n)+", tune.strip("\n"))
     user_symbols = "".join(re.findall(r"^U:\s*([H-Wh-w])", tune, re.MULTILINE))
@@ -116,7 +116,7 @@ def split_header(tune: str) -> tuple[list[str], list[str]]:
 
 
 def _without_blocks(lines: list[str]) -> list[str]:
-    """Without %%begintext ... %%endtext, I:begintext ... and the like: text and PostScript to be printed."""
+    """Leave out %%begintext ... %%endtext, I:begintext ... and the like: text and PostScript to be printed."""
     ends: dict[int, int] = {}  # of each line that begins a block
     nearest: dict[str, int] = {}  # of each kind of block, going up
     for number in range(len(lines) - 1, -1, -1):

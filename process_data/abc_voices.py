@@ -8,11 +8,11 @@ from functools import lru_cache
 from abc_line import ELEMENT, FIELD, has_barline, shown
 from abc_text import voice_id, without_comment
 from bar_lengths import bar_length, default_unit, read_meter, read_unit, rest
-from batch import Refused
+from shared import InputError
 
 MAX_BARS = 1_000_000  # a few letters may stand for millions of rests
 _NUMBER = re.compile(r"\s*(\d+(?:[,-]\d+)*)")  # of an ending
-_MUSIC_FIELDS = "IKLMPQU"  # these change the music that follows; others, as w:, tell of it
+_MUSIC_FIELDS = "IKLMPQU"  # these change the music that follows; others, as w:, do not
 _TEXT = re.compile(r'"[^"]*"|\[[A-Za-z]:[^][]*\]|%.*')
 _GRACE_NOTES = re.compile(r"\{[^{}]*\}")
 
@@ -73,7 +73,7 @@ class Voice:
     def _one_bar_of(self, multiple_rest: re.Match) -> str:
         letter, number = multiple_rest.groups()
         if len(number) > 5:
-            raise Refused(f"{multiple_rest[0][:20]} is a rest of more bars than any piece has")
+            raise InputError(f"{multiple_rest[0][:20]} is a rest of more bars than any piece has")
         one_bar = rest(float(self.meter or 1), self.unit, letter.lower())
         self._multiple_rest = one_bar, max(int(number or 1), 1)
         return one_bar
@@ -83,7 +83,7 @@ class Voice:
         self.add(text, is_mark=is_chord_symbol, is_content=is_chord_symbol)
 
     def add_volta(self, number: str) -> None:
-        """[1 belongs to the barline before it, if there is nothing between that sounds."""
+        """Add [1, which belongs to the barline before it, unless something sounds in between."""
         if self.bars and not self._has_content and not self.bars[-1].volta:
             self.bars[-1].volta = number
         elif self.opening_sign and not any(map(str.strip, self._text)):
@@ -116,7 +116,7 @@ class Voice:
         rest_of_a_bar, number = self._multiple_rest
         text = "".join(self._text).strip()
         if len(self.bars) + number > MAX_BARS:
-            raise Refused(f"over {MAX_BARS:,} bars in one voice: no piece of music")
+            raise InputError(f"over {MAX_BARS:,} bars in one voice: no piece of music")
         self.bars.append(Bar(text, "|", "", self._has_notes, self._has_marks, *self._start))
         for _ in range(number - 1):  # what stood beside Zn stays in the first of its bars
             self.bars.append(Bar(rest_of_a_bar, "|", "", False, False, self.unit, self.is_compound))
@@ -151,7 +151,7 @@ class Reader:
 
     Attributes:
         voices: by id, in the order of the music.
-        defined: id -> what the first V: of that voice says.
+        defined: id -> the value of the first V: of that voice.
         strays: number of brackets and the like without a partner, which are left out.
         cut: text that is left out because a patch would end in it.
     """
@@ -238,7 +238,7 @@ class Reader:
         return _TEXT.sub(kept, line)
 
     def _elements(self, line: str) -> list[re.Match]:
-        """The elements of a line, less those without a partner. What is left is read anew, since its parts meet."""
+        """The elements of a line without unpaired signs. What is left is read anew, since its parts meet."""
         while True:
             elements = list(ELEMENT.finditer(line))
             kept = [element for element in elements if element.lastgroup != "stray"]
@@ -257,7 +257,7 @@ def normal(sign: str) -> str:
 
 @lru_cache(10_000)
 def merged(left: str, right: str) -> str:
-    """The one barline that says what two adjacent ones say."""
+    """The one barline that stands for two adjacent ones."""
     ends, starts, line = _parts(left)
     ends_too, starts_too, line_too = _parts(right)
     return _sign(ends or ends_too, starts or starts_too, max(line, line_too, key=_LINES.index))

@@ -1,4 +1,4 @@
-"""How long the music of a bar of ABC is, in whole notes: what Zn rests, padding and the check of voices need."""
+"""How long a bar of ABC is, in whole notes: for rests of n bars, padding and the check of voices."""
 
 import re
 from fractions import Fraction
@@ -61,7 +61,7 @@ def bar_length(text: str, unit: Fraction, is_compound: bool = False) -> float:
 
 @lru_cache(1000)
 def _factor(number: str) -> float:
-    """What stands behind a note: "" 1, "3" 3, "/" 1/2, "//" 1/4, "3/4" 3/4."""
+    """The number behind a note: "" 1, "3" 3, "/" 1/2, "//" 1/4, "3/4" 3/4."""
     above, slashes, below = number.partition("/")
     if not slashes:
         return float(min(int(above or 1), MAX_FACTOR))

@@ -1,7 +1,7 @@
 """Standard ABC -> interleaved ABC, which M3 reads; or back, with --reverse.
 
-A file with several tunes gives name.1.abc, name.2.abc, ... OUTPUT_DIR/warnings.jsonl says where voices had to be filled
-up with rests, or have bars of unequal length.
+A file with several tunes gives name.1.abc, name.2.abc, ... OUTPUT_DIR/warnings.jsonl names the voices that were
+filled up with rests, or have bars of unequal length.
 
 examples:
   python process_data/batch_interleaved_abc.py abc/ interleaved/
@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 import batch
-from interleaving import deinterleave, interleave, read_abc
+from abc_text import read_abc
+from interleaving import deinterleave, interleave
 
 
 def convert(path: Path, args: argparse.Namespace) -> batch.Converted:

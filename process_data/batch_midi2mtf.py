@@ -1,7 +1,7 @@
 """MIDI (.mid, .midi, .kar, .rmi) -> MTF, the MIDI text format that M3 reads.
 
-Damaged files are repaired as far as they go; OUTPUT_DIR/warnings.jsonl says what was done to which file, and how many
-ticks it lost with what was left out.
+Damaged files are repaired as far as they go; OUTPUT_DIR/warnings.jsonl names the repairs of each file, and the ticks
+that it lost with the messages left out.
 
 examples:
   python process_data/batch_midi2mtf.py midi/ mtf/
@@ -16,15 +16,13 @@ from pathlib import Path
 import batch
 import midi_reader
 import mtf
+from shared import InputError
 
 
 def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
-    try:
-        text, warnings = mtf.midi_to_mtf(path.read_bytes(), args.messages)
-    except ValueError as error:
-        raise batch.Refused(str(error)) from error
+    text, warnings = mtf.midi_to_mtf(path.read_bytes(), args.messages)
     if "\nnote_on " not in text:  # every later stage refuses such a file
-        raise batch.Refused("; ".join(["no note in it", *warnings]))
+        raise InputError("; ".join(["no note in it", *warnings]))
     return batch.Converted([text.encode("ascii")], warnings)
 
 

@@ -11,15 +11,14 @@ from pathlib import Path
 
 import batch
 import mtf
+from shared import InputError
 
 
 def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
     try:
         return batch.Converted([mtf.mtf_to_midi(path.read_bytes().decode("ascii"))])
     except UnicodeDecodeError as error:
-        raise batch.Refused(f"not MTF, which is ASCII: byte 0x{error.object[error.start]:02x}") from error
-    except ValueError as error:
-        raise batch.Refused(str(error)) from error
+        raise InputError(f"not MTF, which is ASCII: byte 0x{error.object[error.start]:02x}") from error
 
 
 def main(argv: list[str] | None = None) -> int:

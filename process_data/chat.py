@@ -1,7 +1,9 @@
-"""A chat model behind any OpenAI-compatible server: one question, one answer, whatever happens in between.
+"""Ask a chat model behind any OpenAI-compatible server, through rate limits, restarts and lost connections.
 
-The server may be slow, busy, restarted or cut off: requests are repeated, with growing pauses, or when it says so. It
-may not know structured answers: then JSON mode is tried, then none. Its key appears in no message of this module.
+Requests are retried with growing pauses, or after the pause that the server asks for. (The client's own retries share
+one limit between rate limits and failures, pause at most 8 s, cannot be ended, and honour no Retry-After over 120 s nor
+one sent to another request.) A server without structured answers is asked in JSON mode, then in none. No message shows
+the key.
 """
 
 import asyncio
@@ -15,29 +17,29 @@ import time
 
 import openai
 
-import files
+from shared import files
 
-TIMEOUT = 600.0  # seconds that one attempt may take, all in all
-ATTEMPTS = 8  # of one request, when the server fails or is not there: with the pauses below, over some two minutes
-BUSY_ATTEMPTS = 100  # of one request, when the server says that it gets too many (429): others may get through first
+TIMEOUT = 600.0  # seconds for one attempt
+ATTEMPTS = 8  # of one request if the server fails or cannot be reached: with the pauses below, about two minutes
+BUSY_ATTEMPTS = 100  # of one request under a rate limit (429), where others may get through first
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts; each pause is twice the one before
-LONGEST_WAIT = 600.0  # seconds; a server that asks for more, with Retry-After, is not waited for
-UNANSWERED = 20  # requests in a row given up, with no answer in between: then the server is gone, or never was right
-FORM_ATTEMPTS = 3  # failures with status 500, after which another form of answer is tried, if this one never worked
-FORMATS = ("json_schema", "json_object", None)  # what may be asked of the answer's form, from strict to nothing
-_SECRET = 6  # characters of the key in a row that nothing may show; a shorter key is a word for a server without keys
+LONGEST_WAIT = 600.0  # seconds; the run stops if Retry-After asks for more
+UNANSWERED = 20  # requests in a row that failed: then the server is gone, or its settings are wrong, and the run stops
+FORM_ATTEMPTS = 3  # failures with status 500 until the next format is tried, if this one never worked
+FORMATS = ("json_schema", "json_object", None)  # of the answer, from strict to free
+_SECRET = 6  # consecutive characters of the key that no message shows; a shorter key is a placeholder
 
 
 class Failed(Exception):
-    """There is no answer to this question. str() is the reason, in one line."""
+    """This question got no answer. str() is the reason, in one line."""
 
 
 class Stop(Exception):
-    """There will be no answer to any further question. str() is the reason, in one line."""
+    """No further question can be answered. str() is the reason, in one line."""
 
 
 class Chat:
-    """Asks a model. Counts what it cost in `tokens_in`, `tokens_out` (as the server says) and `retries`."""
+    """A chat model; counts `tokens_in` and `tokens_out` (as reported by the server), `answers` and `retries`."""
 
     def __init__(self, model: str, base_url: str | None, key: str):
         self.model, self._key = model, key
@@ -45,21 +47,21 @@ class Chat:
         self.url = str(self._client.base_url)
         self.tokens_in = self.tokens_out = self.retries = self.answers = 0
         self._unanswered = 0
-        self._format, self._format_is_known = 0, False  # place in FORMATS; whether the server has accepted it
-        self._not_before = 0.0  # on the monotonic clock: the server asked not to be asked earlier
+        self._format, self._format_is_known = 0, False  # index in FORMATS; whether the server accepts it
+        self._not_before = 0.0  # on the monotonic clock, from Retry-After
         self._ending = asyncio.Event()
 
     def end(self) -> None:
-        """From now on no request is repeated: those on their way may be answered, those that fail raise Stop."""
+        """Retry no request from now on: those under way may be answered, those that fail raise Stop."""
         self._ending.set()
 
     async def close(self) -> None:
         await self._client.close()
 
     async def ask(self, instructions: str, question: str, schema: dict) -> str:
-        """The text of the answer, which follows the JSON `schema` if the server can make it do so.
+        """Return the text of the answer, which follows the JSON `schema` if the server supports that.
 
-        Raises Failed, Stop, or files.InputError if key, address or model must be wrong.
+        Raises Failed, Stop, or files.InputError if key, address or model is wrong.
         """
         messages = [{"role": "system", "content": instructions}, {"role": "user", "content": question}]
         form = self._format
@@ -73,7 +75,7 @@ class Chat:
                 choice = await self._send(request, form)
                 break
             except _Rejected as error:
-                if form < self._format:  # others have found out what the server takes
+                if form < self._format:  # a request beside this one found the format
                     form = self._format
                 elif self._is_last_form(form):
                     raise self._hopeless(error) from None
@@ -84,18 +86,18 @@ class Chat:
         return self._text(choice)
 
     def _is_last_form(self, form: int) -> bool:
-        """Whether no other form of answer is left to try: the server takes this one, or it asks for nothing."""
+        """Whether no other format is left to try: the server accepts this one, or it is the free one."""
         return form + 1 == len(FORMATS) or (self._format_is_known and form >= self._format)
 
     def hide(self, text: str) -> str:
-        """A text, in one line, without the words that show the key or some of it."""
+        """Put a text on one line, and mask the words that contain a part of the key."""
         pieces = {self._key[start : start + _SECRET] for start in range(len(self._key) - _SECRET + 1)}
         return " ".join(
             "[key]" if word == self._key or any(piece in word for piece in pieces) else word for word in text.split()
         )
 
     def shows_key(self, text: str) -> bool:
-        """Whether the key is in a text. "none" and such, for servers without keys, are no secrets."""
+        """Whether a text contains the key; a placeholder such as "none" is no secret."""
         return len(self._key) > 2 * _SECRET and self._key in text
 
     def _text(self, choice: dict) -> str:
@@ -107,17 +109,19 @@ class Chat:
         return message.get("content") or ""
 
     async def _send(self, request: dict, form: int) -> dict:
-        """The first choice of the answer to one request, repeated as long as there is hope."""
+        """Return the first choice of the answer to a request, which is retried as often as the limits allow."""
         failures = busy = 0
         while True:
             while (pause := self._not_before - time.monotonic()) > 0:
                 await self._pause(pause + random.uniform(0, FIRST_PAUSE))  # not all of them at the same moment
-            status: int | None = None
-            wait: float | None = None
+            status, wait = 0, 0.0
             try:
                 async with asyncio.timeout(TIMEOUT):
                     response = await self._client.chat.completions.with_raw_response.create(**request)
                 choice = self._read(response.http_response.text)
+                self.answers += 1
+                self._unanswered = 0
+                return choice
             except (TimeoutError, openai.APITimeoutError):
                 reason = f"no answer within {TIMEOUT:g} s"
             except openai.APIConnectionError as error:
@@ -125,31 +129,24 @@ class Chat:
             except openai.APIStatusError as error:
                 status = error.status_code
                 reason = self.hide(f"the server answers {status}: {_message(error)}")[:500]
-                self._give_up_if(error, reason)
+                self._raise_if_final(error, reason)
                 wait = _retry_after(error.response.headers)
             except _NoCompletion as error:
                 reason = self.hide(str(error))[:300]
-            else:
-                self.answers += 1
-                self._unanswered = 0
-                return choice
 
             self.retries += 1
-            if status == 429:
-                busy += 1
-            else:
-                failures += 1
+            busy += status == 429
+            failures += status != 429
             if failures >= ATTEMPTS or busy >= BUSY_ATTEMPTS:
                 raise self._given_up(f"{reason} (asked {failures + busy} times)")
             if status == 500 and failures >= FORM_ATTEMPTS and not self._is_last_form(form):
                 raise _Rejected(reason, status)
+            if wait > LONGEST_WAIT:
+                raise Stop(f"{reason} (and asks for a pause of {wait:.0f} s)")
+            self._not_before = max(self._not_before, time.monotonic() + wait)
             if not wait:
                 pause = min(FIRST_PAUSE * 2 ** (failures + busy - 1), LONGEST_PAUSE)
                 await self._pause(pause * random.uniform(0.5, 1))
-            elif wait > LONGEST_WAIT:
-                raise Stop(f"{reason} (and asks for a pause of {wait:.0f} s)")
-            else:
-                self._not_before = max(self._not_before, time.monotonic() + wait)
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -158,13 +155,14 @@ class Chat:
             raise Stop("the run ends")
 
     def _given_up(self, reason: str) -> Exception:
+        """Failed, or Stop after UNANSWERED failures in a row."""
         self._unanswered += 1
         if self._unanswered >= UNANSWERED:
             return Stop(f"{UNANSWERED} records in a row without an answer; the last: {reason}")
         return Failed(reason)
 
     def _hopeless(self, error: "_Rejected") -> Exception:
-        """What it means that a request is rejected in every form of answer."""
+        """The error for a request that is rejected in every format."""
         if self.answers:
             return Failed(str(error))
         if error.status in (404, 405):
@@ -173,8 +171,8 @@ class Chat:
             )
         return self._given_up(str(error))
 
-    def _give_up_if(self, error: openai.APIStatusError, reason: str) -> None:
-        """Raises what a status means that another attempt would not change."""
+    def _raise_if_final(self, error: openai.APIStatusError, reason: str) -> None:
+        """Raise the error for a status that a retry would not change."""
         status = error.status_code
         if status == 401:
             raise files.InputError(f"{self.url} does not accept the key in OPENAI_API_KEY (status 401)")
@@ -186,7 +184,7 @@ class Chat:
             raise Failed(reason) if self.answers else self._given_up(reason)
 
     def _read(self, text: str) -> dict:
-        """The first choice of a chat completion; adds up the tokens."""
+        """Return the first choice of a chat completion, and count its tokens."""
         try:
             completion = json.loads(text)
             choice = completion["choices"][0]
@@ -200,16 +198,14 @@ class Chat:
             raise _NoCompletion(f"the server's answer is no chat completion: {text[:100]!r}") from None
         usage = completion.get("usage")
         if isinstance(usage, dict):
-            tokens = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")]
-            self.tokens_in, self.tokens_out = (
-                total + (count if isinstance(count, int) else 0)
-                for total, count in zip((self.tokens_in, self.tokens_out), tokens, strict=True)
-            )
+            read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
+            self.tokens_in += read if isinstance(read, int) else 0
+            self.tokens_out += written if isinstance(written, int) else 0
         return choice
 
 
 class _Rejected(Exception):
-    """The server does not take this request, perhaps because of the form of answer it asks for."""
+    """The server rejects this request, perhaps because of its format."""
 
     def __init__(self, reason: str, status: int):
         super().__init__(reason)
@@ -217,27 +213,23 @@ class _Rejected(Exception):
 
 
 class _NoCompletion(Exception):
-    """The server answered, but with something else."""
+    """The answer is no chat completion."""
 
 
 def _message(error: openai.APIStatusError) -> str:
-    """What the server says of an error."""
+    """The server's message in an error."""
     body = error.body
     if isinstance(body, dict):
         body = body.get("message") or body.get("error") or body.get("detail") or body
     return re.sub(r"<[^>]*>", " ", str(body or error.response.text or "nothing more"))
 
 
-def _retry_after(headers) -> float | None:
-    """Seconds to wait, as a server states them: `retry-after-ms`, or `retry-after` in seconds or as a date."""
-    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
-        try:
+def _retry_after(headers) -> float:
+    """Seconds to wait, from `retry-after-ms`, or `retry-after` in seconds or as a date; 0 if there is none."""
+    seconds = 0.0
+    with contextlib.suppress(ValueError):
+        seconds = email.utils.parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time()
+    for name, unit in (("retry-after", 1), ("retry-after-ms", 1000)):  # the more precise one counts
+        with contextlib.suppress(ValueError):
             seconds = float(headers.get(name, "")) / unit
-        except ValueError:
-            continue
-        return max(0.0, seconds) if math.isfinite(seconds) else None
-    try:
-        date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return max(0.0, date.timestamp() - time.time())
+    return seconds if 0 < seconds < math.inf else 0.0

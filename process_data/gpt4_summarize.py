@@ -1,4 +1,4 @@
-"""Writes summaries of music from its metadata with a large language model: in English, and in one more language.
+"""Write summaries of music from its metadata with a large language model: in English, and in one more language.
 
 examples:
   export OPENAI_API_KEY=...                        the only place for the key; a server without keys takes any value
@@ -31,15 +31,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 import chat
-import files
 import jobs
 import languages
 import merge_jsonl
 import metadata
 import prompts
-from merge_jsonl import Unfit
+from shared import InputError, files, records
 
 ANSWERS = 3  # the first, and two more if one cannot be used
 LAST_WAIT = 60.0  # seconds; when a run must end, what is on its way may still be answered: it is paid for
@@ -47,14 +45,14 @@ LAST_WAIT = 60.0  # seconds; when a run must end, what is on its way may still b
 BYTES_PER_TOKEN, ANSWER_TOKENS, OVERHEAD_TOKENS = 4, 300, 100
 
 
-async def summarize(model: chat.Chat, told: dict, language: str) -> tuple[str, str] | None:
+async def summarize(model: chat.Chat, facts: dict, language: str) -> tuple[str, str] | None:
     """The summaries (English, other) of a piece, or None if too little is known of it.
 
-    Raises chat.Failed, or whatever else `model.ask` raises.
+    Raises chat.Failed, and what `model.ask` raises.
     """
     fault = None
     for _ in range(ANSWERS):
-        text = await model.ask(prompts.INSTRUCTIONS, prompts.question(told, language, fault), prompts.SCHEMA)
+        text = await model.ask(prompts.INSTRUCTIONS, prompts.question(facts, language, fault), prompts.SCHEMA)
         try:
             summaries = prompts.read_answer(text, language)
             if summaries and any(model.shows_key(summary) for summary in summaries):
@@ -65,22 +63,22 @@ async def summarize(model: chat.Chat, told: dict, language: str) -> tuple[str, s
     raise chat.Failed(f"no usable answer in {ANSWERS}; the last: {fault}")
 
 
-class Run:
-    """All records of a batch, `--concurrency` at a time."""
+class Summarizer:
+    """Summarizes all records, `--concurrency` at a time."""
 
-    def __init__(self, args: argparse.Namespace, batch: jobs.Batch | metadata.Lines, model: chat.Chat):
-        self.args, self.batch, self.model = args, batch, model
+    def __init__(self, args: argparse.Namespace, todo: jobs.Jobs, model: chat.Chat):
+        self.args, self.jobs, self.model = args, todo, model
         self.asked = self.done = self.insufficient = self.skipped = self.failed = 0
         self.is_ending = False
         self.other_fields: Counter[str] = Counter()
-        self.errors = jobs.Log("errors", "error", batch, (1, 1))
-        self.warnings = jobs.Log("warnings", "warnings", batch, (1, 1))
+        self.errors = jobs.Log("errors", "error", todo)
+        self.warnings = jobs.Log("warnings", "warnings", todo)
 
     async def all(self) -> None:
-        """Raises chat.Stop or files.InputError if it must end early; what is answered by then is written."""
-        with tqdm(total=len(self.batch), unit="record", mininterval=0.5 if sys.stderr.isatty() else 30) as progress:
-            todo = iter(self.batch)
-            tasks = {asyncio.create_task(self._work(todo, progress)) for _ in range(self.args.concurrency)}
+        """Raises chat.Stop or InputError if it must end early; what is answered by then is written."""
+        with jobs.progress("record", total=len(self.jobs)) as progress:
+            waiting_jobs = iter(self.jobs)
+            tasks = {asyncio.create_task(self._work(waiting_jobs, progress)) for _ in range(self.args.concurrency)}
             try:
                 done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
                 if waiting:
@@ -101,7 +99,7 @@ class Run:
                 return
             try:
                 await self._one(job)
-            except (Unfit, chat.Failed) as error:
+            except (records.Unfit, chat.Failed) as error:
                 self.failed += 1
                 self.errors.add(job.name, str(error))
             counts = {"done": self.done, "skipped": self.skipped, "failed": self.failed, "retries": self.model.retries}
@@ -111,7 +109,7 @@ class Run:
 
     async def _one(self, job: jobs.Job) -> None:
         record = metadata.read(job)
-        self.other_fields.update(record.keys() - set(merge_jsonl.FIELDS))
+        self.other_fields.update(record.keys() - set(records.FIELDS))
         output = metadata.read_output(job, record)
         if output:
             wanted = metadata.with_summaries(record, output["summary_en"], output["summary_nen"])
@@ -120,12 +118,12 @@ class Run:
             self.skipped += 1
             self.errors.discard(job.name)
             return
-        told, warnings = prompts.known(record)
+        facts, warnings = prompts.known(record)
         english = other = None
-        if told and not metadata.has_summaries(record):
+        if facts and not metadata.has_summaries(record):
             self.asked += 1
             language = languages.draw(self.args.languages, self.args.seed, job.name)
-            summaries = await summarize(self.model, told, language)
+            summaries = await summarize(self.model, facts, language)
             if summaries:
                 english, other = summaries[0], {"language": language, "summary": summaries[1]}
         record = metadata.with_summaries(record, english, other)
@@ -140,21 +138,18 @@ class Run:
             self.warnings.add(job.name, warnings)
 
     def report(self) -> None:
-        for log in (self.errors, self.warnings):
-            log.finish()
-            if len(log):
-                print(f"{files.printable(log.path)} names {len(log)} record(s).", file=sys.stderr)
+        jobs.finish_logs(self.errors, self.warnings, "record(s)")
         if self.other_fields:
             fields = ", ".join(f"{field} ({count} records)" for field, count in self.other_fields.most_common())
-            print(f"Kept, but not told to the model, because the format has no such field: {files.printable(fields)}")
+            print(f"Kept, but not sent to the model, because the format has no such field: {files.printable(fields)}")
         tokens = f"{self.model.tokens_in} tokens in, {self.model.tokens_out} out"
         if self.args.price:
             tokens += f": ${cost(self.model.tokens_in, self.model.tokens_out, self.args.price):.2f}"
         print(f"{self.asked} records asked for, {tokens}; {self.model.retries} requests repeated")
-        left = len(self.batch) - self.done - self.skipped - self.failed
+        left = len(self.jobs) - self.done - self.skipped - self.failed
         print(
             f"{self.done} done ({self.insufficient} of them without summaries: too little is known), {self.skipped} "
-            f"skipped (finished before), {self.failed} failed, {left} left, {self.batch.other_files} other files "
+            f"skipped (finished before), {self.failed} failed, {left} left, {self.jobs.other_files} other files "
             "ignored"
         )
 
@@ -164,29 +159,29 @@ def cost(tokens_in: float, tokens_out: float, price: tuple[float, float]) -> flo
     return (tokens_in * price[0] + tokens_out * price[1]) / 1e6
 
 
-def dry_run(args: argparse.Namespace, batch: jobs.Batch | metadata.Lines) -> int:
-    """Prints what would be asked, and what that would cost. Writes nothing. Returns the exit status."""
+def dry_run(args: argparse.Namespace, todo: jobs.Jobs) -> int:
+    """Print the prompts and an estimate of their cost, write nothing. Returns the exit status."""
     print(f"--- to all\n{prompts.INSTRUCTIONS}")
     fixed = len((prompts.INSTRUCTIONS + json.dumps(prompts.SCHEMA)).encode()) / BYTES_PER_TOKEN + OVERHEAD_TOKENS
     asked, failed, tokens_in = 0, 0, 0.0
-    for job in batch:
+    for job in todo:
         try:
             record = metadata.read(job)
-        except Unfit as error:
+        except records.Unfit as error:
             failed += 1
             print(files.printable(f"--- {job.name}: cannot be asked for: {error}"))
             continue
-        told, _ = prompts.known(record)
-        if not told or metadata.has_summaries(record) or metadata.read_output(job, record):
+        facts, _ = prompts.known(record)
+        if not facts or metadata.has_summaries(record) or metadata.read_output(job, record):
             continue
-        prompt = prompts.question(told, languages.draw(args.languages, args.seed, job.name))
+        prompt = prompts.question(facts, languages.draw(args.languages, args.seed, job.name))
         print(f"--- {files.printable(job.name)}\n{prompt}")
         asked += 1
         tokens_in += fixed + len(prompt.encode()) / BYTES_PER_TOKEN
         if asked == args.limit:
             break
     tokens_out = asked * ANSWER_TOKENS
-    print(f"--- {asked} of {len(batch)} records would be asked for, {failed} cannot be read")
+    print(f"--- {asked} of {len(todo)} records would be asked for, {failed} cannot be read")
     print(f"About {tokens_in:.0f} tokens in, {tokens_out} out (a rough estimate, within a third or so)")
     if args.price:
         print(f"About ${cost(tokens_in, tokens_out, args.price):.2f}")
@@ -194,19 +189,22 @@ def dry_run(args: argparse.Namespace, batch: jobs.Batch | metadata.Lines) -> int
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    description, _, epilog = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = jobs.parser(__doc__)
     add = parser.add_argument
     add("source", metavar="IN", type=Path, help="folder of .json files (its whole tree), a .json or a .jsonl file")
     add("output", metavar="OUT", type=Path, help="folder that gets the mirrored tree and the logs")
     add("--model", metavar="M", help="name of the model, as the server knows it")
     add("--base_url", metavar="U", help="of the server, up to and with /v1 (default: OPENAI_BASE_URL, or OpenAI's)")
-    add("--concurrency", metavar="N", type=_positive, default=16, help="requests at a time (default: %(default)s)")
+    add(
+        "--concurrency",
+        metavar="N",
+        type=jobs.positive(int),
+        default=16,
+        help="at a time (default: %(default)s)",
+    )
     add("--languages", metavar="FILE", type=Path, help="names of languages to draw from, one a line")
     add("--seed", metavar="S", type=int, default=0, help="of the draw of languages (default: %(default)s)")
-    add("--limit", metavar="N", type=_positive, help="ask for the next N records only")
+    add("--limit", metavar="N", type=jobs.positive(int), help="ask for the next N records only")
     add("--dry_run", action="store_true", help="ask nothing; print the prompts, and estimate tokens and cost")
     add(
         "--price",
@@ -219,17 +217,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return int(text)
-
-
-_positive.__name__ = "int"  # argparse names the type by it: "invalid int value"
-
-
-def get_batch(args: argparse.Namespace) -> jobs.Batch | metadata.Lines:
-    """Checks all that can be checked before anything is asked. Raises OSError, or ValueError."""
+def get_jobs(args: argparse.Namespace) -> jobs.Jobs:
+    """The records as jobs, after all checks that need no answer. Raises OSError or ValueError."""
     if not (args.model or args.merge or args.dry_run):
         raise ValueError("--model is needed; or --dry_run, or --merge alone")
     if args.merge:
@@ -239,46 +228,42 @@ def get_batch(args: argparse.Namespace) -> jobs.Batch | metadata.Lines:
     args.languages = languages.read(args.languages) if args.languages else languages.LANGUAGES
     if args.source.suffix.lower() == ".jsonl" and not args.source.is_dir():
         return metadata.Lines(args.source, args.output)
-    return jobs.Batch(args.source, args.output, (".json",), ".json", (1, 1), several=False)
+    return jobs.Jobs(args.source, args.output, (".json",), ".json", (1, 1), several=False)
 
 
 def get_model(args: argparse.Namespace) -> chat.Chat:
-    """Raises files.InputError if the key or the address cannot be right."""
+    """The model at its server. Raises InputError if the key or the address cannot be right."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not key:
-        raise files.InputError("set OPENAI_API_KEY to the key of the server, or to any word if it has no keys")
+        raise InputError("set OPENAI_API_KEY to the key of the server, or to any word if it has no keys")
     if not (key.isascii() and key.isprintable() and " " not in key):
-        raise files.InputError("OPENAI_API_KEY holds something that is no key: spaces, or characters beyond ASCII")
-    url = args.base_url or os.environ.get("OPENAI_BASE_URL")
-    if url and not _is_address(url):
-        raise files.InputError(
-            f"--base_url {url}: it must be the address of a server, such as http://localhost:8000/v1"
-        )
+        raise InputError("OPENAI_API_KEY holds something that is no key: spaces, or characters beyond ASCII")
+    if url := args.base_url or os.environ.get("OPENAI_BASE_URL"):
+        try:
+            parts = urllib.parse.urlsplit(url)
+            is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # the port is no number, or none that exists
+            is_address = False
+        if not is_address:
+            hint = "it must be the address of a server, such as http://localhost:8000/v1"
+            raise InputError(f"--base_url {url}: {hint}")
     return chat.Chat(args.model, args.base_url, key)
 
 
-def _is_address(url: str) -> bool:
-    try:
-        parts = urllib.parse.urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # the port is no number, or none that exists
-        return False
+def ask(args: argparse.Namespace, todo: jobs.Jobs, model: chat.Chat) -> int:
+    """Ask for all records that are not finished, and print the counts. Returns the exit status.
 
-
-def ask(args: argparse.Namespace, batch: jobs.Batch | metadata.Lines, model: chat.Chat) -> int:
-    """Asks for all records that are not finished, and says what came of it. Returns the exit status.
-
-    Raises chat.Stop, files.InputError or KeyboardInterrupt if it ended early.
+    Raises chat.Stop, InputError or KeyboardInterrupt if it ended early.
     """
     args.output.mkdir(parents=True, exist_ok=True)
     files.remove_leftovers(args.output)
     print(f"Asking {args.model} at {model.url}, {args.concurrency} requests at a time", file=sys.stderr)
-    run = Run(args, batch, model)
+    summarizer = Summarizer(args, todo, model)
     try:
-        asyncio.run(run.all())
+        asyncio.run(summarizer.all())
     finally:
-        run.report()
-    return int(run.failed > 0)
+        summarizer.report()
+    return int(summarizer.failed > 0)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -287,20 +272,20 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # prompts are in all languages, a terminal may show few
     try:
-        batch = get_batch(args)
+        todo = get_jobs(args)
         model = get_model(args) if args.model and not args.dry_run else None
     except (OSError, ValueError) as error:
         parser.error(files.printable(error))
     try:
         if args.dry_run:
-            return dry_run(args, batch)
-        status = ask(args, batch, model) if model else 0
+            return dry_run(args, todo)
+        status = ask(args, todo, model) if model else 0
         if args.merge:
             status |= merge_jsonl.merge(
-                [(job.name, functools.partial(metadata.finished, job)) for job in batch], args.merge
+                [(job.name, functools.partial(metadata.finished, job)) for job in todo], args.merge
             )
         return status
-    except (files.InputError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"{parser.prog}: error: {files.printable(error)}", file=sys.stderr)
         return 2
     except chat.Stop as error:

@@ -8,12 +8,11 @@ import re
 
 import overlays
 from abc_line import shown
-from abc_text import read_abc, split_file, split_header, split_tunes, tidy
+from abc_text import split_file, split_header, split_tunes, tidy
 from abc_voices import MAX_BARS, Bar, Reader, Voice, merged
 from bar_lengths import rest
-from batch import Refused
+from shared import InputError
 
-__all__ = ["deinterleave", "interleave", "read_abc"]
 _NAMES_CLEF = re.compile(r"K:.*(\w=|treble|bass|alto|tenor|perc|soprano|baritone|\S\s+none)")  # or an octave
 BARS_A_LINE = 5  # of standard ABC
 
@@ -24,7 +23,7 @@ def interleave(text: str) -> list[tuple[str, list[str]]]:
     A tune that is refused is named in the warnings of the tune before it, or else of the first one.
 
     Raises:
-        Refused: none of the tunes has a K: line and a note.
+        InputError: none of the tunes has a K: line and a note.
     """
     found: list[tuple[str, list[str]]] = []
     refused: list[str] = []
@@ -32,12 +31,12 @@ def interleave(text: str) -> list[tuple[str, list[str]]]:
     for number, tune in enumerate(tunes, 1):
         try:
             found.append(_interleave_tune(tune))
-        except Refused as error:
+        except InputError as error:
             refused.append(f"tune {number} left out: {error}" if len(tunes) > 1 else str(error))
             if found:
                 found[-1][1].append(refused.pop())
     if not found:
-        raise Refused("; ".join(refused[:5]) + (f"; and {len(refused) - 5} more" if len(refused) > 5 else ""))
+        raise InputError("; ".join(refused[:5]) + (f"; and {len(refused) - 5} more" if len(refused) > 5 else ""))
     found[0][1].extend(refused)
     return found
 
@@ -56,7 +55,7 @@ def deinterleave(text: str) -> tuple[str, list[str]]:
     """Interleaved ABC -> (standard ABC: one voice after another, warnings). `interleave` gives the same text again.
 
     Raises:
-        Refused: it has no K: line or no note.
+        InputError: it has no K: line or no note.
     """
     header, voices, warnings = _parse("".join(split_file(text)))
     lines = ["X:1", *header]
@@ -77,12 +76,12 @@ def _parse(text: str) -> tuple[list[str], dict[str, Voice], list[str]]:
     if not body:
         has_key = any(line.startswith("K:") for line in header)
         reason = "no music behind its header" if has_key else "no K: line: no ABC, or damaged"
-        raise Refused("; ".join([reason, *warnings]))
+        raise InputError("; ".join([reason, *warnings]))
     reader = Reader(header)
     in_header = set(reader.defined)
     reader.read(body)
     if not any(bar.has_notes for voice in reader.voices.values() for bar in voice.bars):
-        raise Refused("; ".join(["no note in it", *warnings]))
+        raise InputError("; ".join(["no note in it", *warnings]))
     header += [f"V:{value}" for name, value in reader.defined.items() if name not in in_header]
     if not reader.defined:
         header.append("V:1" if any(map(_NAMES_CLEF.match, header)) else "V:1 treble")
@@ -108,7 +107,7 @@ def _pad(voices: dict[str, Voice]) -> list[str]:
     """Fills voices that end early with rests, as long as the bars of the others."""
     number, warnings = _number_of_bars(voices), []
     if number * len(voices) > MAX_BARS:
-        raise Refused(f"{len(voices)} voices of {number} bars: no piece of music")
+        raise InputError(f"{len(voices)} voices of {number} bars: no piece of music")
     longest = next(voice for voice in voices.values() if len(voice.bars) == number)
     for name, voice in voices.items():
         first, number_before = len(voice.bars), len(voice.bars)

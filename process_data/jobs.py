@@ -1,16 +1,18 @@
-"""What a batch run has to do, and what is said of it: jobs, their output files, and the logs beside those."""
+"""The jobs of a conversion or of a summary: their inputs, their output files, and the logs beside those."""
 
+import argparse
 import contextlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-import files
-import sources
+from tqdm import tqdm
+
+from shared import files, sources
 
 
 @dataclass
@@ -28,7 +30,7 @@ class Job:
 
     def outputs(self) -> list[Path]:
         """The outputs that are there, complete."""
-        # os.path's `exists` also takes a name that is too long for any file: writing it will say so.
+        # Unlike Path.exists, this takes a name that is too long for any file: the error comes when it is written.
         if os.path.exists(self.output):
             return [self.output]
         if self.stem is None:
@@ -37,12 +39,11 @@ class Job:
 
     def may_have(self, outputs: list[Path]) -> bool:
         """Whether these are names that the outputs may have."""
-        if outputs == [self.output]:
-            return True
-        return self.stem is not None and outputs == [self.numbered(n) for n in range(1, len(outputs) + 1)]
+        names = [self.numbered(number) for number in range(1, len(outputs) + 1)] if self.stem else []
+        return outputs in ([self.output], names)
 
     def write(self, outputs: list[bytes]) -> None:
-        """Writes all outputs; `name.1` comes last, so that its presence means that all are there."""
+        """Write all outputs; `name.1` comes last, so that its presence means that all are there."""
         if len(outputs) == 1:
             self._write(self.output, outputs[0])
             self._remove_numbered()
@@ -62,19 +63,16 @@ class Job:
             file.write(content)
 
     def _remove_numbered(self) -> None:
-        """Removes what an earlier run left that found several things in the file; `name.1` goes first."""
+        """Remove the outputs of an earlier start that found several things in the file; `name.1` goes first."""
         if self.stem is None:
             return
         files.remove(self.numbered(1))
-        last = 1
-        while os.path.exists(self.numbered(last + 1)):
-            last += 1
-        for number in range(last, 1, -1):
-            self.numbered(number).unlink()
+        for path in reversed(list(itertools.takewhile(os.path.exists, map(self.numbered, itertools.count(2))))):
+            path.unlink()
 
 
-class Batch:
-    """The jobs of one run, or of one shard of it, in the order of their paths; made as they are asked for.
+class Jobs:
+    """The jobs of one start, or of one shard of it, in the order of their paths; made as they are asked for.
 
     Raises ValueError if there is no input or `output` is no place for the results, OSError if a folder cannot be read.
     """
@@ -108,7 +106,7 @@ class Batch:
             yield Job(path.as_posix(), self.folder / path, self.output / self.names[path], stem)
 
     def begin(self) -> None:
-        """Puts the record of what outputs were made from in order."""
+        """Put the record of the sources of outputs in order."""
         self.sources.tidy()
         if self.is_shard:  # the others write at the same time
             stems = self.stems.values()
@@ -149,31 +147,21 @@ def _refuse_overlap(source: Path, output: Path, names: Iterable[Path]) -> None:
             raise ValueError(f"with OUTPUT_DIR {output}, files of the input {source} would be overwritten")
 
 
-class Jobs(Protocol):
-    """What a log has to know of a batch."""
-
-    output: Path
-    is_folder: bool
-
-    def __iter__(self) -> Iterator[Job]: ...
-
-
 class Log:
     """One entry a file, such as {"file": ..., "error": ...}, in NAME.jsonl in the output folder (NAME.1-of-3.jsonl).
 
-    It starts with what earlier runs said of the batch's files. While the run lasts, entries are appended, so that none
-    is lost if it is killed; `finish` sorts the log, or removes it when there is nothing to say. A run without shards
-    takes over what shards said.
+    It starts with the entries that earlier starts left of these jobs. Entries are appended as they come, so that a kill
+    loses none; `finish` sorts the log, or removes it if it is empty. Without shards, it takes over the logs of shards.
     """
 
-    def __init__(self, name: str, key: str, batch: Jobs, shard: tuple[int, int]):
-        self.key = key
-        whole = batch.output / f"{name}.jsonl"
-        of_shards = sorted(batch.output.glob(f"{name}.*-of-*.jsonl"))
-        self.path = whole if shard[1] == 1 else batch.output / f"{name}.{shard[0]}-of-{shard[1]}.jsonl"
+    def __init__(self, name: str, field: str, jobs: Jobs, shard: tuple[int, int] = (1, 1)):
+        self.field = field
+        whole = jobs.output / f"{name}.jsonl"
+        of_shards = sorted(jobs.output.glob(f"{name}.*-of-*.jsonl"))
+        self.path = whole if shard[1] == 1 else jobs.output / f"{name}.{shard[0]}-of-{shard[1]}.jsonl"
         earlier = dict(entry for path in (whole, *of_shards) for entry in self._read(path))
-        if batch.is_folder and earlier:  # of files that are no longer there, nothing is kept
-            earlier = {job.name: earlier[job.name] for job in batch if job.name in earlier}
+        if jobs.is_folder and earlier:  # of files that are no longer there, nothing is kept
+            earlier = {job.name: earlier[job.name] for job in jobs if job.name in earlier}
         self.entries = earlier
         self.finish()
         if self.path == whole:
@@ -183,10 +171,10 @@ class Log:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def add(self, file: str, said: str | list[str]) -> None:
-        self.entries[file] = said
+    def add(self, file: str, text: str | list[str]) -> None:
+        self.entries[file] = text
         with open(self.path, "ab") as log:
-            log.write(self._line(file, said))
+            log.write(self._line(file, text))
 
     def discard(self, file: str) -> None:
         self.entries.pop(file, None)
@@ -194,18 +182,51 @@ class Log:
     def finish(self) -> None:
         if self.entries:
             with files.atomic_write(self.path) as log:
-                log.writelines(self._line(file, said) for file, said in sorted(self.entries.items()))
+                log.writelines(self._line(file, text) for file, text in sorted(self.entries.items()))
         else:
             self.path.unlink(missing_ok=True)
 
-    def _line(self, file: str, said: str | list[str]) -> bytes:
+    def _line(self, file: str, text: str | list[str]) -> bytes:
         # A file name that is no UTF-8 has lone surrogates; `\udcff` is how JSON writes one.
-        entry = json.dumps({"file": file, self.key: said}, ensure_ascii=False)
+        entry = json.dumps({"file": file, self.field: text}, ensure_ascii=False)
         return (entry + "\n").encode("utf-8", "backslashreplace")
 
     def _read(self, path: Path) -> Iterator[tuple[str, str | list[str]]]:
-        with contextlib.suppress(FileNotFoundError):  # also: another shard had nothing to say after all
+        with contextlib.suppress(FileNotFoundError):  # or another shard has just removed it
             for line in path.read_bytes().split(b"\n"):
                 with contextlib.suppress(ValueError):  # the end, or the last line of a run that was killed
                     entry = json.loads(line)
-                    yield entry["file"], entry[self.key]
+                    yield entry["file"], entry[self.field]
+
+
+def finish_logs(errors: Log, warnings: Log, of_what: str) -> None:
+    """Put both logs in order, and name those that have entries."""
+    for log in (errors, warnings):
+        log.finish()
+        if len(log):
+            print(f"{files.printable(log.path)} names {len(log)} {of_what}.", file=sys.stderr)
+
+
+def progress(unit: str, items: Iterable | None = None, total: int | None = None) -> tqdm:
+    """A progress bar; in a file, where each refresh is a line to scroll past, it is refreshed less often."""
+    return tqdm(items, total=total, unit=unit, mininterval=0.5 if sys.stderr.isatty() else 30)
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose `--help` begins with the first paragraph of a script's docstring and ends with the rest."""
+    description, _, epilog = doc.strip().partition("\n\n")
+    layout = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=layout)
+
+
+def positive(kind: type) -> Callable[[str], float]:
+    """For argparse: reads a number above 0."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not positive")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names the type by it: "invalid int value"
+    return parse

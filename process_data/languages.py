@@ -79,17 +79,17 @@ def draw(languages: list[str], seed: int, name: str) -> str:
     return languages[int.from_bytes(digest[:8], "big") % len(languages)]
 
 
-def is_name_of(said: str, language: str) -> bool:
-    """Whether `said` names the language, perhaps in short: "Chinese" for "Chinese (Simplified)"."""
-    words = set(re.findall(r"\w+", said.casefold()))
+def is_name_of(name: str, language: str) -> bool:
+    """Whether a name is that of the language, perhaps in short: "Chinese" for "Chinese (Simplified)"."""
+    words = set(re.findall(r"\w+", name.casefold()))
     return bool(words) and words <= set(re.findall(r"\w+", language.casefold()))
 
 
 def misfit(text: str, language: str) -> str | None:
     """Why a text cannot be in a language, or None if it may be.
 
-    It tells scripts apart, and English from all else: what a model does when it gets the language wrong. It does not
-    tell Danish from Norwegian. Of a language that is not in the list only English is told.
+    It recognizes wrong scripts, and English: the usual mistakes of a model. It does not distinguish Danish from
+    Norwegian. For a language that is not in the list it recognizes English alone.
     """
     scripts = {"LATIN"} if language == "English" else SCRIPTS.get(language)
     letters = [unicodedata.name(letter, "").split(" ")[0] for letter in text if letter.isalpha()]

@@ -1,14 +1,14 @@
-"""Mends what xml2abc cannot cope with though it is correct, or nearly correct, MusicXML.
+"""Rewrite correct, or nearly correct, MusicXML that xml2abc cannot read.
 
-Each rule is for what xml2abc 143 stops at, or writes as something else in silence; where it does neither, nothing is
-changed. Notes and their durations stay; what is left out is notation that standard ABC, as xml2abc writes it, has no
-place for anyway. What it reads as numbers is in xml_values.py.
+Each rule is for something at which xml2abc 143 stops, or which it silently writes as something else; nothing else is
+changed. Notes and their durations stay; left out is notation that standard ABC, as xml2abc writes it, has no place for
+anyway. Numbers are in xml_values.py.
 """
 
 import copy
 import re
 from collections import Counter
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
 
 import xml_values
 from abc_line import DECORATION
@@ -18,26 +18,15 @@ _SPAN_TYPES = ("up", "down", "crescendo", "diminuendo", "start", "stop")
 _ACCIDENTALS = ("double-flat", "flat-flat", "flat", "natural", "sharp", "sharp-sharp", "double-sharp")
 
 # The modes of xml2abc -> the most flats it has a name for; it has 21 names of keys.
-_MODES = {
-    "maj": 8,
-    "ion": 8,
-    "m": 11,
-    "min": 11,
-    "aeo": 11,
-    "mix": 9,
-    "dor": 10,
-    "phr": 12,
-    "lyd": 7,
-    "loc": 13,
-    "non": 8,
-}
+_FLATS = ((7, "lyd"), (8, "maj ion non"), (9, "mix"), (10, "dor"), (11, "m min aeo"), (12, "phr"), (13, "loc"))
+_MODES = {mode: flats for flats, modes in _FLATS for mode in modes.split()}
 _NEEDED = {
     "time-modification": ("actual-notes", "normal-notes"),
     "clef": ("sign",),
     "backup": ("duration",),
     "forward": ("duration",),
     "staff-tuning": ("tuning-step", "tuning-octave"),
-}
+}  # element -> what xml2abc takes from it
 
 _LYRIC = re.compile(r"(<text\b[^>]*>)([^<]*)(?=</text>)")
 _LINE_BREAK = re.compile(r"\s*(?:[\n\r\x85\u2028\u2029]|&#(?:0*1[03]|x0*[aAdD]);)\s*")
@@ -45,7 +34,7 @@ _CARRIAGE_RETURN = re.compile(r"\r\n?|&#(?:0*13|x0*[dD]);(?:\n|&#(?:0*10|x0*[aA]
 
 
 def join_lines(xml: str) -> tuple[str, list[str]]:
-    """Takes the line breaks out of lyrics: xml2abc copies them, and the rest of the line would be read as notes."""
+    """Replace line breaks in lyrics: xml2abc copies them, and the rest of the line would be read as notes."""
     xml = _CARRIAGE_RETURN.sub("\n", xml)
     number = 0
 
@@ -59,11 +48,10 @@ def join_lines(xml: str) -> tuple[str, list[str]]:
     return xml, [f"{number} × line break in the lyrics taken for a space"] if number else []
 
 
-def mend(score: ElementTree.Element) -> list[str]:
-    """Puts right, in place, all that xml2abc is known to stop at or to misread; returns what was done, one line each.
+def mend(score: Element) -> list[str]:
+    """Apply all rules in place; returns what was changed, one line each.
 
-    Raises:
-        Refused: the lengths of its notes cannot be known.
+    Raises InputError if the lengths of notes are unknown.
     """
     done: Counter[str] = Counter()
     for rule in _RULES:
@@ -71,24 +59,29 @@ def mend(score: ElementTree.Element) -> list[str]:
     return [f"{times} × {what}" for what, times in done.items() if times]
 
 
-def _namespace(score: ElementTree.Element, done: Counter[str]) -> None:
-    """The default namespace that the root element may declare."""
+def _namespace(score: Element, done: Counter[str]) -> None:
+    """Drop the default namespace that the root element may declare."""
     if score.tag.startswith("{"):
         for element in score.iter():
             element.tag = element.tag.rpartition("}")[2]
 
 
-def _spans(score: ElementTree.Element, done: Counter[str]) -> None:
-    """Pedal changes, and pieces in the middle of a hairpin or an octave line."""
+def _directions(score: Element, done: Counter[str]) -> None:
+    """Leave out pedal changes, middles of hairpins and octave lines, and tempo marks without beats per minute."""
     for direction_type in score.iter("direction-type"):
-        for span in list(direction_type):
-            if span.tag in _SPANS and span.get("type", "") not in _SPAN_TYPES:
-                direction_type.remove(span)
-                done[f"{span.tag} of type {span.get('type', '')!r} left out"] += 1
+        for sign in list(direction_type):
+            if sign.tag in _SPANS and sign.get("type", "") not in _SPAN_TYPES:
+                left_out = f"{sign.tag} of type {sign.get('type', '')!r} left out"
+            elif sign.tag == "metronome" and not sign.findtext("per-minute"):
+                left_out = "metronome mark without beats per minute left out"
+            else:
+                continue
+            direction_type.remove(sign)
+            done[left_out] += 1
 
 
-def _accidentals(score: ElementTree.Element, done: Counter[str]) -> None:
-    """Other signs than flats, naturals and sharps: the pitch decides, a quarter tone is rounded towards the natural."""
+def _accidentals(score: Element, done: Counter[str]) -> None:
+    """Leave out other signs than flats, naturals and sharps: the pitch decides, rounded towards the natural."""
     for note in score.iter("note"):
         sign = note.find("accidental")
         if sign is not None and sign.text not in _ACCIDENTALS:
@@ -96,8 +89,8 @@ def _accidentals(score: ElementTree.Element, done: Counter[str]) -> None:
             note.remove(sign)
 
 
-def _fingerings(score: ElementTree.Element, done: Counter[str]) -> None:
-    """xml2abc writes them as decorations, whatever they hold; one with a barline or a space would become music."""
+def _fingerings(score: Element, done: Counter[str]) -> None:
+    """Leave out what is no decoration, as which xml2abc writes it: with a barline or a space it would become music."""
     for technical in score.iter("technical"):
         for fingering in technical.findall("fingering"):
             fingering.text = (fingering.text or "").strip()
@@ -106,31 +99,18 @@ def _fingerings(score: ElementTree.Element, done: Counter[str]) -> None:
                 done[f"fingering {fingering.text!r} left out"] += 1
 
 
-def _metronomes(score: ElementTree.Element, done: Counter[str]) -> None:
-    """A note value equal to another note value, in place of a number of beats a minute."""
-    for direction_type in score.iter("direction-type"):
-        for metronome in direction_type.findall("metronome"):
-            if not metronome.findtext("per-minute"):
-                direction_type.remove(metronome)
-                done["metronome mark without beats per minute left out"] += 1
-
-
-def _incomplete(score: ElementTree.Element, done: Counter[str]) -> None:
-    """Elements without what xml2abc takes from them."""
-    odd = {}
-    for tag, needed in _NEEDED.items():
-        for element in score.iter(tag):
-            missing = [each for each in needed if element.find(each) is None]
+def _incomplete(score: Element, done: Counter[str]) -> None:
+    """Leave out elements without a child that xml2abc reads."""
+    for parent in score.iter():
+        for element in list(parent):
+            missing = [tag for tag in _NEEDED.get(element.tag, ()) if element.find(tag) is None]
             if missing:
-                odd[element] = missing[0]
-    for parent in score.iter() if odd else ():
-        for element in [element for element in parent if element in odd]:
-            parent.remove(element)
-            done[f"{element.tag} without {odd[element]} left out"] += 1
+                parent.remove(element)
+                done[f"{element.tag} without {missing[0]} left out"] += 1
 
 
-def _keys(score: ElementTree.Element, done: Counter[str]) -> None:
-    """Modes and numbers of sharps or flats that xml2abc has no name for."""
+def _keys(score: Element, done: Counter[str]) -> None:
+    """Leave out modes and numbers of sharps or flats that xml2abc has no name for."""
     for key in score.iter("key"):
         mode, fifths = key.find("mode"), key.find("fifths")
         name = "maj" if mode is None else (mode.text or "").lower()[:3]
@@ -142,8 +122,8 @@ def _keys(score: ElementTree.Element, done: Counter[str]) -> None:
             done[f"fifths {fifths.text!r} left out"] += 1
 
 
-def _notes(score: ElementTree.Element, done: Counter[str]) -> None:
-    """The begin of a tuplet on a note that is in none for xml2abc, and a note of a chord that has no first note."""
+def _notes(score: Element, done: Counter[str]) -> None:
+    """Leave out the start of a tuplet on a note that is in none for xml2abc, and chord marks without a first note."""
     for note in score.iter("note") if next(score.iter("tuplet"), None) is not None else ():
         if not any(tuplet.get("type") == "start" for tuplet in note.iterfind("notations/tuplet")):
             continue
@@ -161,8 +141,8 @@ def _notes(score: ElementTree.Element, done: Counter[str]) -> None:
             done["chord without a first note: its notes one after another"] += 1
 
 
-def _measure_repeats(score: ElementTree.Element, done: Counter[str]) -> None:
-    """Ends of repeats that do not begin, and numbers of measures that are none."""
+def _measure_repeats(score: Element, done: Counter[str]) -> None:
+    """Leave out ends of measure repeats that do not begin, and numbers of measures that are none."""
     for part in score.iter("part"):
         begun = set()
         for style in part.iter("measure-style"):
@@ -180,17 +160,16 @@ def _measure_repeats(score: ElementTree.Element, done: Counter[str]) -> None:
                     begun.discard(staff)
 
 
-def _harmonies(score: ElementTree.Element, done: Counter[str]) -> None:
-    """No chord is no chord of C; a kind of three words cannot be taken apart."""
+def _harmonies(score: Element, done: Counter[str]) -> None:
+    """Write "no chord" without a root, and a kind of three words, which xml2abc cannot split, with spaces."""
     for harmony in score.iter("harmony"):
         kind = harmony.find("kind")
         if kind is None:
             continue
         root = harmony.find("root")
         if kind.text == "none" and root is not None:
-            for tag in ("root", "bass"):
-                for element in harmony.findall(tag):
-                    harmony.remove(element)
+            for element in [*harmony.findall("root"), *harmony.findall("bass")]:
+                harmony.remove(element)
             kind.set("text", kind.get("text") or "N.C.")
             done["chord symbol of kind 'none' written as no chord"] += 1
         elif (kind.text or "").count("-") > 1:
@@ -198,13 +177,13 @@ def _harmonies(score: ElementTree.Element, done: Counter[str]) -> None:
             kind.text = (kind.text or "").replace("-", " ")
 
 
-def _offsets(score: ElementTree.Element, done: Counter[str]) -> None:
-    """Chord symbols with an offset: before the note at that time, or between the parts of a rest."""
+def _offsets(score: Element, done: Counter[str]) -> None:
+    """Move chord symbols with an offset before the note at that time, or between the parts of a rest."""
     for measure in score.iter("measure"):
         if measure.find("harmony/offset") is None:
             continue
-        notes: list[tuple[int, ElementTree.Element]] = []  # the time of each
-        moved: list[tuple[int, ElementTree.Element]] = []
+        notes: list[tuple[int, Element]] = []  # the time of each
+        moved: list[tuple[int, Element]] = []
         now = 0
         for item in measure:
             if item.tag == "harmony" and (offset := item.find("offset")) is not None:
@@ -233,10 +212,8 @@ def _offsets(score: ElementTree.Element, done: Counter[str]) -> None:
                 measure.insert(list(measure).index(here), harmony)
 
 
-def _split_rest(
-    measure: ElementTree.Element, notes: list[tuple[int, ElementTree.Element]], time: int
-) -> ElementTree.Element | None:
-    """The second part of the rest during which a time is, or None."""
+def _split_rest(measure: Element, notes: list[tuple[int, Element]], time: int) -> Element | None:
+    """Split the rest at a time in two; returns its second part, or None if there is no rest."""
     for start, note in notes:
         length = int(note.findtext("duration") or 0)
         if start < time < start + length and note.find("rest") is not None and note.find("time-modification") is None:
@@ -249,8 +226,8 @@ def _split_rest(
     return None
 
 
-def _staves(score: ElementTree.Element, done: Counter[str]) -> None:
-    """A direction or chord symbol on a staff that has no note: on the first that has. A clef there has no place."""
+def _staves(score: Element, done: Counter[str]) -> None:
+    """Move directions and chord symbols off a staff without notes, to the first that has some; leave out its clefs."""
     for part in score.iter("part"):
         used = {int(note.findtext("staff", "1")) for note in part.iter("note")}
         for attributes in list(part.iter("attributes"))[1:]:
@@ -268,14 +245,14 @@ def _staves(score: ElementTree.Element, done: Counter[str]) -> None:
                     continue
                 for staff in item.findall("staff"):
                     item.remove(staff)
-                ElementTree.SubElement(item, "staff").text = str(min(used))
+                SubElement(item, "staff").text = str(min(used))
 
 
-def _part_list(score: ElementTree.Element, done: Counter[str]) -> None:
-    """More parts than the part list has: parts without a name."""
+def _part_list(score: Element, done: Counter[str]) -> None:
+    """Add parts that the part list lacks to it, without a name."""
     part_list = score.find("part-list")
     if part_list is None:
-        part_list = ElementTree.Element("part-list")
+        part_list = Element("part-list")
         score.insert(0, part_list)
     listed = {entry.get("id") for entry in part_list.iter("score-part")}
     parts = score.findall("part")
@@ -283,8 +260,8 @@ def _part_list(score: ElementTree.Element, done: Counter[str]) -> None:
         return
     for part in parts:
         if part.get("id") not in listed:
-            entry = ElementTree.SubElement(part_list, "score-part", id=part.get("id", ""))
-            ElementTree.SubElement(entry, "part-name")
+            entry = SubElement(part_list, "score-part", id=part.get("id", ""))
+            SubElement(entry, "part-name")
             done["part that is missing in the part list added there"] += 1
 
 
@@ -296,10 +273,9 @@ _RULES = (
     xml_values.alters,
     xml_values.meters,
     xml_values.durations,
-    _spans,
+    _directions,
     _accidentals,
     _fingerings,
-    _metronomes,
     _incomplete,
     _keys,
     _notes,

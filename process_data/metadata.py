@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import chat
-import files
 import jobs
 import merge_jsonl
 import prompts
-from merge_jsonl import Unfit
+from shared import files, records
 
 
 @dataclass
@@ -20,14 +19,13 @@ class Line(jobs.Job):
     text: bytes
 
 
-class Lines:
-    """The records of a .jsonl file, in the form of jobs.Batch: line 12 of set.jsonl goes to OUT/set/0000012.json."""
-
-    is_folder, other_files = True, 0
+class Lines(jobs.Jobs):
+    """The records of a .jsonl file as jobs: line 12 of set.jsonl goes to OUT/set/0000012.json."""
 
     def __init__(self, source: Path, output: Path):
         """Raises ValueError if there is no record, or `output` is a file; OSError if the file cannot be read."""
         self.source, self.output = source, output
+        self.is_folder, self.other_files = True, 0
         if output.exists() and not output.is_dir():
             raise ValueError(f"{output} is a file; OUT must be a folder")
         self.length = sum(1 for _ in self)
@@ -47,37 +45,37 @@ class Lines:
 
 def read(job: jobs.Job) -> dict:
     """The record of a job. Raises Unfit."""
-    return merge_jsonl.parse(job.text) if isinstance(job, Line) else merge_jsonl.read(job.source)
+    return records.parse_metadata(job.text) if isinstance(job, Line) else merge_jsonl.read(job.source)
 
 
 def read_output(job: jobs.Job, record: dict) -> dict | None:
-    """What an earlier run wrote for a record, if the model would be told the same about it now."""
+    """The output of an earlier start for a record, if the model would be sent the same now; else None."""
     try:
-        output = merge_jsonl.parse(job.output.read_bytes())
-    except (OSError, Unfit):
+        output = records.parse_metadata(job.output.read_bytes())
+    except (OSError, records.Unfit):
         return None
     return output if prompts.known(output) == prompts.known(record) else None
 
 
 def finished(job: jobs.Job) -> dict:
-    """The record with the summaries that an earlier run wrote. Raises Unfit."""
+    """The record with the summaries that an earlier start wrote. Raises Unfit."""
     record = read(job)
     output = read_output(job, record)
     if output is None:
-        raise Unfit("not asked for yet, or its metadata have changed since", str(job.output))
+        raise records.Unfit("not asked for yet, or its metadata have changed since", str(job.output))
     return with_summaries(record, output["summary_en"], output["summary_nen"])
 
 
 def with_summaries(record: dict, english: object, other: object) -> dict:
-    """The record with the summaries that it lacks."""
+    """Fill in missing summaries."""
     return record | {
-        "summary_en": english if merge_jsonl.is_blank(record["summary_en"]) else record["summary_en"],
-        "summary_nen": other if merge_jsonl.is_blank(record["summary_nen"]) else record["summary_nen"],
+        "summary_en": english if records.is_blank(record["summary_en"]) else record["summary_en"],
+        "summary_nen": other if records.is_blank(record["summary_nen"]) else record["summary_nen"],
     }
 
 
 def write(job: jobs.Job, record: dict) -> None:
-    """Raises chat.Stop if it cannot be written: there is no use in paying for more."""
+    """Write an output. Raises chat.Stop if that fails: more answers would be paid for in vain."""
     text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
     try:
         with files.atomic_write(job.output) as file:
@@ -87,4 +85,4 @@ def write(job: jobs.Job, record: dict) -> None:
 
 
 def has_summaries(record: dict) -> bool:
-    return not any(merge_jsonl.is_blank(record[field]) for field in ("summary_en", "summary_nen"))
+    return not any(records.is_blank(record[field]) for field in ("summary_en", "summary_nen"))

@@ -1,4 +1,4 @@
-"""Reads MIDI files into the pieces of MTF lines: what mido 1.3 reads, many times faster; and what it cannot read too.
+"""Read MIDI files into the parts of MTF lines: as mido 1.3 does, many times faster; and what it cannot read too.
 
 A sound file is read exactly as mido reads it, its oddities included, since that is how the published training data came
 about. A file on which mido raises an error is read again with repairs, which are counted and named.
@@ -10,17 +10,11 @@ from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
 
+from shared import InputError
+
 SUFFIXES = (".mid", ".midi", ".kar", ".rmi")  # of MIDI files; .kar has lyrics, .rmi is wrapped in RIFF
-TEXT_METAS = {
-    0x01: "text",
-    0x02: "copyright",
-    0x03: "track_name",
-    0x04: "instrument_name",
-    0x05: "lyrics",
-    0x06: "marker",
-    0x07: "cue_marker",
-    0x09: "device_name",
-}
+_TEXTS = ("text", "copyright", "track_name", "instrument_name", "lyrics", "marker", "cue_marker")
+TEXT_METAS = dict(enumerate(_TEXTS, 1)) | {9: "device_name"}
 _PAIRS = {0x80: "note_off", 0x90: "note_on", 0xA0: "polytouch", 0xB0: "control_change"}  # two data bytes
 _PAIR_LINES = {
     status | channel: (f"{name} ", f" {channel}") for status, name in _PAIRS.items() for channel in range(16)
@@ -96,7 +90,7 @@ def read_midi(data: bytes, left_out: Container[str] = (), forget_unknown: bool =
         left_out: types of messages of which only the times are wanted.
         forget_unknown: forget the times of meta messages of unknown type, as mido does; it is named among the repairs.
 
-    Raises ValueError if there is nothing to read: no MIDI header, or no track.
+    Raises InputError if there is nothing to read: no MIDI header, or no track.
     """
     reader = _FileReader(_unwrapped(data), left_out, forget_unknown)
     try:
@@ -151,11 +145,10 @@ class _FileReader:
         data = self.data
         start = data.find(b"MThd")
         if start < 0 or len(data) < start + 14:
-            raise ValueError("not a MIDI file: it has no header chunk (MThd)")
+            raise InputError("not a MIDI file: it has no header chunk (MThd)")
         if start:
-            self.repairs[
-                "RIFF file unwrapped" if data[:4] == b"RIFF" else f"{start} bytes before the header skipped"
-            ] += 1
+            is_riff = data[:4] == b"RIFF"
+            self.repairs["RIFF file unwrapped" if is_riff else f"{start} bytes before the header skipped"] += 1
         kind, count, ticks_per_beat = struct.unpack_from(">hhh", data, start + 8)
         if kind == 2:
             self.repairs["type 2 (independent tracks) read as type 1: all tracks start together"] += 1
@@ -169,7 +162,7 @@ class _FileReader:
         while len(tracks) < count and position + 8 <= len(data):
             position = self._read_chunk(position, tracks)
         if count > 0 and not tracks:
-            raise ValueError("no track in it")
+            raise InputError("no track in it")
         if len(tracks) < count:
             self.repairs[f"{len(tracks)} tracks found, where the header says {count}"] += 1
         else:
@@ -215,7 +208,7 @@ class _FileReader:
         return name == b"MTrk" or (len(name) == 4 and name.isalnum() and fits)
 
     def _note_surplus(self, position: int) -> None:
-        """Says what is left out after as many tracks as the header announces; mido does not read it either."""
+        """Note what follows the tracks that the header announces; mido does not read it either."""
         tracks = self.data.count(b"MTrk", position)
         if tracks:
             self.repairs[f"{tracks} more tracks than the header says left out"] += 1

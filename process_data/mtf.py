@@ -2,7 +2,7 @@ r"""MTF, the MIDI text format, and both ways between it and MIDI files.
 
 The first line is `ticks_per_beat N`; then each message of all tracks, merged by time, is one line of space-separated
 values: of channel and system messages the type, the time and the rest, of meta messages the type, the rest and the
-time. The time is the ticks since the message before. What is no printable ASCII is escaped as Python does it (`\xe9`).
+time. The time is the ticks since the message before. All but printable ASCII is escaped as Python does it (`\xe9`).
 The order of values is that of mido's `Message.dict()`, the order of messages that of mido's `merged_track`:
 
     ticks_per_beat 480
@@ -20,6 +20,7 @@ import mido
 from mido.messages import SPEC_BY_TYPE
 
 from midi_reader import KNOWN_METAS, TEXT_METAS, read_midi
+from shared import InputError
 
 MODES = ("m3_compatible", "all_messages", "carry_delta")
 NOT_M3 = frozenset(TEXT_METAS.values()) | {"sequencer_specific", "sysex"}  # what the published training data left out
@@ -34,7 +35,7 @@ def midi_to_mtf(data: bytes, messages: str = "m3_compatible") -> tuple[str, list
             training data did, and counts the ticks lost in a warning; "all_messages" leaves out nothing; "carry_delta"
             leaves out the same as "m3_compatible", but adds their times to the next message's.
 
-    Raises ValueError if there is nothing to read: no MIDI header, or no track.
+    Raises InputError if there is nothing to read: no MIDI header, or no track.
 
     mido, hence the published training data, forgets the time of meta messages of unknown type. So does
     "m3_compatible", with a warning; the other two keep it.
@@ -60,7 +61,7 @@ def midi_to_mtf(data: bytes, messages: str = "m3_compatible") -> tuple[str, list
 
 
 def _warnings(ticks_per_beat: int, lost: int) -> list[str]:
-    """Why the times of MTF may not be those of the music."""
+    """Reasons why the times of MTF may not be those of the music."""
     found = []
     if lost:
         left_out = "text and system exclusive messages"
@@ -79,7 +80,7 @@ def mtf_to_midi(text: str) -> bytes:
 
     So do the other modes, but for the lines that they leave out, and "m3_compatible" for times of `unknown_meta`.
 
-    Raises ValueError, which names the line, if the text is not MTF. A missing last line, `end_of_track`, is added.
+    Raises InputError, which names the line, if the text is not MTF. A missing last line, `end_of_track`, is added.
     """
     lines = text.rstrip("\n").split("\n")
     track = bytearray()
@@ -99,7 +100,7 @@ def mtf_to_midi(text: str) -> bytes:
             else:
                 track += _encode(_message(kind, values))
         except (ValueError, TypeError, LookupError) as error:
-            raise ValueError(f"line {number} ({line[:60]!r}): {error}") from error
+            raise InputError(f"line {number} ({line[:60]!r}): {error}") from error
     if kind != "end_of_track":
         track += _encode(mido.MetaMessage("end_of_track"))
     header = struct.pack(">4sLhhh", b"MThd", 6, 0, 1, ticks_per_beat)

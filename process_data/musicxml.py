@@ -1,6 +1,6 @@
-"""Reads MusicXML as it is found: any encoding, compressed or not, damaged containers; hostile files are refused.
+"""Read MusicXML as it is found: any encoding, compressed or not, damaged containers; hostile files are refused.
 
-Nothing is ever unpacked to the disk, no entity is expanded and nothing outside the file is read.
+Nothing is unpacked to the disk, no entity is expanded and nothing outside the file is read.
 """
 
 import codecs
@@ -12,8 +12,9 @@ import zlib
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from batch import Refused
+from shared import InputError
 
+SUFFIXES = (".xml", ".musicxml", ".mxl")
 MAX_BYTES = 128 * 2**20  # of a score, unpacked: a long string quartet has 5 MB, a symphony some tens
 _BOMS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -29,17 +30,16 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError
 
 
 def read(data: bytes) -> tuple[str, list[str]]:
-    """The text of a MusicXML score, from the bytes of a file, and what was odd about it.
+    """The bytes of a file, compressed (.mxl) or not -> (text of the score without its XML declaration, warnings).
 
-    Whether it is compressed (.mxl) is told from the content. The text has no `<?xml ... encoding=...?>` any more.
-    Raises Refused if the file is no well-formed, partwise MusicXML with a part in it, or could do harm: entities,
+    Raises InputError if it is no well-formed, partwise MusicXML with a part in it, or could do harm: entities,
     attribute declarations, or more than MAX_BYTES unpacked.
     """
     warnings: list[str] = []
     if data.startswith(b"PK"):
         data, warnings = _unzip(data)
     if len(data) > MAX_BYTES:
-        raise Refused(f"over {MAX_BYTES // 2**20} MiB of XML")
+        raise InputError(f"over {MAX_BYTES // 2**20} MiB of XML")
     text, more = _decode(data)
     _check(text)
     return text, warnings + more
@@ -55,21 +55,23 @@ def _unzip(data: bytes) -> tuple[bytes, list[str]]:
                 return _member(archive, name), []
             scores = [name for name in names if _may_be_score(name)]
             if len(scores) != 1:
-                raise Refused(f"{problem}, and it holds {len(scores)} files that may be the score")
+                raise InputError(f"{problem}, and it holds {len(scores)} files that may be the score")
             return _member(archive, scores[0]), [f"{problem}: took {scores[0]!r}, the only score in it"]
+    except InputError:
+        raise
     except _ZIP_ERRORS as error:
-        raise Refused(f"damaged or unreadable compressed MusicXML: {_one_line(error)}") from error
+        raise InputError(f"damaged or unreadable compressed MusicXML: {_one_line(error)}") from error
 
 
 def _rootfile(archive: zipfile.ZipFile, names: list[str]) -> tuple[str, str]:
-    """(name of the member that the container calls the score, "") or ("", why there is none)."""
+    """(name of the member that the container names as the score, "") or ("", why there is none)."""
     if "META-INF/container.xml" not in names:
         return "", "META-INF/container.xml is missing"
     try:
         text, _ = _decode(_member(archive, "META-INF/container.xml"))
         _parse(text)
-        root = ElementTree.fromstring(text).find(".//{*}rootfile")  # the first: so says the MusicXML specification
-    except (Refused, ElementTree.ParseError, *_ZIP_ERRORS) as error:
+        root = ElementTree.fromstring(text).find(".//{*}rootfile")  # the first, by the specification
+    except (InputError, ElementTree.ParseError, *_ZIP_ERRORS) as error:
         return "", f"META-INF/container.xml is damaged ({_one_line(error)})"
     path = "" if root is None else root.get("full-path", "")
     if path not in names:
@@ -84,11 +86,11 @@ def _may_be_score(name: str) -> bool:
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """At most MAX_BYTES are unpacked, whatever the archive says of the member's size."""
+    """Unpack at most MAX_BYTES, whatever size the archive gives for the member."""
     with archive.open(name) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise Refused(f"{name!r} unpacks to over {MAX_BYTES // 2**20} MiB")
+        raise InputError(f"{name!r} unpacks to over {MAX_BYTES // 2**20} MiB")
     return data
 
 
@@ -107,7 +109,7 @@ def _decode(data: bytes) -> tuple[str, list[str]]:
     try:
         text = data.decode(encoding)
     except LookupError as error:
-        raise Refused(f"declared encoding {encoding!r} is unknown") from error
+        raise InputError(f"declared encoding {encoding!r} is unknown") from error
     except UnicodeError:
         is_unicode = codecs.lookup(encoding).name in ("utf-8", "ascii")
         fallback = "cp1252" if is_unicode else encoding
@@ -117,21 +119,23 @@ def _decode(data: bytes) -> tuple[str, list[str]]:
 
 
 def _check(text: str) -> None:
-    """Raises Refused unless `text` is a partwise score with parts."""
+    """Raise InputError unless `text` is a partwise score with parts."""
     tags = _parse(text)
     root = tags[0] if tags else ""
     if root == "score-timewise":
-        raise Refused("score-timewise MusicXML is not read: save it as score-partwise, as every notation program does")
+        raise InputError(
+            "score-timewise MusicXML is not read: save it as score-partwise, as every notation program does"
+        )
     if root == "opus":
-        raise Refused("a list of scores (<opus>), not a score")
+        raise InputError("a list of scores (<opus>), not a score")
     if root != "score-partwise":
-        raise Refused(f"not MusicXML: the root element is <{root}>, not <score-partwise>")
+        raise InputError(f"not MusicXML: the root element is <{root}>, not <score-partwise>")
     if "part" not in tags:
-        raise Refused("it has no <part>: no music in it")
+        raise InputError("it has no <part>: no music in it")
 
 
 def _parse(text: str) -> list[str]:
-    """The tags of the first two levels. Raises Refused if `text` is not well-formed, or declares what could do harm.
+    """The tags of the first two levels. Raises InputError if `text` is not well-formed, or declares what could do harm.
 
     A DOCTYPE is normal in MusicXML, and expat does not fetch the DTD that it names. Entities (expansion, other files)
     and default attributes (which expand too) can only be declared in a DOCTYPE of the file itself.
@@ -139,7 +143,7 @@ def _parse(text: str) -> list[str]:
     tags, depth = [], 0
 
     def refuse(*_) -> None:
-        raise Refused("it has XML entities or attribute declarations, which no score needs: refused for safety")
+        raise InputError("it has XML entities or attribute declarations, which no score needs: refused for safety")
 
     def start(tag: str, _) -> None:
         nonlocal depth
@@ -147,7 +151,7 @@ def _parse(text: str) -> list[str]:
         if depth <= 2:
             tags.append(tag)
         if depth > 100:  # MusicXML needs ten; deeper nesting is an attack on whoever walks the tree
-            raise Refused("elements nested over 100 deep: not MusicXML")
+            raise InputError("elements nested over 100 deep: not MusicXML")
 
     def end(_) -> None:
         nonlocal depth
@@ -159,7 +163,7 @@ def _parse(text: str) -> list[str]:
     try:
         parser.Parse(text, True)
     except (expat.ExpatError, UnicodeError) as error:
-        raise Refused(f"not well-formed XML: {_one_line(error)}") from error
+        raise InputError(f"not well-formed XML: {_one_line(error)}") from error
     return tags
 
 

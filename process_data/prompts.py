@@ -1,10 +1,10 @@
-"""What the model is asked about a piece, and what is made of its answer."""
+"""The prompt for a piece, and how an answer is read."""
 
 import json
 import re
 
 import languages
-import merge_jsonl
+from shared import records
 
 LONGEST_FIELD = 4000  # characters of a field that are sent: of lyrics, the first pages say enough
 INSTRUCTIONS = """\
@@ -45,36 +45,36 @@ SCHEMA = {
 
 
 class Unusable(ValueError):
-    """An answer that cannot be used. str() says why."""
+    """An answer that cannot be used; str() is the reason."""
 
 
 def known(record: dict) -> tuple[dict, list[str]]:
-    """The metadata that the model is told, without what says nothing; and the fields that are too long, as sent."""
-    told, cut = {}, []
-    for field in merge_jsonl.METADATA:
+    """The metadata to send, without empty fields, and a warning for each field that is cut."""
+    facts, cut = {}, []
+    for field in records.METADATA:
         value, room = record[field], LONGEST_FIELD
         texts = []
         for text in value if isinstance(value, list) else [value]:
-            if not merge_jsonl.is_blank(text) and room > 0:
+            if not records.is_blank(text) and room > 0:
                 texts.append(text.strip()[:room])
             room -= len(text or "")
         if texts:
-            told[field] = texts if isinstance(value, list) else texts[0]
+            facts[field] = texts if isinstance(value, list) else texts[0]
         if room < 0:
-            cut.append(f"{field}: the model was told the first {LONGEST_FIELD} of {LONGEST_FIELD - room} characters")
-    return told, cut
+            cut.append(f"{field}: the model was sent the first {LONGEST_FIELD} of {LONGEST_FIELD - room} characters")
+    return facts, cut
 
 
-def question(told: dict, language: str, fault: str | None = None) -> str:
-    """The prompt for a piece; `fault` says why an answer before could not be used."""
-    text = f"Language: {language}\n\n{json.dumps(told, ensure_ascii=False, indent=1)}"
+def question(facts: dict, language: str, fault: str | None = None) -> str:
+    """The prompt for a piece; `fault` is the reason why an earlier answer could not be used."""
+    text = f"Language: {language}\n\n{json.dumps(facts, ensure_ascii=False, indent=1)}"
     if fault:
         text += f"\n\nAn earlier answer could not be used: {fault}. Answer with the JSON object, as described."
     return _sendable(text)
 
 
 def read_answer(text: str, language: str) -> tuple[str, str] | None:
-    """The summaries (English, other) of an answer, or None if it says that too little is known. Raises Unusable."""
+    """The summaries (English, other) of an answer, or None if too little is known. Raises Unusable."""
     answer = _find_object(text)
     if str(answer.get("sufficient")).lower() == "false":
         return None

@@ -1,7 +1,7 @@
-"""Makes what xml2abc reads as numbers in MusicXML numbers that it can read.
+"""Rewrite the numbers in MusicXML so that xml2abc can read them.
 
-xml2abc 143 takes whole numbers in plain digits for granted, stops at all else, and rounds some in silence. A score that
-is as it expects is not changed. Each rule takes the root element and counts what it did, in words.
+xml2abc 143 expects whole numbers in plain digits, stops at anything else, and rounds some silently. A score that it can
+read is not changed. Each rule takes the root element and counts its changes, by description.
 """
 
 import math
@@ -12,38 +12,30 @@ from functools import lru_cache
 from itertools import zip_longest
 from xml.etree.ElementTree import Element
 
-from batch import Refused
+from shared import InputError
 
-_ANY = (-math.inf, math.inf)
-# Whole numbers that are read: (element, its attribute, or "" for its text) -> the lowest, the highest.
-_WHOLE = {
-    ("staff", ""): (1, 99),
-    ("actual-notes", ""): (1, 9999),
-    ("normal-notes", ""): (1, 9999),
-    ("tremolo", ""): (0, 8),
-    ("fifths", ""): (-99, 99),
-    ("chromatic", ""): (-99, 99),
-    ("octave-change", ""): (-9, 9),
-    ("clef-octave-change", ""): (-2, 2),
-    ("staff-lines", ""): (0, 99),
-    ("root-alter", ""): (-1, 1),
-    ("bass-alter", ""): (-1, 1),
-    ("degree-alter", ""): (-1, 1),
-    ("midi-channel", ""): (-9999, 9999),
-    ("midi-program", ""): (-9999, 9999),
-    ("midi-unpitched", ""): (-9999, 9999),
-    ("clef", "number"): (1, 99),
-    ("measure-style", "number"): (1, 99),
-    ("staff-details", "number"): (1, 99),
-}
-_DECIMAL = {
-    ("per-minute", ""): (0, 9999),
-    ("volume", ""): _ANY,
-    ("pan", ""): _ANY,
-    ("sound", "tempo"): (0, 9999),
-    ("words", "default-y"): _ANY,
-    ("rehearsal", "default-y"): _ANY,
-}
+
+def _places(ranges: dict[tuple[float, float], str]) -> dict[tuple[str, str], tuple[float, float]]:
+    """{(lowest, highest): "tag tag/attribute ..."} -> {(tag, attribute, or "" for its text): (lowest, highest)}."""
+    return {place.partition("/")[::2]: limits for limits, places in ranges.items() for place in places.split()}
+
+
+_WHOLE = _places(
+    {
+        (1, 99): "staff clef/number measure-style/number staff-details/number",
+        (1, 9999): "actual-notes normal-notes",
+        (0, 8): "tremolo",
+        (0, 99): "staff-lines",
+        (-99, 99): "fifths chromatic",
+        (-9, 9): "octave-change",
+        (-2, 2): "clef-octave-change",
+        (-1, 1): "root-alter bass-alter degree-alter",
+        (-9999, 9999): "midi-channel midi-program midi-unpitched",
+    }
+)
+_DECIMAL = _places(
+    {(0, 9999): "per-minute sound/tempo", (-math.inf, math.inf): "volume pan words/default-y rehearsal/default-y"}
+)
 _READ: dict[str, list[str]] = {}  # element -> which of its attributes
 for _tag, _attribute in (*_WHOLE, *_DECIMAL):
     _READ.setdefault(_tag, []).append(_attribute)
@@ -56,7 +48,7 @@ _SEMITONES = (0, 2, 4, 5, 7, 9, 11)  # of each
 
 
 def numbers(score: Element, done: Counter[str]) -> None:
-    """The first number in a value that is none; without one, the value is left out."""
+    """Replace a value that is not a number by the first number in it; without one, leave it out."""
     for parent in score.iter():
         left_out = []
         for child in parent:
@@ -108,7 +100,7 @@ def whole(text: str) -> int | None:
 
 
 def voices_and_verses(score: Element, done: Counter[str]) -> None:
-    """A voice or a verse with a name in place of a number gets a number that no other has."""
+    """Give a voice or a verse that has a name in place of a number a number of its own."""
     for part in score.iter("part"):
         voices = list(part.iter("voice"))
         free = _free_numbers([voice.text or "" for voice in voices], range(-9999, 9999))
@@ -148,7 +140,7 @@ def _free_numbers(names: list[str], allowed: range, before: str = "") -> dict[st
 
 
 def alters(score: Element, done: Counter[str]) -> None:
-    """Microtones are rounded towards the natural, and three sharps or flats are those of a neighbouring note."""
+    """Round microtones towards the natural, and respell three sharps or flats as a neighbouring note."""
     for pitch in score.iter("pitch"):
         alter = pitch.find("alter")
         if alter is None or alter.text in ("0", "1", "-1", "2", "-2"):
@@ -182,7 +174,7 @@ def _respell(pitch: Element, semitones: int) -> None:
 
 
 def meters(score: Element, done: Counter[str]) -> None:
-    """3+2 beats are five, and 3/4+2/4 is 5/4."""
+    """Add up meters: 3+2 beats are five, and 3/4+2/4 is 5/4."""
     for time in score.iter("time"):
         beats, types = time.findall("beats"), time.findall("beat-type")
         if not beats:
@@ -212,12 +204,9 @@ def meters(score: Element, done: Counter[str]) -> None:
 
 
 def durations(score: Element, done: Counter[str]) -> None:
-    """Decimal durations, and divisions that change within a measure: all of the part in smaller ones.
+    """Rewrite a part with decimal durations, or with divisions that change within a measure, in smaller divisions.
 
-    A note whose duration cannot be read has that of its type.
-
-    Raises:
-        Refused: one of them is no number, or the part has no divisions.
+    A note whose duration cannot be read gets that of its type. Raises InputError if divisions are missing or no number.
     """
     for part in score.iter("part"):
         if all(note.find("rest") is not None for note in part.iter("note")):
@@ -236,7 +225,7 @@ def durations(score: Element, done: Counter[str]) -> None:
                 # a negative duration goes back in time, as some programs write notes that overlap
                 if value is None or (value <= 0 and element.tag == "divisions"):
                     place = f"part {part.get('id', '')}, measure {measure.get('number', number)}"
-                    raise Refused(f"{place}: {element.tag} {element.text!r} is no length")
+                    raise InputError(f"{place}: {element.tag} {element.text!r} is no length")
                 must_change |= not (element.text or "").strip().removeprefix("-").isdigit()
                 if element.tag == "duration":
                     has_notes = True
@@ -245,7 +234,7 @@ def durations(score: Element, done: Counter[str]) -> None:
                     divisions = value
                 times.append((element, value, divisions))
         if times and not divisions:
-            raise Refused(f"part {part.get('id', '')} has no <divisions>: the length of its notes is unknown")
+            raise InputError(f"part {part.get('id', '')} has no <divisions>: the length of its notes is unknown")
         if must_change:
             first = next(per for *_, per in times if per)  # also of what stands before it
             times = [(element, value, per or first) for element, value, per in times]
@@ -256,7 +245,7 @@ def durations(score: Element, done: Counter[str]) -> None:
 
 
 def _duration_of_type(note: Element, divisions: Fraction, done: Counter[str]) -> None:
-    """Of a note that has no duration, none that can be read, or 0."""
+    """Replace a duration that is missing, unreadable or 0."""
     element = note.find("duration")
     value = Fraction(0) if element is None else _length(element.text or "")
     if value or note.find("grace") is not None or (value == 0 and note.find("chord") is not None):
@@ -291,7 +280,7 @@ def _length(text: str) -> Fraction | None:
 
 
 def pitches(score: Element, done: Counter[str]) -> None:
-    """A note whose step or octave cannot be known is a rest, or missing in its chord."""
+    """Replace a note without a readable step or octave by a rest, or leave it out of its chord."""
     for measure in score.iter("measure"):
         notes = measure.findall("note")
         for note, following in zip_longest(notes, notes[1:]):
@@ -317,7 +306,7 @@ def pitches(score: Element, done: Counter[str]) -> None:
 
 
 def _read_pitch(pitch: Element, kind: str, done: Counter[str]) -> bool:
-    """Whether there is a step and an octave, made plain ones: "c" is C, "4.0" is 4."""
+    """Normalize step and octave: "c" is C, "4.0" is 4. Returns whether both are there."""
     step, octave = pitch.find(f"{kind}step"), pitch.find(f"{kind}octave")
     if step is None or octave is None:
         return False

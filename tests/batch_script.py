@@ -7,6 +7,7 @@ examples: see test_batch.py
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "process_data"))
 import batch
+import jobs
+from files import InputError
 
 
 def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
@@ -39,7 +42,7 @@ def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
     elif order == "memory":
         bytearray(8 * 2**30)
     elif order == "refuse":
-        raise batch.Refused(text)
+        raise InputError(text)
     elif order == "raise":
         raise ValueError(text)
     elif order == "nothing":
@@ -56,6 +59,9 @@ def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
         subprocess.run("echo NOISE; echo NOISE >&2", shell=True, check=True)
         for stream in (0, sys.stdin.fileno()):  # nothing of what the script was given, whatever else is wrong with it
             assert os.path.samestat(os.fstat(stream), os.stat(os.devnull))
+    elif order == "die_once":  # as of a kill from outside
+        path.write_text("text")
+        os.kill(os.getpid(), signal.SIGKILL)
     elif order == "die_later":  # when the worker has no job
         subprocess.Popen(f"sleep {text}; kill -9 {os.getpid()}", shell=True)
     elif order == "pid":
@@ -77,9 +83,26 @@ def main(argv: list[str] | None = None) -> int:
     return batch.main(convert, doc=__doc__, suffixes=(".txt", ".text"), target=".out", several=several, argv=argv)
 
 
-def is_silent() -> bool:
-    """Whether this worker said nothing before it had begun."""
-    return "silence" in sys.modules
+def draw(path: Path) -> str:
+    """In place of `pictures.draw`."""
+    return convert(path, argparse.Namespace()).outputs[0].decode()
+
+
+def read(path: Path) -> tuple:
+    """In place of `pieces._read_file`."""
+    from pieces import Piece
+
+    return "a digest", [Piece(draw(path))]
+
+
+def process_id(_: object) -> int:
+    return os.getpid()
+
+
+def write(path: Path) -> list[str]:
+    """What a worker does for a conversion: the output is beside the input."""
+    job = jobs.Job(path.name, path, path.with_suffix(".out"), None)
+    return batch._write_converted(convert, argparse.Namespace(), job)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def listing(folder: Path) -> object:
 def conversion(folder: Path) -> object:
     import jobs
 
-    batch = jobs.Batch(folder / "music", folder / "converted", (".abc",), ".abc", (1, 16), True)
+    batch = jobs.Jobs(folder / "music", folder / "converted", (".abc",), ".abc", (1, 16), True)
     return batch, sum(batch.is_finished(job) for job in batch)
 
 

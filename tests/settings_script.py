@@ -39,7 +39,7 @@ class Segments(torch.nn.Linear):
 
 def segments(item):
     model = Segments()
-    list(embedding.embed(model, [item]))
+    list(embedding.embed(model, [("", item)]))
     return model.lengths
 
 

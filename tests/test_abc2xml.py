@@ -12,9 +12,10 @@ import pytest
 
 import batch_abc2xml
 import music_notes
-from batch import Refused
-from batch_abc2xml import abc_to_musicxml
+import notation
+from files import InputError
 from helpers import KIT, ROOT, run
+from xml_abc import abc_to_musicxml
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 SCRIPT = ROOT / "process_data" / "batch_abc2xml.py"
@@ -64,7 +65,7 @@ def test_abc2xml_writes_the_same(tmp_path):
 def test_interleaved_is_the_same_music(name):
     standard = (KIT / "abc" / f"{name}.abc").read_text()
     interleaved = (KIT / "interleaved" / f"{name}.abc").read_text()
-    assert batch_abc2xml.is_interleaved(interleaved) and not batch_abc2xml.is_interleaved(standard)
+    assert notation.is_interleaved(interleaved) and not notation.is_interleaved(standard)
     before, after = (music_notes.read(abc_to_musicxml(text)) for text in (standard, interleaved))
     assert music_notes.count(before) > 50 or name == "tiny"
     assert music_notes.share(before, after) == 1
@@ -80,7 +81,7 @@ def test_a_line_that_begins_with_a_note_and_a_colon_is_no_field():
 
 def test_inline_voices_of_standard_abc_are_not_interleaved():
     text = "X:1\nL:1/4\nM:4/4\nK:C\n[V:1] C D E F|\n[V:2] G,4|\n[V:1] G A B c|\n[V:2] C,4|\n"
-    assert not batch_abc2xml.is_interleaved(text)
+    assert not notation.is_interleaved(text)
     assert [len(staff) for staff in music_notes.read(abc_to_musicxml(text))] == [2, 2]
 
 
@@ -88,7 +89,7 @@ def test_nothing_of_one_tune_reaches_the_next():
     alone = undated(abc_to_musicxml(TUNE))
     odd = "X:1\nT:Other\nC:Someone\nN:note\nO:here\n%%pagewidth 50cm\nM:3/8\nL:1/16\nK:Ebm\nU:h=!fermata!\nI:abc-charset x\n"
     for before in (odd + "(3ABc (d-|dh{c}d) |1 c:|2 B- |", odd + "A ]]]] |", odd, "", "w:la\n"):
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(InputError):
             abc_to_musicxml(before)
         assert undated(abc_to_musicxml(TUNE)) == alone
 
@@ -103,7 +104,7 @@ def test_several_tunes(tmp_path):
     beats = [ElementTree.fromstring(xml).findtext(".//time/beats") for xml in (first, second)]
     assert beats == ["4", "3"]  # the file's header holds for tunes that say nothing else
     path.write_text(f"{TUNE}\nX:2\nK:C\n")
-    with pytest.raises(Refused, match="tune 2: no note in it"):
+    with pytest.raises(InputError, match="tune 2: no note in it"):
         convert(path)
 
 
@@ -138,7 +139,7 @@ def test_any_text_gives_well_formed_xml():
     ],
 )
 def test_what_is_no_music_is_refused_with_the_reason(text, reason):
-    with pytest.raises(Refused, match=reason) as refused:
+    with pytest.raises(InputError, match=reason) as refused:
         abc_to_musicxml(text)
     assert "\n" not in str(refused.value)
 

@@ -9,10 +9,9 @@ import pytest
 import batch_abc2xml
 import music_notes
 from abc_line import plain, reads_as_music, shown, tidy
-from batch_abc2xml import abc_to_musicxml
-from batch_xml2abc import musicxml_to_abc
 from interleaving import deinterleave, interleave
 from scores import note, score
+from xml_abc import abc_to_musicxml, musicxml_to_abc
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 HEADER = "X:1\nM:4/4\nL:1/4\nK:C\n"

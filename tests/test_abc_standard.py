@@ -16,8 +16,8 @@ import music21
 import pytest
 
 import interleaving
-from batch_abc2xml import abc_to_musicxml
 from second_opinion import xml_notes
+from xml_abc import abc_to_musicxml
 
 TUNES = 20 if "CLAMP2_ALL" in os.environ else 1  # for each construct
 NOTE = r"(?<![<>_^=])(?:__?|\^\^?|=)?[A-Ga-g][,']*\d*/*\d*(?![\d/,']|\s*[<>])"

@@ -10,7 +10,7 @@ import interleaving
 from abc_line import shown
 from abc_text import read_abc, split_header, split_tunes, tidy, voice_id, without_comment
 from abc_voices import merged, normal
-from batch import Refused
+from files import InputError
 from interleaving import deinterleave, interleave
 
 
@@ -120,7 +120,7 @@ def test_text_between_tunes_is_no_music_and_music_needs_no_barline():
     _, bars, warnings = read("X:1\nK:C\nCDEF|\n\nGABc\ndcba|\n")
     assert bars == ["[V:1]CDEF|", "[V:1]GABc dcba|"]
     assert warnings == ["music goes on behind an empty line: 'GABc' and 1 more line"]
-    with pytest.raises(Refused, match="no music behind its header; text behind an empty line left out: 'Bars 1'"):
+    with pytest.raises(InputError, match="no music behind its header; text behind an empty line left out: 'Bars 1'"):
         interleave("X:1\nK:C\n\nBars 1\n")
 
 
@@ -132,7 +132,7 @@ def test_what_is_refused_in_a_file_is_named_beside_what_is_read():
     ((_, warnings),) = interleave(mute + good)
     assert warnings == ["tune 1 left out: no note in it"]
     for count in (1, 2, 5, 6, 7):
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(InputError) as refused:
             interleave(mute * count)
         each = [f"tune {number} left out: no note in it" for number in range(1, min(count, 5) + 1)]
         said = "no note in it" if count == 1 else "; ".join(each)
@@ -273,7 +273,7 @@ def test_what_counts_as_music_of_a_bar():
     for empty in ("", " ", "!f!", '"^text"', '"_text"', '"<text"', '">text"', '"@1,2 text"', "{g}", "y", "+trill+"):
         assert len(music(f"A8|{empty}|B8|")) == 2, empty
     for no_note in ("z8", "x8", '"Am"', "!f!", "[K:D]"):
-        with pytest.raises(Refused, match="no note in it"):
+        with pytest.raises(InputError, match="no note in it"):
             interleave(f"X:1\nK:C\n{no_note}|\n")
     for note in ("A", "g", "[C]", "^c'"):
         assert interleave(f"X:1\nK:C\n{note}|\n")
@@ -413,9 +413,9 @@ def test_most_bars_of_a_voice(monkeypatch):
     for body in ("A|B|c|d|e|f|", "A|Z4|f|", "A|B|Z3|f|", "A|B|Z|Z2|f|", "A|Z5|"):
         assert interleave(f"X:1\nK:C\n{body}\n"), body
         for more in ("Z", "g"):
-            with pytest.raises(Refused, match="over 6 bars in one voice: no piece of music"):
+            with pytest.raises(InputError, match="over 6 bars in one voice: no piece of music"):
                 interleave(f"X:1\nK:C\n{body}{more}|\n")
-    with pytest.raises(Refused, match="over 6 bars"):
+    with pytest.raises(InputError, match="over 6 bars"):
         interleave("X:1\nK:C\nA|Z6|\n")
 
 
@@ -425,7 +425,7 @@ def test_most_bars_of_all_voices(monkeypatch):
         for more in (0, 1):
             text = "X:1\nK:C\n" + "".join(f"V:{voice}\n{'A|' * bars}\n" for voice in range(voices)) + "B|" * more
             if more:
-                with pytest.raises(Refused, match=f"{voices} voices of {bars + 1} bars: no piece of music"):
+                with pytest.raises(InputError, match=f"{voices} voices of {bars + 1} bars: no piece of music"):
                     interleave(text)
             else:
                 assert len(interleave(text)[0][0].splitlines()) == 1 + voices + bars
@@ -433,9 +433,9 @@ def test_most_bars_of_all_voices(monkeypatch):
 
 def test_digits_of_a_rest():
     assert len(interleave("X:1\nK:C\nA|Z00003|B|\n")[0][0].splitlines()) == 2 + 5
-    with pytest.raises(Refused, match="Z000003 is a rest of more bars than any piece has"):
+    with pytest.raises(InputError, match="Z000003 is a rest of more bars than any piece has"):
         interleave("X:1\nK:C\nA|Z000003|B|\n")
-    with pytest.raises(Refused, match=r"^Z1234567890123456789 is a rest"):  # the message is cut
+    with pytest.raises(InputError, match=r"^Z1234567890123456789 is a rest"):  # the message is cut
         interleave("X:1\nK:C\nA|Z" + "1234567890" * 3 + "|B|\n")
 
 

@@ -1,26 +1,21 @@
 """The batch runner, through a real script (`batch_script.py`) in real processes."""
 
-import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from concurrent.futures import Future, wait
 from pathlib import Path
-from types import ModuleType
 
-import pebble
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import batch
 import batch_script
 import files
 import jobs
+import workers
 
 SCRIPT = Path(__file__).with_name("batch_script.py")
 
@@ -43,9 +38,8 @@ def run(*arguments: object, status: int = 0, **environment: str) -> subprocess.C
 
 
 @pytest.fixture
-def call(capsys, monkeypatch):
+def call(capsys):
     """Runs the script in this process, with workers of their own as ever; gives the last line that it prints."""
-    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))  # or each worker would import pytest
 
     def run_here(*arguments: object, status: int = 0) -> str:
         assert batch_script.main([*map(str, arguments), "--workers", "1"]) == status
@@ -137,8 +131,8 @@ def test_any_number_of_workers_gives_the_same(tmp_path):
     orders = {f"w{number}": f"warn {number}" for number in range(9)} | {f"h{number}": "hash" for number in range(6)}
     orders |= {f"r{number}": f"refuse {number}" for number in range(5)} | {"several": "several 1 22 333"}
     source = write(tmp_path / "in", **orders)
-    for workers in (1, 3):
-        run(source, tmp_path / f"out{workers}", "--workers", workers, status=1)
+    for count in (1, 3):
+        run(source, tmp_path / f"out{count}", "--workers", count, status=1)
     assert tree(tmp_path / "out1") == tree(tmp_path / "out3")
     assert log(tmp_path / "out1" / "warnings.jsonl") == {f"w{n}.txt": [str(n), "again"] for n in range(9)}
     assert len({content for name, content in tree(tmp_path / "out1").items() if name.startswith("h")}) == 1
@@ -178,78 +172,16 @@ def test_interrupted_runs_go_on(tmp_path, call, number, status):
     assert set(tree(tmp_path / "out")) == {*(f"{name}.out" for name in "abcyz"), "warnings.jsonl"}
 
 
-def test_a_worker_that_dies_between_files_costs_nothing():
+def test_a_worker_that_dies_between_files_costs_nothing(tmp_path):
     def slowly():
-        yield job("first")
-        time.sleep(1.5)  # longer than it takes the first job's worker to die
-        yield job("second")
+        yield tmp_path / "first.txt"
+        time.sleep(1.5)  # longer than it takes the first file's worker to die
+        yield tmp_path / "second.txt"
 
-    def job(name: str) -> jobs.Job:
-        return jobs.Job(name, folder / f"{name}.txt", folder / "out" / f"{name}.out", None)
-
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = write(Path(temporary), first="die_later 0.5", second="text")
-        args = argparse.Namespace(workers=1, timeout=20)
-        results = [(job.name, error) for job, error, _ in batch.results(batch_script.convert, args, slowly())]
-        assert results == [("first", None), ("second", None)]
-        assert set(tree(folder / "out")) == {"first.out", "second.out"}
-
-
-@pytest.mark.parametrize("blame", [pebble.ProcessExpired("Abnormal termination", -11), TimeoutError()])
-def test_a_file_that_is_blamed_for_the_death_of_another_has_another_turn(tmp_path, monkeypatch, blame):
-    """pebble may not have read yet that a file is done when it sees its worker, busy with the next one, dead."""
-    new_pool = batch._new_pool
-
-    class Confused:
-        def __init__(self, workers):
-            self.pool = new_pool(workers)
-            self.stop, self.join = self.pool.stop, self.pool.join
-
-        def schedule(self, function, arguments, timeout):
-            future = self.pool.schedule(function, arguments, timeout=timeout)
-            if arguments[2].name not in blamed:
-                return future
-            wait([future])
-            wrong = Future()
-            wrong.set_exception(blame)
-            return wrong
-
-    monkeypatch.setattr(batch, "_new_pool", lambda workers: Confused(workers) if workers == 2 else new_pool(workers))
-    source = write(tmp_path / "in", good="text", refused="refuse no", last="text")
-    blamed = {"good.txt", "refused.txt"}
-    todo = [jobs.Job(f.name, f, tmp_path / "out" / f"{f.stem}.out", None) for f in sorted(source.iterdir())]
-    args = argparse.Namespace(workers=2, timeout=20)
-    told = {job.name: error for job, error, _ in batch.results(batch_script.convert, args, iter(todo))}
-    assert told == {"good.txt": None, "refused.txt": "no", "last.txt": None}
-    assert set(tree(tmp_path / "out")) == {"good.out", "last.out"}
-
-
-def test_workers_are_forked_from_a_server_that_is_silent(monkeypatch):
-    """Else one that still starts when all is done prints a traceback now and then."""
-    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
-    before = dict(os.environ)
-    pool = batch._new_pool(1)
-    assert pool.schedule(batch_script.is_silent).result(240)
-    batch._close_pool(pool)
-    assert os.environ.get("PYTHONPATH") == before.get("PYTHONPATH")
-
-
-def test_a_long_list_is_not_scheduled_at_once(tmp_path):
-    asked_for = 0
-
-    def endless():
-        nonlocal asked_for
-        write(tmp_path, a="text")
-        while True:
-            asked_for += 1
-            yield jobs.Job("a", tmp_path / "a.txt", tmp_path / "out" / f"{asked_for}.out", None)
-
-    args = argparse.Namespace(workers=2, timeout=20)
-    results = batch.results(batch_script.convert, args, endless())
-    for count in range(1, 60):
-        assert next(results)[1] is None
-        assert asked_for - count < 4 * args.workers
-    results.close()
+    write(tmp_path, first="die_later 0.5", second="text")
+    found = [(path.stem, warnings) for path, warnings in workers.run(batch_script.write, slowly(), 20, 1)]
+    assert found == [("first", []), ("second", [])]
+    assert {"first.out", "second.out"} < set(tree(tmp_path))
 
 
 def test_shards(tmp_path, call):
@@ -421,11 +353,11 @@ def test_wrong_use(tmp_path, capsys):
 def test_inputs_are_not_overwritten(tmp_path, call):
     write(tmp_path / "data" / "in", a="text", **{"in__a": "text"})
     with pytest.raises(ValueError, match="would be overwritten"):
-        jobs.Batch(tmp_path / "data" / "in", tmp_path / "data", (".txt",), ".txt", (1, 1), True)
+        jobs.Jobs(tmp_path / "data" / "in", tmp_path / "data", (".txt",), ".txt", (1, 1), True)
     with pytest.raises(ValueError, match="would be overwritten"):
-        jobs.Batch(tmp_path / "data" / "in" / "a.txt", tmp_path / "data" / "in", (".txt",), ".txt", (1, 1), True)
+        jobs.Jobs(tmp_path / "data" / "in" / "a.txt", tmp_path / "data" / "in", (".txt",), ".txt", (1, 1), True)
     # The folder above, or the file's own, are fine where nothing meets.
-    assert len(jobs.Batch(tmp_path / "data" / "in" / "in", tmp_path / "data", (".txt",), ".out", (1, 1), True)) == 1
+    assert len(jobs.Jobs(tmp_path / "data" / "in" / "in", tmp_path / "data", (".txt",), ".out", (1, 1), True)) == 1
     call(tmp_path / "data" / "in" / "a.txt", tmp_path / "data" / "in")
     assert (tmp_path / "data" / "in" / "a.out").exists()
 

@@ -192,8 +192,13 @@ def test_constants_of_the_evaluation(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "Training", stop)
     monkeypatch.setattr(train_m3, "M3Model", lambda *_: None)
     monkeypatch.setattr(train_clamp2, "CLaMP2Model", lambda *_, **__: None)
-    (tmp_path / "x.jsonl").write_text("{}\n{}\n")
-    values = {"TRAIN_FOLDERS": [str(KIT / "mtf")], "TRAIN_JSONL": str(tmp_path / "x.jsonl"), "M3_MASK_RATIO": 0.3}
+    (tmp_path / "x.jsonl").write_text("{}\n" * 4)
+    values = {
+        "TRAIN_FOLDERS": [str(KIT / "mtf")],
+        "TRAIN_JSONL": str(tmp_path / "x.jsonl"),
+        "EVAL_SPLIT": 0.5,
+        "M3_MASK_RATIO": 0.3,
+    }
     values |= {"TEXT_MODEL_NAME": str(KIT / "tiny-xlmr"), "LOGIT_SCALE": 3, "MAX_TEXT_LENGTH": 7}
     values |= {"M3_WEIGHTS_PATH": str(tmp_path / "m3.pth"), "CLAMP2_WEIGHTS_PATH": str(tmp_path / "clamp2.pth")}
     for name, value in values.items():

@@ -85,9 +85,9 @@ def test_what_does_not_pass_costs_the_record(place, serve, monkeypatch):
     attempts = {kind: 12 if kind.startswith("429") else chat.ATTEMPTS for kind in PASSING}
     assert server.counts == attempts | {"fine": 1}
     assert set(read_tree(place / "out")) == {"fine.json"}
-    said = errors(place / "out")
-    assert set(said) == {f"{kind}.json" for kind in PASSING}
-    assert "Bad gateway" in said["502 of a proxy.json"] and "Log in" in said["no JSON.json"]
+    reasons = errors(place / "out")
+    assert set(reasons) == {f"{kind}.json" for kind in PASSING}
+    assert "Bad gateway" in reasons["502 of a proxy.json"] and "Log in" in reasons["no JSON.json"]
 
     server.behave = lambda title, count, request: good(request)
     assert run(place, server) == 0
@@ -95,7 +95,7 @@ def test_what_does_not_pass_costs_the_record(place, serve, monkeypatch):
     assert not errors(place / "out")
 
 
-def test_a_server_that_says_nothing_is_asked_again(place, serve, monkeypatch):
+def test_a_request_without_an_answer_is_repeated(place, serve, monkeypatch):
     monkeypatch.setattr(chat, "TIMEOUT", 0.5)
 
     def behave(title, count, request):
@@ -142,16 +142,16 @@ def chats(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("said", "least"), [({"retry_after": "1"}, 1), ({"retry_after_ms": "1000"}, 1), ({"retry_after": "date"}, 2)]
+    ("headers", "least"), [({"retry_after": "1"}, 1), ({"retry_after_ms": "1000"}, 1), ({"retry_after": "date"}, 2)]
 )
-def test_nobody_asks_before_the_time_the_server_says(place, serve, chats, said, least):
+def test_retry_after_holds_for_all_requests(place, serve, chats, headers, least):
     busy = []
 
     def behave(title, count, request):
         if not busy:
             busy.append(time.monotonic())
             date = formatdate(time.time() + 3, usegmt=True)  # in whole seconds: 2 to 3 from now
-            return status(429, **{name: date if value == "date" else value for name, value in said.items()})
+            return status(429, **{name: date if value == "date" else value for name, value in headers.items()})
         wait_for(lambda: chats[0].retries == 1)  # it has read that
         return good(request)
 
@@ -163,7 +163,7 @@ def test_nobody_asks_before_the_time_the_server_says(place, serve, chats, said, 
     assert sum(wait < least - 0.05 for wait in after) <= 1  # the one that was on its way at the same time
 
 
-def test_whoever_is_told_to_wait_gets_through(place, serve, monkeypatch):
+def test_rate_limits_are_no_failures(place, serve, monkeypatch):
     """Answers to some come after more requests than ATTEMPTS; those that are too many are no failures."""
     monkeypatch.setattr(chat, "ATTEMPTS", 3)
     needed = {f"Tune {number}": number % 7 + 1 for number in range(30)}
@@ -260,7 +260,7 @@ def test_one_rejected_record_does_not_change_the_form_for_others(place, serve):
 
 
 ANSWER_WITH_KEY = {"sufficient": True, "summary_en": ENGLISH, "summary_nen": {"language": KEY, "summary": "x"}}
-ECHOES = {  # of a server that says the key where it can
+ECHOES = {  # of a server that repeats the key where it can
     "400": status(400, f"bad request with Authorization: Bearer {KEY} in it"),
     "418": status(418, f"{KEY[1:-1]}: not for you", x_request_id=KEY, x_echo=KEY),
     "500": status(500, "x" * 490 + f" {KEY}"),
@@ -328,8 +328,8 @@ def test_a_server_that_rejects_everything_is_not_asked_about_everything(place, s
     write_records(place / "in", *({"title": f"Tune {number}"} for number in range(60)))
     assert run(place, server, "--concurrency", 1) == 1
     assert len(server.counts) == chat.UNANSWERED
-    assert f"Stopped: {chat.UNANSWERED} records in a row without an answer" in (said := capsys.readouterr().err)
-    assert "no model m here" in said
+    assert f"Stopped: {chat.UNANSWERED} records in a row without an answer" in (error := capsys.readouterr().err)
+    assert "no model m here" in error
 
 
 def test_answers_on_their_way_when_a_run_must_end_are_kept(place, serve, chats, capsys):
@@ -396,11 +396,11 @@ def test_a_killed_run_goes_on_where_it_was(place, serve, number):
     process = start(place, server, "--concurrency", 4)
     wait_for(lambda: len(read_tree(place / "out")) >= 12 if (place / "out").exists() else False)
     process.send_signal(number)
-    printed, said = process.communicate(timeout=300)
+    printed, error = process.communicate(timeout=300)
     written = {name.removesuffix(".json") for name in read_tree(place / "out")}
     assert len(written) < len(titles)
     if number == signal.SIGINT:
-        assert process.returncode == 130 and "goes on from here" in said and "Traceback" not in said
+        assert process.returncode == 130 and "goes on from here" in error and "Traceback" not in error
         assert f"{len(written)} done" in printed
         assert not list((place / "out").glob(".tmp*"))
     before = Counter(server.counts)
@@ -433,8 +433,8 @@ def test_a_server_that_is_restarted_in_between(place, serve):
     first.close()
     time.sleep(0.3)
     second = serve(behave, first.server_port)
-    out, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
     assert len(read_tree(place / "out")) == 30
     assert not set(first.answered) & set(second.answered)
     assert len(first.answered) + len(second.answered) == 30
@@ -447,5 +447,5 @@ def test_what_cannot_be_written_stops_the_run(place, serve, capsys):
     write_records(place / "in", *({"title": f"Tune {number}"} for number in range(20)))
     (place / "out" / "Tune 5.json").mkdir(parents=True)
     assert run(place, server, "--concurrency", 1) == 1
-    assert "Stopped: " in (said := capsys.readouterr().err) and "Tune 5.json" in said
+    assert "Stopped: " in (error := capsys.readouterr().err) and "Tune 5.json" in error
     assert len(server.requests) < 20

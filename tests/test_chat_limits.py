@@ -164,9 +164,10 @@ def test_a_pause_that_says_nothing(start, said):
 
 
 def test_a_pause_until_a_date(start):
-    model = start(Server((503, {"retry-after": formatdate(time.time() + 100, usegmt=True)})))
+    date = {"retry-after": formatdate(time.time() + 100, usegmt=True)}
+    model = start(Server((503, date), (503, date | {"retry-after-ms": "1500"})))
     assert ask(model) == ["text"]
-    assert 90 < model.pauses[0] <= 101
+    assert 90 < model.pauses[0] <= 101 and model.pauses[1] == pytest.approx(1.5 + chat.FIRST_PAUSE)
 
 
 @pytest.mark.parametrize(("said", "kind"), [("599", "A"), ("600", "A"), ("601", "S"), ("1e9", "S")])
@@ -367,12 +368,12 @@ def test_the_longest_report_of_a_failure(start, monkeypatch):
 @pytest.mark.parametrize("more", [-1, 0, 1])
 def test_the_longest_field_that_is_told_whole(more):
     size = prompts.LONGEST_FIELD + more
-    record = dict.fromkeys(prompts.merge_jsonl.METADATA) | {"lyrics": "x" * size, "tags": ["y" * (size - 4), "zzzz"]}
+    record = dict.fromkeys(prompts.records.METADATA) | {"lyrics": "x" * size, "tags": ["y" * (size - 4), "zzzz"]}
     told, cut = prompts.known(record)
     assert told["lyrics"] == "x" * min(size, 4000)
     assert told["tags"] == ["y" * (size - 4), "zzz" if more > 0 else "zzzz"]
     assert cut == [
-        f"{field}: the model was told the first 4000 of 4001 characters" for field in ("lyrics", "tags") if more > 0
+        f"{field}: the model was sent the first 4000 of 4001 characters" for field in ("lyrics", "tags") if more > 0
     ]
 
 

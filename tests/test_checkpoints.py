@@ -375,7 +375,7 @@ def test_published_clamp3_is_downloaded(tmp_path, clamp3):
     config = write_config(tmp_path / "kit.py", **(KIT_MODEL | {"CLAMP2_WEIGHTS_PATH": str(tmp_path / "here" / name)}))
     command = [CODE / "extract_clamp2.py", KIT / "texts", tmp_path / "out", "--normalize"]
     result = run_script(*command, config=config)
-    assert result.returncode == 2 and "fetches the published ones from sander-wood/clamp3" in result.stderr
+    assert result.returncode == 2 and "downloads the published ones from sander-wood/clamp3" in result.stderr
     with serving({f"sander-wood/clamp3/{name}": content}) as hub:
         result = run(*command, "--download", config=config, **hub.environment(tmp_path / "home"))
     assert result.returncode == 0, result.stderr

@@ -203,7 +203,8 @@ def test_the_mistake_of_one_process_is_printed_once_by_it(agent, tmp_path, kind,
     configs[rank] = bad
     ranks = run_ranks(2, CODE / script, *arguments, config=configs, **agent)
     assert [done.returncode for done in ranks] == [2, 2], ranks
-    assert re.fullmatch(rf"error \(rank {rank} on {re.escape(HOST)}\): {reason}\n", ranks[rank].stderr), ranks
+    printed = rf"error \(rank {rank} on {re.escape(HOST)}\): {reason}\nWhat the launcher prints below means no more\n"
+    assert re.fullmatch(printed, ranks[rank].stderr), ranks
     assert ranks[1 - rank].stderr == ""
 
 
@@ -215,8 +216,12 @@ def test_what_all_share_is_printed_once_and_what_they_do_not_by_each(agent, tmp_
     ranks = run_ranks(2, CODE / "train_m3.py", config=configs, **agent)
     assert [done.returncode for done in ranks] == [2, 2], ranks
     lines = sorted(
-        line.partition("TRAIN_FOLDERS: ")[2].split()[0] for done in ranks for line in done.stderr.splitlines()
+        line.partition("TRAIN_FOLDERS: ")[2].split()[0]
+        for done in ranks
+        for line in done.stderr.splitlines()
+        if line.startswith("error")
     )
+    assert sum(done.stderr.count(processes.NO_MORE) for done in ranks) == 1, ranks
     assert lines == sorted({"/no/folder", second})
 
 
@@ -229,6 +234,7 @@ def test_an_error_does_not_wait_for_the_end_of_the_group():
     [of_rank_1, of_rank_0] = re.findall(r"^error \(rank (.*)", ours, re.MULTILINE)
     assert of_rank_1.startswith(f"1 on {HOST}): Traceback")
     assert of_rank_0.startswith(f"0 on {HOST}): another process has failed, ") and "Connection closed" in of_rank_0
+    assert "torch.OutOfMemoryError: one by hand\nWhat the launcher prints below means no more\n" in ours, ours
 
 
 def test_an_error_of_all_is_printed_once(agent):
@@ -295,6 +301,25 @@ def test_a_reason_is_printed_where_the_store_is_lost(capsys, monkeypatch):
     assert job.report(InputError("a mistake")) == 2 and job.report(RuntimeError("Connection closed")) == 1
     told = capsys.readouterr().err
     assert told.count("a mistake") == told.count("another process has failed, ") == 1 and len(told.splitlines()) == 2
+
+
+def test_an_interrupted_job_prints_one_line_before_the_launcher_does(job, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert [job(rank).report(KeyboardInterrupt()) for rank in range(2)] == [130, 130]
+    line = "interrupted; the same command continues there. What the launcher prints below means no more\n"
+    assert capsys.readouterr().err == line
+
+
+def test_no_rank_ends_before_rank_0_has_reported(job, capsys):
+    """With a status other than 0: the launcher would kill it."""
+    first, second = job(0), job(1)
+    ending = threading.Thread(target=second.finish, args=[1])
+    ending.start()
+    ending.join(0.1)
+    assert ending.is_alive() and not capsys.readouterr().err
+    first.finish(1)
+    ending.join(10)
+    assert not ending.is_alive() and "all others are done" in capsys.readouterr().err
 
 
 def test_a_restarted_job_begins_anew(agent, monkeypatch):
@@ -396,5 +421,7 @@ def test_the_launcher_gives_the_time_to_save_that_it_is_told_to(tmp_path):
         for process in jobs.values():
             process.kill()
     assert "saved" not in printed[1] and not (tmp_path / "1" / "latest_weights.pth").exists(), printed[1]
+    ours = printed[60].partition("Traceback")[0]
+    assert ours.endswith("\nstopped and saved, see above. What the launcher prints below means no more\n"), printed[60]
     [took] = re.findall(r"^saved latest_weights\.pth in (3\.\d) s$", printed[60], re.MULTILINE)
     assert float(took) >= 3 and torch.load(tmp_path / "60" / "latest_weights.pth", weights_only=True)["step"] > 0

@@ -61,7 +61,7 @@ def test_segments_cover_a_piece_and_the_last_one_is_full():
 @pytest.mark.parametrize("length", [1, TOKENS - 1, TOKENS, TOKENS + 1, 2 * TOKENS, 2 * TOKENS + 5])
 def test_each_token_is_there_once_as_the_earliest_segment_has_it(length):
     item = text(length, 1000)
-    [feature] = embed(Mirror(), [item])
+    [(_, feature)] = embed(Mirror(), [("", item)])
     assert feature.dtype == np.float32 and feature.shape == (length, 2)
     np.testing.assert_array_equal(feature[:, 0], item)
     whole = length // TOKENS * TOKENS if length >= TOKENS else 0  # tokens of segments that begin at a multiple
@@ -73,7 +73,7 @@ def test_each_token_is_there_once_as_the_earliest_segment_has_it(length):
 @pytest.mark.parametrize(("make", "limit"), [(music, PATCHES), (text, TOKENS)])
 def test_music_and_text_have_segments_of_their_own_length(make, limit):
     model = Mirror()
-    list(embed(model, [make(2 * limit + 3)], batch_tokens=10**6))
+    list(embed(model, [("", make(2 * limit + 3))], batch_tokens=10**6))
     assert lengths_of(model) == [[limit, limit, limit]]
 
 
@@ -82,7 +82,7 @@ def test_a_pooled_feature_weights_each_segment_by_what_it_adds(extra):
     """Two full segments and one that adds `extra` tokens, whose mean is that of the last TOKENS of all."""
     length = 2 * TOKENS + extra
     item = text(length, 5)
-    [feature] = embed(Mirror(), [item], pooled=True)
+    [(_, feature)] = embed(Mirror(), [("", item)], pooled=True)
     means = [item[:TOKENS].mean(), item[TOKENS : 2 * TOKENS].mean(), item[-TOKENS:].mean()]
     expected = (means[0] * TOKENS + means[1] * TOKENS + means[2] * extra) / length
     assert feature.dtype == np.float32 and feature.shape == (2,)
@@ -91,8 +91,10 @@ def test_a_pooled_feature_weights_each_segment_by_what_it_adds(extra):
 
 def test_a_pooled_feature_of_one_segment_is_its_mean():
     items = [music(length, 3) for length in (1, 2, 7, PATCHES)]
-    for item, feature in zip(items, embed(Mirror(), items, pooled=True), strict=True):
-        assert feature[0] == pytest.approx(values_of(item).mean())
+    found = dict(embed(Mirror(), enumerate(items), pooled=True))
+    assert {key: feature[0] for key, feature in found.items()} == pytest.approx(
+        {key: values_of(item).mean() for key, item in enumerate(items)}
+    )
 
 
 # --- passes -----------------------------------------------------------------------------------------------------------
@@ -113,27 +115,30 @@ def test_a_pooled_feature_of_one_segment_is_its_mean():
 def test_a_pass_is_full_at_batch_tokens(batch_tokens, passes):
     model = Mirror()
     items = [text(length, 10 * length) for length in (3, 4, 5, 2)]
-    found = list(embed(model, items, batch_tokens=batch_tokens))
+    found = list(embed(model, enumerate(items), batch_tokens=batch_tokens))
     assert lengths_of(model) == passes
-    for item, feature in zip(items, found, strict=True):
+    assert [key for key, _ in found] == list(range(len(items)))
+    for item, (_, feature) in zip(items, found, strict=True):
         np.testing.assert_array_equal(feature[:, 0], item)
 
 
 def test_a_pass_holds_one_kind_and_the_order_stays():
     model = Mirror()
     items = [music(3, 1), text(4, 2), text(5, 3), music(PATCHES + 2, 4), music(6, 5), text(7, 6)]
-    found = list(embed(model, iter(items), batch_tokens=10**6))
+    found = list(embed(model, enumerate(items), batch_tokens=10**6))
     assert model.passes == [(True, [3]), (False, [4, 5]), (True, [PATCHES, PATCHES, 6]), (False, [7])]
-    for item, feature in zip(items, found, strict=True):
+    assert [key for key, _ in found] == list(range(len(items)))
+    for item, (_, feature) in zip(items, found, strict=True):
         np.testing.assert_array_equal(feature[:, 0], values_of(item))
 
 
 def test_segments_of_a_piece_may_be_in_several_passes():
     model = Mirror()
     items = [text(10, 7), text(3 * TOKENS + 9, 50), text(4, 900)]
-    found = list(embed(model, items, batch_tokens=TOKENS))
+    found = list(embed(model, enumerate(items), batch_tokens=TOKENS))
     assert lengths_of(model) == [[10, TOKENS], [TOKENS], [TOKENS], [TOKENS], [4]]
-    for item, feature in zip(items, found, strict=True):
+    assert [key for key, _ in found] == list(range(len(items)))
+    for item, (_, feature) in zip(items, found, strict=True):
         np.testing.assert_array_equal(feature[:, 0], item)
 
 
@@ -144,9 +149,9 @@ def test_features_come_while_items_are_read():
     def items():
         for number in range(10):
             read.append(number)
-            yield text(TOKENS, number)
+            yield number, text(TOKENS, number)
 
-    for number, _ in enumerate(embed(Mirror(), items(), batch_tokens=TOKENS)):
+    for number, _ in embed(Mirror(), items(), batch_tokens=TOKENS):
         assert len(read) <= number + 3
     assert number == 9
 
@@ -164,5 +169,5 @@ def test_the_type_of_the_computation():
             return batch.tokens.float()[:, None] @ self.weight
 
     for dtype, value in ((torch.float32, 257), (torch.bfloat16, 256)):
-        [feature] = embed(Product(), [text(1, 257)], dtype=dtype)
+        [(_, feature)] = embed(Product(), [("", text(1, 257))], dtype=dtype)
         assert feature.dtype == np.float32 and feature.item() == value

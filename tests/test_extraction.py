@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -57,13 +58,20 @@ def golden(prefix):
     return names
 
 
-def test_m3_features_through_the_launcher(source, config, tmp_path):
+def test_m3_features_and_a_bad_file_through_the_launcher(source, config, tmp_path):
     """`accelerate launch`, as in the user's document; test_cluster has it start the other extractor."""
-    result = run(*accelerate(2), CODE / "extract_m3.py", source, tmp_path / "out", config=config)
-    assert result.returncode == 0, result.stderr
+    shutil.copytree(source, tmp_path / "in")
+    (tmp_path / "in" / "bad.abc").write_bytes(b"K:C\n\xff\n")
+    result = run(*accelerate(2), CODE / "extract_m3.py", tmp_path / "in", tmp_path / "out", config=config)
+    assert result.returncode == 1
     told = result.stdout.splitlines()
-    assert told[0].startswith("16 files, 2 x CPU, float32, ") and len(told) == 2  # rank 0 alone prints
-    assert told[1].startswith("16 done, 0 skipped (they were there), 0 failed; 5 files of other types")
+    assert told[0].startswith("17 files, 2 x CPU, float32, ") and len(told) == 2  # rank 0 alone prints
+    assert told[1].startswith("16 done, 0 skipped (they were there), 1 failed; 5 files of other types")
+    ours = re.split(r"\n.*torch/distributed/elastic/", result.stderr)[0]
+    assert ours.count("bad.abc: not UTF-8") == 1 and "Traceback" not in ours
+    assert ours.endswith(
+        "\nthe files named above failed, all others are done. What the launcher prints below means no more"
+    )
     for name in golden("m3/"):
         feature, wanted = feature_of(tmp_path / "out", name), VALUES[f"m3/{name}"]
         assert feature.dtype == np.float32 and feature.shape == (1, *wanted.shape)

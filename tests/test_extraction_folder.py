@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import checkpoints
 import config
 import extraction
 from files import InputError
@@ -36,8 +37,8 @@ def model(monkeypatch):
     def embed(model, items, pooled, batch_tokens, dtype):
         given.append((batch_tokens, dtype))
         waiting = []
-        for item in items:
-            waiting.append(item.mean(axis=0) if pooled else item)
+        for key, item in items:
+            waiting.append((key, item.mean(axis=0) if pooled else item))
             if len(waiting) > 3:
                 yield waiting.pop(0)
         yield from waiting
@@ -172,14 +173,14 @@ def test_workers_read_where_there_are_many_files(tmp_path, monkeypatch, files, w
     assert (os.getpid() in found[:, 0]) is (processes == 0)
 
 
-def test_a_model_is_loaded_from_its_part_of_a_checkpoint_and_put_into_evaluation(tmp_path):
+def test_a_model_is_loaded_from_its_part_of_a_checkpoint(tmp_path):
     part = {"weight": torch.randn(1, 2), "bias": torch.randn(1)}
     others = {"decoder.weight": torch.zeros(3)}
     torch.save({"model": {f"encoder.{name}": value for name, value in part.items()} | others}, tmp_path / "w.pth")
-    model = extraction.load(torch.nn.Linear(2, 1), tmp_path / "w.pth", "encoder.")
-    assert not model.training and all(torch.equal(value, part[name]) for name, value in model.state_dict().items())
+    model = checkpoints.load(torch.nn.Linear(2, 1), tmp_path / "w.pth", "encoder.")
+    assert all(torch.equal(value, part[name]) for name, value in model.state_dict().items())
     torch.save({"model": part}, tmp_path / "w.pth")
-    assert torch.equal(extraction.load(torch.nn.Linear(2, 1), tmp_path / "w.pth").weight, part["weight"])
+    assert torch.equal(checkpoints.load(torch.nn.Linear(2, 1), tmp_path / "w.pth").weight, part["weight"])
 
 
 def test_a_feature_file_whose_name_is_too_long_fails_alone(tmp_path, weights, capsys):

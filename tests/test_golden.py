@@ -111,8 +111,9 @@ def test_state_dicts(name, model):
 def test_m3_features(m3, values):
     names = [name.removeprefix("m3/") for name in values if name.startswith("m3/")]
     assert len(names) == 8
-    features = embed(m3.encoder, (array_of(name, None) for name in names))
-    for name, feature in zip(names, features, strict=True):
+    features = dict(embed(m3.encoder, ((name, array_of(name, None)) for name in names)))
+    assert list(features) == names
+    for name, feature in features.items():
         np.testing.assert_allclose(feature, values[f"m3/{name}"], atol=1e-4, rtol=0, err_msg=name)
 
 
@@ -121,8 +122,10 @@ def test_clamp2_features(clamp2, values, kind):
     tokenizer = AutoTokenizer.from_pretrained(SHARED_GOLDEN / "tiny-xlmr")
     names = [name.removeprefix(kind) for name in values if name.startswith(kind)]
     assert len(names) == 11
-    features = embed(clamp2, (array_of(name, tokenizer, True) for name in names), pooled=kind == "clamp2_normalized/")
-    for name, feature in zip(names, features, strict=True):
+    items = ((name, array_of(name, tokenizer, True)) for name in names)
+    features = dict(embed(clamp2, items, pooled=kind == "clamp2_normalized/"))
+    assert list(features) == names
+    for name, feature in features.items():
         np.testing.assert_allclose(feature, values[kind + name], atol=1e-4, rtol=0, err_msg=name)
 
 

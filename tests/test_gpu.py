@@ -74,7 +74,7 @@ def test_attention_drops_weights(causal):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("lengths", [[64] * 20, [5, 300, 0, 64, 130, 1]])
 def test_gradients_are_those_of_the_weights_that_dropout_left(lengths, causal, dtype):
     """The same seed drops the same weights of other values. Those that are unit vectors for 64 of a sequence's tokens,
@@ -170,6 +170,50 @@ def test_m3_loss_and_gradients(values):
     assert_same(found, gradients(m3(torch.device("cpu")), *m3_batch(values)))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_with_dropout_are_slopes(values, compiled):
+    """Of the loss of a training step, along the gradient: the backward pass drops what the forward pass dropped."""
+    model = m3(GPU).train()
+    if compiled:
+        for layer in [*model.encoder.base.encoder.layer, *model.decoder.base.transformer.h]:
+            (layer.attention.self.dropout if hasattr(layer, "attention") else layer.attn.attn_dropout).p = 0.0
+        packing.compile_layers(model)  # in float32 only attention without dropout is one kernel
+    batch = [tensor.to(GPU) for tensor in m3_batch(values)]
+
+    def loss():
+        torch.manual_seed(0)
+        return model(*batch).loss
+
+    loss().backward()
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    found = []
+    with torch.no_grad():
+        for distance in (0.01, -0.02):
+            for parameter in parameters:
+                parameter += distance / norm * parameter.grad
+            found.append(loss().item())
+    model.eval()
+    assert abs((found[0] - found[1]) / 0.02 / norm.item() - 1) < 0.02
+    assert abs(model(*batch).loss.item() - found[1]) > 1e-4  # there was dropout
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_layers_have_the_same_gradients(values, dtype):
+    model = m3(GPU)
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        wanted = gradients(model, *m3_batch(values))
+        model.zero_grad()
+        packing.compile_layers(model)
+        found = gradients(model, *m3_batch(values))
+    if dtype == torch.float32:
+        assert_same(found, wanted)
+    exact = gradients(m3(GPU), *m3_batch(values))  # in float32
+    for name, gradient in exact.items():  # compiled, no further off than before
+        if gradient.norm() > 1e-3:
+            assert (found[name] - gradient).norm() < 2 * (wanted[name] - gradient).norm() + 1e-3 * gradient.norm(), name
+
+
 def test_clamp2_loss_and_gradients():
     texts = arrays(["lines.txt", "long.txt", "one_line.txt"])
     music = arrays(["duo.abc", "long.mtf", "solo_jig.abc"])
@@ -194,8 +238,10 @@ def test_m3_features(values, dtype):
 def assert_golden(model, values, kind, pooled, dtype):
     names = [name.removeprefix(kind) for name in values if name.startswith(kind)]
     assert len(names) >= 8
-    features = embed(model, arrays(names, keep_unit_length=kind != "m3/"), pooled, dtype=dtype)
-    for name, feature in zip(names, features, strict=True):
+    items = zip(names, arrays(names, keep_unit_length=kind != "m3/"), strict=True)
+    features = dict(embed(model, items, pooled, dtype=dtype))
+    assert list(features) == names
+    for name, feature in features.items():
         wanted = values[kind + name]
         if dtype == torch.float32:
             np.testing.assert_allclose(feature, wanted, atol=1e-4, rtol=0, err_msg=name)

@@ -70,7 +70,8 @@ m3 = M3Model.from_pretrained("{converted}/m3")
 clamp2 = CLaMP2Model.from_pretrained("{converted}/clamp2")
 assert not m3.training and not clamp2.training
 m3_patches, patches = (read_patches(keep, Path("{KIT}/interleaved/duo.abc")) for keep in (False, True))
-np.savez("{tmp_path}/out.npz", m3=next(embed(m3.encoder, [m3_patches])), music=next(embed(clamp2, [patches], True)))
+[(_, m3_feature)], [(_, feature)] = embed(m3.encoder, [("", m3_patches)]), embed(clamp2, [("", patches)], True)
+np.savez("{tmp_path}/out.npz", m3=m3_feature, music=feature)
 tokenizer = AutoTokenizer.from_pretrained("{converted}/clamp2")
 print(tokenizer("a jig")["input_ids"])
 """
@@ -188,7 +189,7 @@ import sys; sys.path.insert(0, {str(CODE)!r})
 import numpy as np
 from pathlib import Path
 from files import InputError
-from utils import embed_music, embed_texts, load_clamp2
+from clamp2 import embed_music, embed_texts, load_clamp2
 paths = {[str(path) for path in paths]!r}
 texts = [Path(path).read_text() for path in paths]
 model = load_clamp2()

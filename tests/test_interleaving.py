@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from abc_text import read_abc, split_tunes
 from abc_voices import merged, normal
 from bar_lengths import bar_length, read_meter, rest
-from batch import Refused
+from files import InputError
 from helpers import KIT, ROOT, SHARED, assert_time_is_linear, count_calls, run_script
 from interleaving import deinterleave, interleave
 
@@ -278,7 +278,7 @@ def test_tunebook():
      ("just | text | of | a | letter", "no K: line"), ("\0\1\2", "no K: line")],
 )  # fmt: skip
 def test_refused(text, reason):
-    with pytest.raises(Refused, match=reason):
+    with pytest.raises(InputError, match=reason):
         interleave(text)
 
 
@@ -344,7 +344,7 @@ def test_any_damage(text):
     """Whatever comes, it is refused or read; and what was written is read as it is."""
     try:
         ((written, _),) = interleave("K:C\n" + text.replace("X:", ""))
-    except Refused:
+    except InputError:
         return
     assert interleave(written)[0][0] == written
     assert interleave(deinterleave(written)[0])[0][0] == written
@@ -393,7 +393,7 @@ def test_time_grows_with_damage_alone(damage):
     for before, behind in (("", ""), ("{A", '"'), ("{", "|A|"), ("A", '}"'), ("{A", "B | c}")):
 
         def work(size, before=before, behind=behind):
-            with contextlib.suppress(Refused):
+            with contextlib.suppress(InputError):
                 interleave(HEADER + "A|" + before + damage * (size // len(damage)) + behind + "\nB|")
 
         assert_time_is_linear(work, 2000)

@@ -18,7 +18,7 @@ import labels
 import linear_probe
 from conftest import ROOT
 from files import InputError
-from labels import Piece
+from labels import Example
 
 WIDTH = 8
 
@@ -73,9 +73,9 @@ def test_padding_changes_nothing():
 def test_features_beyond_the_cache_are_read_again(tmp_path, monkeypatch):
     write_pieces(tmp_path, {"a": 4, "b": 4})
     pieces, _ = labels.gather([tmp_path], True, None)
-    everything = linear_probe.Pieces(pieces, ["a", "b"])
+    everything = linear_probe.FeatureDataset(pieces, ["a", "b"])
     monkeypatch.setattr(linear_probe, "CACHE_BYTES", 100)
-    little = linear_probe.Pieces(pieces, ["a", "b"])
+    little = linear_probe.FeatureDataset(pieces, ["a", "b"])
     for _ in range(2):
         for index in range(8):
             torch.testing.assert_close(little[index][0], everything[index][0])
@@ -118,19 +118,17 @@ def test_measures_against_scikit_learn():
     rng = np.random.default_rng(0)
     for classes in (2, 5, 9):
         truth, predicted = rng.integers(0, classes, 80), rng.integers(0, classes - 1, 80)  # the last is never predicted
-        matrix = labels.confusion_matrix(truth.tolist(), predicted.tolist(), classes)
-        np.testing.assert_array_equal(matrix, metrics.confusion_matrix(truth, predicted, labels=range(classes)))
-        scores = labels.scores(matrix)
+        scores = labels.scores(metrics.confusion_matrix(truth, predicted, labels=range(classes)))
         f1 = metrics.f1_score(truth, predicted, average="macro", labels=range(classes), zero_division=0)
         assert scores["macro_f1"] == pytest.approx(f1)
         assert scores["accuracy"] == pytest.approx(metrics.accuracy_score(truth, predicted))
         assert scores["majority"] == pytest.approx(np.bincount(truth).max() / 80)
 
 
-def pieces_of(sizes: dict[str, int], copies: int = 1) -> list[Piece]:
+def pieces_of(sizes: dict[str, int], copies: int = 1) -> list[Example]:
     """`copies` files of each piece."""
     return [
-        Piece(Path(f"folder{copy}/{label}_{index}.npy"), f"{label}_{index}", label)
+        Example(Path(f"folder{copy}/{label}_{index}.npy"), f"{label}_{index}", label)
         for label, size in sizes.items()
         for index in range(size)
         for copy in range(copies)

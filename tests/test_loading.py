@@ -1,6 +1,7 @@
 """Which pieces make a batch, what is done to a piece in training and in evaluation, and the evaluation losses."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from itertools import chain
@@ -246,15 +247,64 @@ def test_what_clamp2_trains_on_and_is_evaluated_on(tmp_path, monkeypatch, loader
     monkeypatch.setattr(config, "TEXT_MODEL_NAME", str(KIT / "tiny-xlmr"))
     monkeypatch.setattr(config, "CLAMP2_BATCH_SIZE", 3)
     monkeypatch.setattr(config, "CLAMP2_LOAD_CKPT", False)
+    monkeypatch.setattr(config, "EVAL_SPLIT", 0.25)
     train, evaluation = loaders(train_clamp2.main)
     check(train, evaluation, 3)
     names = [f"{number}.abc" for number in range(10)]
     if evaluated:
         assert names_of(train) == names[:8] and names_of(evaluation) == names[8:]
     else:
-        assert len(train.dataset) == 7 and sorted(names_of(train) + names_of(evaluation)) == names[:8]
+        assert len(train.dataset) == 6 and sorted(names_of(train) + names_of(evaluation)) == names[:8]
     [part] = next(iter(evaluation))["batch"].parts
-    assert len(part.text.packing.counts) == min(3, len(evaluation.dataset))
+    assert len(part.text.packing.counts) == 2
+
+
+TOO_FEW = [  # training data, EVAL_SPLIT, evaluation data of its own; the error
+    ("m3", 50, 0.01, 0, ""),
+    ("m3", 2, 0.5, 0, ""),
+    ("m3", 50, 0.0, 1, ""),
+    ("m3", 50, 0.0, 0, "EVAL_SPLIT = 0.0 holds out 0 of 50 pieces, and evaluation takes 1; raise it to 0.02, or set EVAL_FOLDERS, in "),
+    ("m3", 1, 0.5, 0, "1 piece(s) cannot be split into training and evaluation data, which takes 2; add more, or set EVAL_FOLDERS in "),
+    ("clamp2", 38, 0.06, 0, ""),
+    ("clamp2", 4, 0.5, 0, ""),
+    ("clamp2", 38, 0.0, 2, ""),
+    ("clamp2", 38, 0.05, 0, "EVAL_SPLIT = 0.05 holds out 1 of 38 pieces, and evaluation takes 2; raise it to 0.06, or set EVAL_JSONL, in "),
+    ("clamp2", 38, 0.0, 0, "EVAL_SPLIT = 0.0 holds out 0 of 38 pieces, and evaluation takes 2; raise it to 0.06, or set EVAL_JSONL, in "),
+    ("clamp2", 2, 0.5, 0, "2 piece(s) cannot be split into training and evaluation data, which takes 3; add more, or set EVAL_JSONL in "),
+    ("clamp2", 38, 0.5, 1, "eval.jsonl has 1 pair, and evaluation takes 2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "count", "share", "evaluation", "problem"), TOO_FEW)
+def test_too_little_to_evaluate_on(tmp_path, monkeypatch, loaders, kind, count, share, evaluation, problem):
+    """Of one pair alone the contrastive loss is 0, so that the weights of the first epoch would stay the best."""
+    for name, pieces in {"train": count, "eval": evaluation}.items():
+        (tmp_path / name).mkdir()
+        for number in range(pieces):
+            (tmp_path / name / f"{number}.abc").touch()
+        (tmp_path / f"{name}.jsonl").write_text('{"title": "x", "filepaths": ["x.abc"]}\n' * pieces)
+    constants = {"EVAL_SPLIT": share, "TEXT_MODEL_NAME": str(KIT / "tiny-xlmr"), "CLAMP2_LOAD_CKPT": False}
+    constants |= {"TRAIN_FOLDERS": [str(tmp_path / "train")], "TRAIN_JSONL": str(tmp_path / "train.jsonl")}
+    constants |= {"EVAL_FOLDERS": [str(tmp_path / "eval")] if evaluation else []}
+    constants |= {"EVAL_JSONL": str(tmp_path / "eval.jsonl") if evaluation else ""}
+    constants |= {"M3_BATCH_SIZE": 1, "CLAMP2_BATCH_SIZE": 2, "NUM_WORKERS": 0}
+    for name, value in constants.items():
+        monkeypatch.setattr(config, name, value)
+    main = {"m3": train_m3, "clamp2": train_clamp2}[kind].main
+    if problem:
+        with pytest.raises(InputError, match=re.escape(problem)):
+            main(Processes(0, 0, 1))
+    else:
+        assert len(loaders(main)[1].dataset) == (evaluation or {"m3": 1, "clamp2": 2}[kind])
+
+
+def test_a_training_batch_of_one_pair(monkeypatch):
+    """Nothing is learnt of it: its contrastive loss is 0. Two processes have two pairs."""
+    monkeypatch.setattr(config, "CLAMP2_BATCH_SIZE", 1)
+    with pytest.raises(InputError, match="CLAMP2_BATCH_SIZE = 1 leaves a pair no other to compare; raise it in "):
+        train_clamp2.main(Processes(0, 0, 1))
+    with pytest.raises(InputError, match="TRAIN_JSONL is not set"):
+        train_clamp2.main(Processes(0, 0, 2))
 
 
 # --- what is done to a piece ----------------------------------------------------------------------------------------
@@ -390,7 +440,7 @@ def test_the_loss_of_clamp2_s_evaluation_is_that_of_all_pairs(world_size, monkey
             return text[batch.rows], music[batch.rows]
 
     batch_size = {1: 4, 2: 3, 3: 1}[world_size]
-    others = [(text[rank::world_size], music[rank::world_size]) for rank in range(world_size - 1)]
+    others = [torch.stack((text[rank::world_size], music[rank::world_size])) for rank in range(world_size - 1)]
     job = Processes(world_size - 1, world_size - 1, world_size)
     monkeypatch.setattr(job, "gather", lambda own: [*others, own])
     monkeypatch.setattr(job, "sum", lambda tensor: tensor)
@@ -404,7 +454,7 @@ def test_fewer_evaluation_pairs_than_processes(monkeypatch):
     """A rank without a pair has its part in the evaluation all the same."""
     rows = torch.randn(2, 2, 8, generator=torch.Generator().manual_seed(0))  # text and music of two pairs
     job = Processes(2, 2, 3)
-    monkeypatch.setattr(job, "gather", lambda own: [(rows[0, :1], rows[1, :1]), (rows[0, 1:], rows[1, 1:]), own])
+    monkeypatch.setattr(job, "gather", lambda own: [rows[:, :1], rows[:, 1:], own])
     monkeypatch.setattr(job, "sum", lambda tensor: tensor)
     run = a_run(torch.nn.Linear(1, 1), 2, job)
 

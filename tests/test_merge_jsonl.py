@@ -12,7 +12,7 @@ import files
 import gpt4_summarize
 import merge_jsonl
 import records as training_records
-from merge_jsonl import FIELDS, METADATA
+from records import FIELDS, METADATA
 
 NEN = {"language": "German", "summary": "Ein Lied."}
 
@@ -165,8 +165,11 @@ def test_what_is_unfit_is_left_out_and_named(data, capsys):
     for name, (_, reason) in UNFIT.items():
         assert reason in said[f"{name}.json"]["error"], name
     printed = capsys.readouterr().out
-    assert f"1 records written, 0 of them less a missing file, {len(UNFIT) + 1} left out" in printed
-    assert "9 (for the reason: no music file)" in " ".join(printed.split()) and "1 other files" in printed
+    assert f"1 records written (0 with unusable files removed), {len(UNFIT) + 1} left out" in printed
+    assert (
+        "9 (for the reason: none of its `filepaths` can be used)" in " ".join(printed.split())
+        and "1 other files" in printed
+    )
 
 
 def test_an_absolute_path_is_no_good_even_to_the_right_file(data):
@@ -181,7 +184,7 @@ def test_one_missing_file_does_not_cost_the_record(data, capsys):
     assert merge(data) == 0
     assert [found["filepaths"] for found in read(data / "train.jsonl")] == [["abc/a.abc"], ["abc/a.abc", "mtf/a.mtf"]]
     assert list(report(data)) == ["a.json"]
-    assert "2 records written, 1 of them less a missing file, 0 left out" in capsys.readouterr().out
+    assert "2 records written (1 with unusable files removed), 0 left out" in capsys.readouterr().out
 
 
 def test_the_report_of_an_earlier_run_goes(data):
@@ -209,7 +212,8 @@ def test_nothing_fit_leaves_the_file_as_it_was(data, capsys):
         merge(data)
     assert caught.value.code == 2
     said = capsys.readouterr().err
-    assert "none of 3 records" in said and "the most: no music file" in said
+    example = f"(2 times), as in a.json: none of its `filepaths` can be used: abc/z.abc: not in {data}; "
+    assert "none of 3 records" in said and example in " ".join(said.split())
     assert (data / "train.jsonl").read_text() == "before\n" and len(report(data)) == 3
     assert not list(data.glob(".tmp*"))
 

@@ -63,8 +63,9 @@ def batch(prefix, *names):
 @pytest.mark.parametrize("batch_tokens", [1, 700, 10**6])
 def test_golden_m3_features(m3, batch_tokens):
     names = golden("m3/")
-    features = embed(m3.encoder, (array_of(name, None) for name in names), batch_tokens=batch_tokens)
-    for name, feature in zip(names, features, strict=True):
+    features = dict(embed(m3.encoder, ((name, array_of(name, None)) for name in names), batch_tokens=batch_tokens))
+    assert list(features) == names
+    for name, feature in features.items():
         np.testing.assert_allclose(feature, VALUES[f"m3/{name}"], atol=1e-4, rtol=0, err_msg=name)
 
 
@@ -72,8 +73,10 @@ def test_golden_m3_features(m3, batch_tokens):
 @pytest.mark.parametrize("batch_tokens", [100, 10**6])
 def test_golden_clamp2_features(clamp2, tokenizer, kind, batch_tokens):
     names = golden(kind)
-    arrays = (array_of(name, tokenizer, keep_unit_length=True) for name in names)
-    for name, feature in zip(names, embed(clamp2, arrays, kind == "clamp2_normalized/", batch_tokens), strict=True):
+    items = ((name, array_of(name, tokenizer, keep_unit_length=True)) for name in names)
+    features = dict(embed(clamp2, items, kind == "clamp2_normalized/", batch_tokens))
+    assert list(features) == names
+    for name, feature in features.items():
         np.testing.assert_allclose(feature, VALUES[kind + name], atol=1e-4, rtol=0, err_msg=name)
 
 
@@ -383,7 +386,7 @@ def test_segments_go_forward_together():
             passes.append(batch.packing.counts.tolist())
             return torch.zeros(len(batch.tokens), 1)
 
-    list(embed(Model(1, 1), [np.ones((1100, 64), np.uint8), np.ones((3, 64), np.uint8)]))
+    list(embed(Model(1, 1), enumerate([np.ones((1100, 64), np.uint8), np.ones((3, 64), np.uint8)])))
     assert passes == [[512, 512, 512, 3]]
 
 

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import batch
 import batch_midi2mtf
 import mtf
+from files import InputError
 from helpers import KIT, ROOT, SHARED, count_calls
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the collection of scores beside the repository")
@@ -493,7 +493,7 @@ def test_a_file_without_a_note_fails_as_a_score_without_one_does(tmp_path, flag)
     (tmp_path / "silent.mid").write_bytes(midi(b"\x00\xc0\x05", ticks=0))  # a program change
     parser = argparse.ArgumentParser()
     batch_midi2mtf.add_arguments(parser)
-    with pytest.raises(batch.Refused, match=r"^no note in it; ticks_per_beat 0: "):
+    with pytest.raises(InputError, match=r"^no note in it; ticks_per_beat 0: "):
         batch_midi2mtf.convert(tmp_path / "silent.mid", parser.parse_args([flag]))
 
 

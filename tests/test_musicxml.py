@@ -9,10 +9,10 @@ import zipfile
 import pytest
 
 import musicxml
-from batch import Refused
-from batch_xml2abc import musicxml_to_abc
+from files import InputError
 from helpers import ROOT, SHARED, run
 from scores import CONTAINER, DOCTYPE, mxl, note, score
+from xml_abc import musicxml_to_abc
 
 SCRIPT = ROOT / "process_data" / "batch_xml2abc.py"
 TUNE = 'X:1\nT:{}\nL:1/8\nM:4/4\nK:C\nV:1 treble nm="Flute"\nV:1\n C2 E2 G4 | %1\n\n'  # what xml2abc makes of score()
@@ -27,7 +27,7 @@ def warnings_of(data: bytes | str) -> list[str]:
 
 
 def refusal(data: bytes | str) -> str:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InputError) as refused:
         abc_of(data)
     assert "\n" not in str(refused.value)
     return str(refused.value)
@@ -82,7 +82,7 @@ def test_nothing_of_one_file_reaches_the_next():
     for before in (first, broken, "no xml", score(note("C4", "x"))):
         try:
             abc_of(before)
-        except Refused:
+        except InputError:
             assert before is not first
         assert abc_of(score(title="Alone")) == alone == TUNE.format("Alone")
 
@@ -228,7 +228,7 @@ def test_any_damage_is_refused_or_read():
             data = data[: chance.choice((len(data), len(data), chance.randrange(len(data))))]
             try:
                 outcomes[abc_of(bytes(data)).startswith("X:1\n")] += 1
-            except Refused:
+            except InputError:
                 outcomes[False] += 1
     assert min(outcomes.values()) > 100  # the damage was neither too small nor too great to tell
 

@@ -12,6 +12,8 @@ from transformers import AutoConfig
 
 import cpu
 import packing
+from packing import Packed
+from small_runs import tiny_model
 
 LENGTHS = [5, 8, 0, 9, 24, 1, 13, 8, 48, 33]  # of buckets of 8, 12, 16, 24 and 48, full ones and others
 HEADS, SIZE = 2, 4
@@ -285,3 +287,23 @@ def test_a_worker_hands_over_one_block():
     [record] = loader
     assert len(blocks_of(record)) == 1
     assert all(map(torch.equal, tensors_of(record), tensors_of(Record())))
+
+
+def test_layers_that_cannot_be_compiled_run_as_they_are(monkeypatch):
+    """All layers of both towers are handed over, once for all lengths."""
+    model = tiny_model("clamp2").eval()
+    batch = Packed.of([np.ones((9, 64), np.uint8), np.ones((3, 64), np.uint8)])
+    before, handed = model.features(batch, pooled=True), []
+
+    def no_compiler(graph, inputs):
+        raise RuntimeError("no C compiler")
+
+    def compile(function, dynamic):
+        handed.append(dynamic)
+        return torch_compile(function, dynamic=dynamic, backend=no_compiler)
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", compile)
+    packing.compile_layers(model)
+    assert handed == [True] * (model.config.num_hidden_layers + model.text_model.config.num_hidden_layers)
+    torch.testing.assert_close(model.features(batch, pooled=True), before)

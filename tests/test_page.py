@@ -7,18 +7,17 @@ import re
 import shutil
 import subprocess
 import zipfile
-from argparse import Namespace
 from xml.etree import ElementTree
 
 import mido
 import numpy as np
 import pytest
 
-import batch_abc2xml
 import batch_script
 import mtf
 import page
 import pictures
+import xml_abc
 from helpers import CODE, KIT, KIT_MODEL, run_script, write_config
 from test_mtf import meta, midi, rmi
 
@@ -40,7 +39,7 @@ def folder(tmp_path_factory):
     (folder / "book.abc").write_text("\n".join(TEN_BARS.format(title=title) for title in ("First", NASTY)))
     shutil.copy(KIT / "interleaved" / "octet.abc", folder)
     shutil.copy(KIT / "interleaved" / "piano.abc", folder / "piano & <b>.abc")
-    score = batch_abc2xml.abc_to_musicxml((KIT / "abc" / "quartet.abc").read_text())
+    score = xml_abc.abc_to_musicxml((KIT / "abc" / "quartet.abc").read_text())
     (folder / "quartet.musicxml").write_bytes(score)
     with zipfile.ZipFile(folder / "quartet.mxl", "w") as archive:
         archive.writestr("quartet.xml", score)
@@ -113,7 +112,9 @@ def test_page_says_what_the_search_says_and_fetches_nothing(written):
         assert not any(
             name.startswith("on") or "http" in (value or "") for name, value in attributes.items() if name != "alt"
         )
-    assert "default-src 'none'" in text and "url(" not in text and "@import" not in text
+    [policy] = [a["content"] for tag, a in reader.elements if tag == "meta" and "http-equiv" in a]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert "url(" not in text and "@import" not in text
 
 
 def test_every_piece_of_music_has_a_picture_with_a_description(written):
@@ -159,9 +160,9 @@ def roll(svg):
 def test_scores_from_abc_without_a_clef_are_drawn_with_one(header, tmp_path):
     text = f"X:1\nM:4/4\nL:1/4\nK:D\n{header}DEFG|]\n"
     (tmp_path / "tune.abc").write_text(text)
-    (tmp_path / "tune.musicxml").write_bytes(batch_abc2xml.abc_to_musicxml(text))
+    (tmp_path / "tune.musicxml").write_bytes(xml_abc.abc_to_musicxml(text))
     for path in tmp_path.iterdir():
-        svg = ElementTree.fromstring(pictures.convert(path, Namespace()).outputs[0])
+        svg = ElementTree.fromstring(pictures.draw(path))
         assert [count(svg, kind) for kind in ("clef", "keySig", "note")] == [1, 1, 4], path
 
 
@@ -210,8 +211,7 @@ def test_a_picture_of_midi_is_at_the_true_times(tmp_path):
     for suffix in (".mid", ".KAR", ".rmi"):
         path = tmp_path / f"song{suffix}"
         path.write_bytes(rmi(midi(lyrics, notes)) if suffix == ".rmi" else midi(lyrics, notes))
-        [svg] = pictures.convert(path, None).outputs
-        boxes, lines, _ = roll(svg)
+        boxes, lines, _ = roll(pictures.draw(path))
         assert [line - lines[0] for line in lines] == [100.5 * bar for bar in range(9)]  # 804 units
         assert [round(x - lines[0], 3) for x, _ in boxes] == [0, 25.12, 50.25, 75.38]
 
@@ -256,7 +256,7 @@ def test_what_cannot_be_drawn_is_said(tmp_path, monkeypatch):
     orders = {"crash.abc": "signal 11", "slow.abc": "work 60", "odd.abc": "refuse <too odd>", "good.abc": "<svg/>"}
     for name, order in orders.items():
         (tmp_path / name).write_text(order)
-    monkeypatch.setattr(pictures, "convert", batch_script.convert)
+    monkeypatch.setattr(pictures, "draw", batch_script.draw)
     monkeypatch.setattr(pictures, "TIMEOUT", 1)
     hits = [{"rank": rank, "score": 0.5, "name": name} for rank, name in enumerate(orders, 1)]
     page.write(tmp_path / "x.html", "query", None, hits, [tmp_path / name for name in orders], "4 pieces")

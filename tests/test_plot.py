@@ -11,7 +11,6 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from sklearn.decomposition import PCA
 
 import plot
 from conftest import ROOT
@@ -105,13 +104,24 @@ def test_a_log_of_one_epoch_without_evaluation_shows(tmp_path, drawn):
     assert (np.abs(image - blue).max(axis=-1) < 0.02).sum() > 20
 
 
-def test_principal_components_against_scikit_learn():
+def test_principal_components_of_the_covariance():
     matrix = np.random.default_rng(0).standard_normal((50, 12)) * np.arange(1, 13)
-    points, shares = plot.principal_components(matrix)
-    reference = PCA(2).fit(matrix)
-    np.testing.assert_allclose(np.abs(points), np.abs(reference.transform(matrix)), atol=1e-9)
-    np.testing.assert_allclose(shares, reference.explained_variance_ratio_)
-    assert (points[np.abs(points).argmax(axis=0), [0, 1]] > 0).all()
+    points, names = plot.project(matrix, "pca")
+    values, vectors = np.linalg.eigh(np.cov(matrix.T))  # ascending
+    expected = (matrix - matrix.mean(axis=0)) @ vectors[:, [-1, -2]]
+    np.testing.assert_allclose(points, expected * np.sign((points * expected).sum(axis=0)), atol=1e-9)
+    shares = values[[-1, -2]] / values.sum()
+    assert names == [f"component {i} ({share:.0%} of the variance)" for i, share in enumerate(shares, 1)]
+    np.testing.assert_allclose(plot.project(matrix[::-1], "pca")[0], points[::-1], atol=1e-9)  # not mirrored
+
+
+def test_a_map_of_equal_pieces(tmp_path, drawn, recwarn):
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        np.save(tmp_path / "in" / f"{name}.npy", np.ones((1, 4), np.float32))
+    assert main("map", tmp_path / "in", tmp_path / "map.png") == 0
+    assert drawn[0].get_xlabel() == "component 1 (0% of the variance)"
+    assert not [warning for warning in recwarn if "divide" in str(warning.message)]
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
@@ -161,9 +171,10 @@ def test_odd_labels_are_shown_as_they_are(tmp_path):
 
 
 def test_similarity_is_the_cosine_in_the_order_of_the_labels(tmp_path, drawn):
-    folder_of(tmp_path / "in", {"reel": 5, "jig": 3})
+    folder_of(tmp_path / "in" / "a", {"reel": 5})
+    folder_of(tmp_path / "in" / "b", {"jig": 3}, seed=1)
     assert main("similarity", tmp_path / "in", tmp_path / "s.png") == 0
-    names = [f"jig_{i:03d}" for i in range(3)] + [f"reel_{i:03d}" for i in range(5)]
+    names = [f"b/jig_{i:03d}" for i in range(3)] + [f"a/reel_{i:03d}" for i in range(5)]
     vectors = np.concatenate([np.load(tmp_path / "in" / f"{name}.npy") for name in names])
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     axes = drawn[0]

@@ -44,7 +44,7 @@ def write_pieces(folder: Path, sizes: dict[str, int], signal: float, seed: int =
     return folder
 
 
-def pieces_in(folder: Path) -> list[labels.Piece]:
+def pieces_in(folder: Path) -> list[labels.Example]:
     return labels.gather([folder], True, None)[0]
 
 
@@ -180,7 +180,7 @@ def test_features_fill_the_cache_and_no_more(tmp_path, monkeypatch):
     for number in range(5):
         np.save(tmp_path / f"a_{number}.npy", np.full((1, 2, 4), number, np.float32))  # 32 bytes
     monkeypatch.setattr(linear_probe, "CACHE_BYTES", 96)
-    pieces = linear_probe.Pieces(pieces_in(tmp_path), ["a"])
+    pieces = linear_probe.FeatureDataset(pieces_in(tmp_path), ["a"])
     for _ in range(2):
         assert [pieces[index][0].mean().item() for index in range(5)] == [0, 1, 2, 3, 4]
     assert len(pieces.cache) == 3

@@ -159,7 +159,7 @@ def remembered(make, tmp_path, monkeypatch):
     cache._cache.cache_clear()
     entry = cache.Entry(np.ones((1, 6), np.float32), [""], [""], [""])
     for content, kind in ((b"a jig", ".txt"), (b"music", ".mtf")):
-        cache._cache().put(pieces.key(content, kind), entry)
+        cache._cache().put(pieces.digest(content, kind), entry)
     (tmp_path / "music").mkdir()
     (tmp_path / "music" / "a.mtf").write_bytes(b"music")
     yield tmp_path / "music"

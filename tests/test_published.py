@@ -55,7 +55,7 @@ def provide(hub, tmp_path):
     return start
 
 
-def assert_fetched(tmp_path, name=published.M3):
+def assert_downloaded(tmp_path, name=published.M3):
     assert (tmp_path / name).read_bytes() == HELD[name]
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(name)) == [name, name + ".json"]
 
@@ -69,16 +69,16 @@ def test_without_them_the_error_is_the_command(config, hub, tmp_path):
     result = run_script(CODE / "extract_m3.py", KIT / "interleaved", tmp_path / "out", config=config)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     command = f"python {CODE / 'extract_m3.py'} {KIT / 'interleaved'} {tmp_path / 'out'} --download"
-    assert f"{tmp_path / published.M3}: there are no such weights; `{command}` fetches" in result.stderr
+    assert f"{tmp_path / published.M3}: there are no such weights; `{command}` downloads" in result.stderr
     assert not hub.asked
 
 
-def test_two_processes_fetch_once_and_record_it(hub, config, tmp_path):
+def test_two_processes_download_once_and_record_it(hub, config, tmp_path):
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     command = (CODE / "extract_m3.py", KIT / "interleaved", tmp_path / "out", "--download")
     result = run(*launch, *command, config=config, **hub.environment(tmp_path / "home"))
     assert result.returncode == 0, result.stderr
-    assert_fetched(tmp_path)
+    assert_downloaded(tmp_path)
     assert hub.asked == [(M3_FILE, 0)]
     digest, revision = hashlib.sha256(HELD[published.M3]).hexdigest(), hub.commit(REPOSITORY)
     assert f"{REPOSITORY}, revision {revision}, SHA-256 {digest}" in result.stdout
@@ -90,7 +90,7 @@ def test_two_processes_fetch_once_and_record_it(hub, config, tmp_path):
     assert again.returncode == 0 and hub.asked == [(M3_FILE, 0)]
 
 
-def test_weights_trained_in_their_place_are_not_said_to_be_published(tmp_path):
+def test_weights_trained_in_their_place_are_not_reported_as_published(tmp_path):
     (tmp_path / "w.pth.json").write_text(json.dumps({"repository": "r", "revision": "1", "sha256": "a", "bytes": 1}))
     assert published.origin(tmp_path / "w.pth", "a") == {"repository": "r", "revision": "1"}
     assert published.origin(tmp_path / "w.pth", "b") == {}
@@ -99,7 +99,7 @@ def test_weights_trained_in_their_place_are_not_said_to_be_published(tmp_path):
 def test_a_cut_connection_is_taken_up_again(provide, hub, tmp_path):
     hub.cuts = [1_000_000, 500_000]
     assert provide().returncode == 0
-    assert_fetched(tmp_path)
+    assert_downloaded(tmp_path)
     assert [name for name, _ in hub.asked] == [M3_FILE] * 3
     starts = [start for _, start in hub.asked]
     assert starts[0] == 0 < starts[1] <= 1_000_000 and starts[1] <= starts[2] <= 1_500_000
@@ -118,7 +118,7 @@ def test_a_download_that_was_killed_goes_on_at_the_next_start(provide, hub, tmp_
     hub.stall = 0
     assert provide().returncode == 0
     assert hub.asked == [(M3_FILE, 0), (M3_FILE, there)]
-    assert_fetched(tmp_path)
+    assert_downloaded(tmp_path)
 
 
 def test_a_wrong_size_and_a_wrong_checksum(provide, hub, tmp_path):
@@ -130,26 +130,24 @@ def test_a_wrong_size_and_a_wrong_checksum(provide, hub, tmp_path):
         part.unlink()
     hub.claimed, hub.damage = 0, True
     result = provide()
-    assert (
-        result.returncode == 2 and "came damaged: its SHA-256 is" in result.stderr and "Traceback" not in result.stderr
-    )
+    assert result.returncode == 2 and "is damaged: its SHA-256 is" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / published.M3).exists() and not list(tmp_path.glob("*.part"))
     hub.damage = False
     assert provide().returncode == 0
-    assert_fetched(tmp_path)
+    assert_downloaded(tmp_path)
 
 
 def test_no_hub_no_such_file_and_no_network(provide, hub):
     unreachable = provide(HF_ENDPOINT="http://127.0.0.1:9")
-    assert "cannot be had from http://127.0.0.1:9" in unreachable.stderr and "HF_ENDPOINT" in unreachable.stderr
-    assert "HF_HUB_OFFLINE forbids" in provide(HF_HUB_OFFLINE="1").stderr
+    assert "cannot be downloaded from http://127.0.0.1:9" in unreachable.stderr and "HF_ENDPOINT" in unreachable.stderr
+    assert "HF_HUB_OFFLINE forbids downloading" in provide(HF_HUB_OFFLINE="1").stderr
     hub.files.clear()
     missing = provide()
-    assert "cannot be had from" in missing.stderr and "404" in missing.stderr
+    assert "cannot be downloaded from" in missing.stderr and "404" in missing.stderr
     assert all(result.returncode == 2 and "Traceback" not in result.stderr for result in (unreachable, missing))
 
 
-def test_weights_that_do_not_fit_are_told(provide, hub, config, tmp_path):
+def test_weights_of_another_model_are_an_error(provide, hub, config, tmp_path):
     hub.files[M3_FILE] = HELD[published.CLAMP2]
     assert provide().returncode == 0
     result = run_script(CODE / "extract_m3.py", KIT / "mtf", tmp_path / "out", config=config)
@@ -165,34 +163,34 @@ def test_on_a_terminal_it_asks(hub, config, tmp_path, answer, status):
     os.close(theirs)
     termios.tcsetwinsize(ours, (24, 200))
     os.write(ours, answer.encode())
-    told = b""
+    shown = b""
     try:
         while chunk := os.read(ours, 4096):
-            told += chunk
+            shown += chunk
     except OSError:  # the other side has ended
         pass
     printed = started.communicate(timeout=300)[0].decode()
     os.close(ours)
-    assert started.returncode == status, told
-    question = f"Fetch the published ones from {REPOSITORY} ({len(HELD[published.CLAMP2]) / 1e9:.1f} GB)? [y/N]"
-    assert question in told.decode()
-    assert ("3.21M/3.21M" in told.decode()) == (status == 0)  # the progress bar
+    assert started.returncode == status, shown
+    question = f"Download the published ones from {REPOSITORY} ({len(HELD[published.CLAMP2]) / 1e9:.1f} GB)? [y/N]"
+    assert question in shown.decode()
+    assert ("3.21M/3.21M" in shown.decode()) == (status == 0)  # the progress bar
     assert printed.count("rank   score  name") == (status == 0)
     assert (tmp_path / published.CLAMP2).exists() == (status == 0)
 
 
-def test_search_metrics_and_the_library_fetch_too(hub, config, tmp_path):
+def test_search_metrics_and_the_library_download_too(hub, config, tmp_path):
     folder, fetched = KIT / "interleaved", tmp_path / published.CLAMP2
-    code = "import sys; sys.path.insert(0, {!r}); from utils import load_clamp2; load_clamp2()"
+    code = "import sys; sys.path.insert(0, {!r}); from clamp2 import load_clamp2; load_clamp2()"
     (tmp_path / "ask.py").write_text(code.format(str(CODE)))
-    told = run_script(tmp_path / "ask.py", config=config).stderr
-    assert "`load_clamp2(download=True)` fetches" in told
+    error = run_script(tmp_path / "ask.py", config=config).stderr
+    assert "`load_clamp2(download=True)` downloads" in error
     code = f"""
-import semantic_search, utils
+import clamp2, semantic_search
 print(semantic_search.main(["search", "a jig", {str(folder)!r}, "--top_k", "1", "--download"]))
 for fetch in (
     lambda: print(semantic_search.main(["metrics", {str(folder)!r}, {str(folder)!r}, "--download"])),
-    lambda: print(type(utils.load_clamp2(download=True))),
+    lambda: print(type(clamp2.load_clamp2(download=True))),
 ):
     open({str(fetched)!r}).close()
     import os; os.unlink({str(fetched)!r})
@@ -201,14 +199,14 @@ for fetch in (
     result = run("-c", code, config=config, cwd=CODE, **hub.environment(tmp_path / "home"))
     assert result.stdout.count(", revision ") == 3 and "MRR" in result.stdout, result.stderr
     assert "<class 'utils.CLaMP2Model'>" in result.stdout
-    assert_fetched(tmp_path, published.CLAMP2)
+    assert_downloaded(tmp_path, published.CLAMP2)
 
 
 def test_a_part_that_is_too_long_is_begun_anew(provide, hub, tmp_path):
     etag = hashlib.sha256(HELD[published.M3]).hexdigest()
     (tmp_path / f"{published.M3}.{etag[:12]}.part").write_bytes(b"x" * (M3_SIZE + 1))
     assert provide().returncode == 0
-    assert_fetched(tmp_path)
+    assert_downloaded(tmp_path)
 
 
 def test_other_weights_are_not_offered(config, tmp_path):

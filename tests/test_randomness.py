@@ -244,8 +244,8 @@ def test_new_weights_are_the_same_on_every_rank(kind, tmp_path, monkeypatch):
         raise MadeError(model)
 
     monkeypatch.setattr(training, "Training", made)
-    (tmp_path / "pieces.jsonl").write_text('{"filepaths": ["a.abc"]}\n' * 2)
-    constants = {"TRAIN_FOLDERS": [str(KIT / "mtf")], "TRAIN_JSONL": str(tmp_path / "pieces.jsonl")}
+    (tmp_path / "pieces.jsonl").write_text('{"filepaths": ["a.abc"]}\n' * 4)
+    constants = {"TRAIN_FOLDERS": [str(KIT / "mtf")], "TRAIN_JSONL": str(tmp_path / "pieces.jsonl"), "EVAL_SPLIT": 0.5}
     constants |= KIT_SIZES | {"CLAMP2_LOAD_M3": False, "TEXT_MODEL_NAME": str(KIT / "tiny-xlmr")}
     constants |= {"M3_WEIGHTS_PATH": str(tmp_path / "m3.pth"), "CLAMP2_WEIGHTS_PATH": str(tmp_path / "clamp2.pth")}
     for name, value in constants.items():

@@ -83,7 +83,7 @@ def test_bad_files_cost_a_conversion_themselves_alone(tmp_path, script, suffix, 
     assert result.returncode == 1, result.stderr
     failed = json_lines(out / "errors.jsonl")
     suffixes = (".xml", ".musicxml", ".mxl") if suffix == ".xml" else (suffix,)
-    batch = jobs.Batch(source, out, suffixes, target, (1, 1), script in ("batch_interleaved_abc", "batch_abc2xml"))
+    batch = jobs.Jobs(source, out, suffixes, target, (1, 1), script in ("batch_interleaved_abc", "batch_abc2xml"))
     assert_accounted_for(verdicts, {job.name for job in batch if job.outputs()}, failed)
     assert f"{len(verdicts) - len(failed)} done, 0 skipped (finished before), {len(failed)} failed" in result.stdout
     assert not [name for name in tree(out) if ".tmp" in name]

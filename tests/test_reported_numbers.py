@@ -239,7 +239,14 @@ def test_the_other_ranks_report_nothing(tmp_path, clock, capsys, monkeypatch):
     assert (captured.out, captured.err, heard.runs, heard.logged, list(tmp_path.iterdir())) == ("", "", [], [], [])
 
 
-def test_the_block_at_the_start(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("epochs", "warning"),
+    [
+        (5, {}),
+        (4, {"warning": "8 steps end before a warm-up of 8: the learning rate gets to 0.21875 only; lower WARMUP_STEPS, or raise M3_NUM_EPOCH, in "}),
+    ],
+)  # fmt: skip
+def test_the_block_at_the_start(tmp_path, monkeypatch, capsys, epochs, warning):
     """The facts of the run, and each constant of config.py that concerns it; a secret is none of them."""
     monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
     monkeypatch.setattr(training, "commit", lambda: "0123456789ab")
@@ -247,8 +254,8 @@ def test_the_block_at_the_start(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(config, "NUM_WORKERS", 5)  # more than there are batches
     model = torch.nn.Sequential(linear([1.0, 1.0]), torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
     model[1].weight.requires_grad_(False)  # it is a parameter all the same; the statistics of the norm are none
-    run = a_run(tmp_path, model, OneOfTwo(), batch_size=3, learning_rate=0.25, num_epoch=0)
-    finish(run, given(), [], train=13, evaluation=5)
+    run = a_run(tmp_path, model, OneOfTwo(), batch_size=3, learning_rate=0.25, num_epoch=epochs)
+    finish(run, lambda *_: training.Step(torch.ones(()), torch.ones(())), [1.0] * epochs, train=13, evaluation=5)
     log = (tmp_path / "logs.txt").read_text()
     lines = log.partition("\n\n")[0].splitlines()
     constants = {k: v for k, v in vars(config).items() if k.isupper() and not k.startswith(("_", "CLAMP2_"))}
@@ -262,11 +269,12 @@ def test_the_block_at_the_start(tmp_path, monkeypatch, capsys):
         "parameters": str(2 + (6 + 3) + (3 + 3)),
         "pieces": "13 for training, 5 for evaluation",
         "batch": "3 x 2 = 6",
+        "steps": f"2 an epoch, {2 * epochs} in all",
         "learning rate": "0.25 after 8 warm-up steps",
         "workers": "2 per process",
         "seed": "0",
         "starts from": "new weights",
-    }
+    } | {name: text + config.source() for name, text in warning.items()}
     assert re.fullmatch(r"m3, \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", lines[0])
     assert "\n".join(lines) in capsys.readouterr().out and "a secret" not in log
 
@@ -421,7 +429,7 @@ def test_clamp2_s_evaluation_of_processes_of_different_size(tmp_path, monkeypatc
     monkeypatch.setattr(training, "DistributedDataParallel", lambda model, **_: model)
     model = Features(11)
     text, music = model.text.detach(), model.music.detach()
-    job = OneOfTwo(answer=lambda value: (text[1::2], music[1::2]))
+    job = OneOfTwo(answer=lambda value: torch.stack((text[1::2], music[1::2])))
     monkeypatch.setattr(training, "load_start", lambda *_: (None, Progress(), "new weights"))
     run = a_run(tmp_path, model, job, batch_size=2)
     with torch.no_grad():

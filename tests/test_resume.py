@@ -15,6 +15,7 @@ import run_state
 import small_runs
 import training
 from files import InputError
+from loading import Batches
 from processes import Processes
 from small_runs import AdamW, OneOfTwo, finish, given, latest, linear, records
 
@@ -113,7 +114,7 @@ def names_of(batch):
 
 def order_of(seed, epoch):
     """The names of the pieces in each batch of an epoch."""
-    batches = training.Batches(6, 2, Processes(0, 0, 1), seed, True)
+    batches = Batches(6, 2, Processes(0, 0, 1), seed, True)
     batches.epoch = epoch
     return [[str(index) for _, index in batch] for batch in batches]
 
@@ -156,7 +157,8 @@ def test_loss_of_the_epoch_in_progress(continued, tmp_path):
     assert (state["total"], state["weight"]) == (0.0, 0.0)
 
 
-def test_a_worse_epoch_does_not_replace_the_best_weights(continued, tmp_path):
+def test_a_worse_epoch_does_not_replace_the_best_weights(capsys, continued, tmp_path):
+    assert "nothing is left" not in capsys.readouterr().out
     assert torch.load(tmp_path / "weights.pth", weights_only=True) == {"model": "the best weights"}
     assert (tmp_path / "logs.txt").read_text().endswith("Best Eval Epoch : 2\nMin Eval Loss : 0.5\n")
     state = latest(tmp_path)
@@ -223,11 +225,23 @@ def test_what_is_saved_in_each_step(tmp_path, monkeypatch):
         assert state["model"][0] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_run_that_is_done_has_nothing_left_to_do(tmp_path):
+@pytest.mark.parametrize("kind", ["m3", "clamp2"])
+@pytest.mark.parametrize("has_weights", [True, False])
+def test_a_run_that_is_done_has_nothing_left_to_do(tmp_path, capsys, kind, has_weights):
+    """And that is reported, with what to change; so is it if the best weights are gone."""
     save_by_hand(tmp_path, epoch=4, step=0)
+    if has_weights:
+        torch.save({"model": "the best weights"}, tmp_path / "weights.pth")
     before = (tmp_path / "latest_weights.pth").read_bytes()
-    assert finish(a_run(tmp_path, num_epoch=3), given(), []) == 0
+    assert finish(a_run(tmp_path, num_epoch=3, name=kind), given(), []) == 0
     assert (tmp_path / "latest_weights.pth").read_bytes() == before
+    printed, name = capsys.readouterr().out, kind.upper()
+    assert (
+        f"nothing is left to do: 3 epochs are done, and {name}_NUM_EPOCH = 3. To continue, raise it; to begin anew, name"
+        f" another {name}_WEIGHTS_PATH; both in {config.source()}\n"
+    ) in printed
+    missing = "" if has_weights else " (missing; the last epoch's are in latest_weights.pth)"
+    assert printed.endswith(f"weights: {tmp_path}/weights.pth{missing}\n")
     assert (tmp_path / "logs.txt").read_text().endswith("Best Eval Epoch : 2\nMin Eval Loss : 0.5\n")
 
 

@@ -224,9 +224,7 @@ def test_damaged_headers_never_escape(tmp_path):
     assert 0 < good < 500
 
 
-@pytest.mark.parametrize("rows", [3, 1024])
-def test_packing_changes_nothing(tmp_path, monkeypatch, rows):
-    monkeypatch.setattr(features, "_PACK_ROWS", rows)
+def test_packing_changes_nothing(tmp_path):
     save(tmp_path / "in", vectors(10), [f"{row % 3}/ünï {row}.npy" for row in range(10)])
     (tmp_path / "in" / "bad.npy").write_bytes(b"")
     packed = features.pack(tmp_path / "in", tmp_path / "out")

@@ -8,10 +8,9 @@ import pytest
 import interleaving
 import music_notes
 import musicxml
-from batch_abc2xml import abc_to_musicxml
-from batch_xml2abc import musicxml_to_abc
 from helpers import SHARED
 from scores import note, score
+from xml_abc import abc_to_musicxml, musicxml_to_abc
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::music21.musicxml.xmlObjects.MusicXMLWarning"

@@ -1,5 +1,6 @@
 """Search over files of any type: against the extractor and plain numpy, with its memory, and on input that is wrong."""
 
+import functools
 import json
 import os
 import shutil
@@ -10,10 +11,10 @@ import zipfile
 import numpy as np
 import pytest
 
-import batch_abc2xml
 import batch_script
-import batch_xml2abc
 import pieces
+import workers
+import xml_abc
 from files import InputError
 from helpers import CODE, KIT, KIT_MODEL, environment, run, run_script, write_config
 from interleaving import interleave
@@ -37,7 +38,7 @@ def music(tmp_path_factory):
     shutil.copy(KIT / "mtf" / "plain.mtf", folder)
     shutil.copy(KIT / "texts" / "lines.txt", folder)
     (folder / "book.abc").write_text("\n\n".join((KIT / "abc" / f"{name}.abc").read_text() for name in TUNES))
-    score = batch_abc2xml.abc_to_musicxml((KIT / "abc" / "quartet.abc").read_text())
+    score = xml_abc.abc_to_musicxml((KIT / "abc" / "quartet.abc").read_text())
     (folder / "quartet.musicxml").write_bytes(score)
     with zipfile.ZipFile(folder / "quartet.mxl", "w") as archive:
         archive.writestr("quartet.xml", score)
@@ -55,7 +56,7 @@ def extracted(music, config, tmp_path_factory):
     names |= {"abc/standard/duo.abc": "duo.abc", "abc/standard/octet.abc": "octet.abc"}
     names |= dict.fromkeys(("plain.MIDI", "plain.kar", "plain.RMI"), "plain.mtf")
     names |= {f"book.abc#{number}": f"{name}.abc" for number, name in enumerate(TUNES, 1)}
-    abc, _ = batch_xml2abc.musicxml_to_abc((music / "quartet.musicxml").read_bytes(), "quartet")
+    abc, _ = xml_abc.musicxml_to_abc((music / "quartet.musicxml").read_bytes(), "quartet")
     (source / "from_xml.abc").write_text(interleave(abc)[0][0])
     names |= {"quartet.musicxml": "from_xml.abc", "quartet.mxl": "from_xml.abc"}
     result = run_script(CODE / "extract_clamp2.py", source, target, "--normalize", config=config)
@@ -288,15 +289,18 @@ def test_what_was_read_with_warnings_is_counted_and_named_each_time(tmp_path):
         assert (f"{query}: {LOST.format(96)}" in result.stderr.splitlines()) is (query != "a jig")
 
 
-def test_a_converter_that_crashes_or_hangs_costs_its_file_alone(tmp_path):
-    orders = {"good.abc": "echo x", "crash.abc": "signal 11", "slow.abc": "work 60", "leave.abc": "exit 3"}
-    for name, order in orders.items():
-        (tmp_path / name).write_text(order)
-    done = pieces.in_workers(batch_script.convert, [tmp_path / name for name in orders], timeout=1)
-    told = {path.name: content.decode() or error for path, content, error in done}
-    assert told.pop("good.abc") == "echo x"
-    assert "signal 11" in told["crash.abc"] and "status 3" in told["leave.abc"]
-    assert told["slow.abc"] == "took over 1 s of CPU time"
+def test_a_converter_that_crashes_or_hangs_costs_its_file_alone(tmp_path, monkeypatch):
+    contents = {"good.abc": "echo x", "crash.abc": "signal 11", "slow.abc": "work 60", "leave.abc": "exit 3"}
+    orders = [tmp_path / name for name in contents]
+    for path, order in zip(orders, contents.values(), strict=True):
+        path.write_text(order)
+    monkeypatch.setattr(pieces, "_read_file", batch_script.read)
+    monkeypatch.setattr(workers, "run", functools.partial(workers.run, timeout=1))
+    found = {path.name: (key, piece.text or piece.error) for path, key, [piece] in pieces.read_files(orders)}
+    assert found.pop("good.abc") == ("a digest", "echo x")
+    assert {key for key, _ in found.values()} == {""}
+    assert "signal 11" in found["crash.abc"][1] and "status 3" in found["leave.abc"][1]
+    assert found["slow.abc"][1] == "took over 1 s of CPU time"
 
 
 MISTAKES = {

@@ -22,13 +22,12 @@ import interleaving
 import mtf
 import music_notes
 import musicxml
-from abc_text import split_file
-from batch import Refused
-from batch_abc2xml import _convert, abc_to_musicxml
-from batch_xml2abc import musicxml_to_abc
+from abc_text import read_abc, split_file
+from files import InputError
 from helpers import KIT, SHARED
 from scores import note, score
 from second_opinion import XmlNote, abc_notes, mido_notes, mtf_notes, symusic_notes, tied, xml_notes
+from xml_abc import abc_to_musicxml, musicxml_to_abc, tune_to_musicxml
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 DATA = SHARED / "data"
@@ -69,7 +68,7 @@ def outcome_of_xml(data: bytes) -> tuple[str, list[str]]:
     """By MusicXML -> ABC -> interleaved ABC -> MusicXML: what has changed, and the warnings of all three."""
     abc, warnings = musicxml_to_abc(data, "x.xml")
     ((text, more),) = interleaving.interleave(abc)
-    back, last = _convert(text)
+    back, last = tune_to_musicxml(text)
     before, after = xml_notes(musicxml.read(data)[0]), xml_notes(back)
     for what, facts in SAME.items():
         if Counter(map(facts, before)) == Counter(map(facts, after)):
@@ -100,8 +99,8 @@ def outcome(suffix: str, data: bytes) -> tuple[str, list[str]]:
     try:
         if suffix in XML:
             return outcome_of_xml(data)
-        return outcome_of_midi(data) if suffix in MIDI else outcome_of_abc(interleaving.read_abc(data))
-    except Refused as refused:
+        return outcome_of_midi(data) if suffix in MIDI else outcome_of_abc(read_abc(data))
+    except InputError as refused:
         return "refused", [str(refused)]
 
 
@@ -113,7 +112,7 @@ def pieces(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str, 
                 tune = json.loads(line)
                 yield tune["id"], ".abc", tune["abc"].encode()
         elif path.suffix == ".abc" and "tunebooks" not in path.parts:
-            header, *tunes = split_file(interleaving.read_abc(path.read_bytes()))
+            header, *tunes = split_file(read_abc(path.read_bytes()))
             for number, tune in enumerate(tunes, 1):
                 yield f"{path.name}#{number}", path.suffix, (header + tune).encode()
         elif path.suffix != ".abc":

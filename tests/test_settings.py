@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import types
 from pathlib import Path
 
@@ -23,12 +24,15 @@ import training
 import utils
 from helpers import KIT, KIT_MODEL, KIT_SIZES, ROOT, m3_configs, run_script, write_config
 from loading import close_loader, make_loader, worker_count
-from patches import M3Patchilizer
+from patches import BOS, MASK, M3Patchilizer, corrupt_patches, remove_instrument_info, remove_unit_length
 from pieces import Piece
 from processes import Processes
+from records import choose_text
 from small_runs import AdamW, Pieces, a_run, collate, finish, given, linear, records, wandb_that_listens
 
-MUSIC = sorted((KIT / "interleaved").glob("solo_*.abc")) + [KIT / "interleaved" / f"{n}.abc" for n in ("duo", "piano")]
+MUSIC = sorted((KIT / "interleaved").glob("solo_*.abc")) + [
+    KIT / "interleaved" / f"{n}.abc" for n in ("duo", "piano", "quartet")
+]
 COVERED: set[str] = set()
 
 
@@ -135,7 +139,7 @@ def test_the_halves_of_m3_have_its_sizes(facts):
 
 # --- what a trainer makes of its constants --------------------------------------------------------------------------
 def prepare(patch, folder, kind, **constants):
-    """Sets constants for a tiny training of one kind on five short pieces."""
+    """Sets constants for a tiny training of one kind on six short pieces, two of which are held out."""
     music = folder / "music"
     if not music.exists():
         music.mkdir(parents=True)
@@ -145,6 +149,7 @@ def prepare(patch, folder, kind, **constants):
         (music / "pieces.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     constants = {
         "NUM_WORKERS": 0,
+        "EVAL_SPLIT": 0.34,
         "TRAIN_FOLDERS": [str(music)],
         "TRAIN_JSONL": str(music / "pieces.jsonl"),
         "TEXT_MODEL_NAME": str(KIT / "tiny-xlmr"),
@@ -189,7 +194,7 @@ def trained(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         heard = wandb_that_listens(patch)
         constants = {f"{name}_NUM_EPOCH": 3, f"{name}_LEARNING_RATE": 0.004, f"{name}_WANDB_LOG": True}
-        prepare(patch, folder, kind, WARMUP_STEPS=5, WANDB_KEY="a key", EVAL_SPLIT=0.01, **constants)
+        prepare(patch, folder, kind, WARMUP_STEPS=5, WANDB_KEY="a key", **constants)
         patch.setattr(training.signal, "signal", lambda *_: None)
         assert TRAINERS[kind].main(Processes(0, 0, 1)) == 0
     return types.SimpleNamespace(kind=kind, folder=folder, heard=heard, log=records(folder / f"l_{kind}.txt"))
@@ -257,7 +262,9 @@ def test_folders(start, tmp_path):
         (folder / path.name).symlink_to(path)
     folders = {"TRAIN_FOLDERS": [str(tmp_path / "a"), str(tmp_path / "b")], "EVAL_FOLDERS": [str(tmp_path / "c")]}
     _, train_loader, eval_loader = start("m3", **folders)
-    assert names(train_loader) == sorted(path.name for path in MUSIC[:4]) and names(eval_loader) == [MUSIC[4].name]
+    assert names(train_loader) == sorted(path.name for path in MUSIC[:4]) and names(eval_loader) == sorted(
+        path.name for path in MUSIC[4:]
+    )
     _, train_loader, eval_loader = start("m3", **folders | {"EVAL_FOLDERS": []})  # one of the four is held out
     assert len(train_loader.dataset) == 3 and len(eval_loader.dataset) == 1
     assert {str(train_loader.dataset.files[i]) for i in range(3)} | {str(eval_loader.dataset.files[0])} == {
@@ -275,8 +282,8 @@ def test_jsonl(start, tmp_path):
     assert [names(loader) for loader in (train_loader, eval_loader)] == [
         sorted(path.name for path in paths) for paths in lists.values()
     ]
-    _, train_loader, eval_loader = start("clamp2")  # one of the five is held out
-    assert len(train_loader.dataset) == 4 and len(eval_loader.dataset) == 1
+    _, train_loader, eval_loader = start("clamp2")  # two of the six are held out
+    assert len(train_loader.dataset) == 4 and len(eval_loader.dataset) == 2
 
 
 @shows("M3_DETERMINISTIC", "CLAMP2_DETERMINISTIC")
@@ -325,6 +332,51 @@ def test_text_dropout(start):
         _, loader, _ = start("clamp2", TEXT_DROPOUT=value)
         texts = {loader.dataset[epoch, 0]["text"].tobytes() for epoch in range(64)}
         assert len(texts) == 1 + value
+
+
+@shows("METADATA_SHARE", "LINE_SHARE")
+def test_text_probabilities(monkeypatch):
+    """In 64 draws; at the probability 1/2, the chance of either outcome is 2**-64 at most."""
+    record, rng = {"tags": ["a", "b"], "summary_en": "s"}, random.Random(0)
+    for metadata, line, expected in (
+        (0.0, 0.5, {("s",)}),
+        (1.0, 1.0, {("a", "b")}),
+        (1.0, 0.5, {("a",), ("b",), ("a", "b")}),
+    ):
+        monkeypatch.setattr(config, "METADATA_SHARE", metadata)
+        monkeypatch.setattr(config, "LINE_SHARE", line)
+        assert {tuple(sorted(choose_text(record, rng))) for _ in range(64)} == expected
+
+
+@shows("M3_MASKED_SHARE", "M3_SHUFFLED_SHARE")
+def test_corruption_probabilities(monkeypatch):
+    patches, rng = np.array([[BOS, *range(40, 103)]] * 2, np.uint8), np.random.default_rng(0)
+    for mask, shuffle, expected in (
+        (1.0, 0.0, {"mask"}),
+        (0.0, 1.0, {"shuffle"}),
+        (0.0, 0.0, {"as it was"}),
+        (0.5, 0.5, {"mask", "shuffle"}),
+    ):
+        monkeypatch.setattr(config, "M3_MASKED_SHARE", mask)
+        monkeypatch.setattr(config, "M3_SHUFFLED_SHARE", shuffle)
+        kinds = set()
+        for _ in range(64):
+            corrupted, _ = corrupt_patches(patches, rng, mask_ratio=1.0)
+            is_same = np.array_equal(corrupted, patches)
+            kinds.add("as it was" if is_same else "mask" if (corrupted == MASK).all() else "shuffle")
+        assert kinds == expected
+
+
+@shows("REMOVE_INSTRUMENTS")
+def test_remove_instruments(start):
+    for value in (0.0, 1.0):
+        _, loader, _ = start("clamp2", REMOVE_INSTRUMENTS=value, PATCH_LENGTH=512)
+        for index in range(len(loader.dataset)):
+            sample = loader.dataset[1, index]
+            text = remove_unit_length(Path(sample["name"]).read_text())
+            expected = remove_instrument_info(text) if value else text
+            assert np.array_equal(sample["music"], M3Patchilizer().encode_array(expected, add_special_patches=True))
+    assert 'nm="' in "".join(path.read_text() for path in MUSIC[:2])
 
 
 @shows("CLAMP2_MICRO_BATCH")
@@ -468,7 +520,7 @@ def passes(tmp_path):
     found = [model]
     model = Passes()
     tune = "X:1\nL:1/8\nK:C\nA|\n"  # four patches, and two special ones; the line of the unit length is kept
-    list(clamp2.embed_pieces(model, [Piece(tune, is_music=True)] * 5))
+    list(clamp2.embed_pieces(model, enumerate([Piece(tune, is_music=True)] * 5)))
     return [*found, model]
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import batch
 import batch_script
 import files
 import jobs
 import test_extraction_folder
+import workers
+from files import InputError
 from sources import Sources
 from test_extraction_folder import Job, model, weights  # noqa: F401 (fixtures)
 
@@ -84,19 +85,17 @@ class Conversion(Tool):
         return path.read_text().strip()
 
 
-def in_this_process(convert, args, todo):
-    for job in todo:
+def in_this_process(function, items, timeout, processes):
+    for item in items:
         try:
-            job.write(convert(job.source, args).outputs)
-            yield job, None, []
-        except batch.Refused as refused:
-            job.remove_outputs()
-            yield job, str(refused), []
+            yield item, function(item)
+        except InputError as error:
+            yield item, workers.Failed(str(error))
 
 
 @pytest.fixture(params=[Extraction, Conversion], ids=["extraction", "conversion"])
 def tool(request, tmp_path, capsys, monkeypatch, model, weights):  # noqa: F811
-    monkeypatch.setattr(batch, "results", in_this_process)
+    monkeypatch.setattr(workers, "run", in_this_process)
     tool = request.param(tmp_path, capsys)
     tool.weights = weights
     return tool
@@ -204,7 +203,7 @@ def test_a_name_that_is_the_only_one_for_a_newcomer_is_given_up(tool):
 
 
 def test_numbered_outputs_make_way_and_leave_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(batch, "results", in_this_process)
+    monkeypatch.setattr(workers, "run", in_this_process)
     tool = Conversion(tmp_path, capsys)
     tool.write("a.txt", "several 1 2")
     assert tool.run() == (1, 0, "") and set(tool.outputs()) == {"a.1", "a.2"}
@@ -445,7 +444,7 @@ def test_shards_that_cut_the_list_otherwise_know_each_other(tmp_path):
     source.mkdir()
 
     def shard(part, of):
-        made = jobs.Batch(source, out, (".txt",), ".out", (part, of), False)
+        made = jobs.Jobs(source, out, (".txt",), ".out", (part, of), False)
         out.mkdir(exist_ok=True)
         made.begin()
         done = []

@@ -168,12 +168,13 @@ def test_a_pass_of_extraction(pooled, what):
     device = processes.Processes().device
     model = tiny_model("clamp2").eval().to(device)
     items = [np.full((5 + i, 64), 70, np.uint8) if what == "music" else np.arange(4, 14 + i) for i in range(3)]
-    segments = [(embedding._Item(len(item), 512), item) for item in items]
-    embedding._Pass(model, segments, pooled, torch.float32).finish()
+    segments = [(embedding._Item(key, len(item), 512), item) for key, item in enumerate(items)]
+    list(embedding._Pass(model, segments, pooled, torch.float32).finish())
+    segments = [(embedding._Item(key, len(item), 512), item) for key, item in enumerate(items)]
     with no_wait(device):
         second = embedding._Pass(model, segments, pooled, torch.float32)
-    second.finish()
-    assert all(np.isfinite(item.features[1]).all() for item, _ in segments)
+    features = dict(second.finish())
+    assert list(features) == [0, 1, 2] and all(np.isfinite(feature).all() for feature in features.values())
 
 
 def test_what_would_wait_is_counted():

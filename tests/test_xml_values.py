@@ -2,10 +2,9 @@
 
 import pytest
 
-from batch import Refused
-from batch_abc2xml import abc_to_musicxml
-from batch_xml2abc import musicxml_to_abc
+from files import InputError
 from scores import note, score
+from xml_abc import abc_to_musicxml, musicxml_to_abc
 
 NOTES = note("C4") + note("E4") + note("G4", 4)
 
@@ -211,10 +210,10 @@ def test_a_note_that_goes_back_in_time_is_read():
 
 def test_without_divisions_the_score_is_refused():
     for text in ("", "<divisions/>"):
-        with pytest.raises(Refused, match="part P1 has no <divisions>: the length of its notes is unknown"):
+        with pytest.raises(InputError, match="part P1 has no <divisions>: the length of its notes is unknown"):
             converted(divisions=("<divisions>2</divisions>", text))
     for text in ("0", "-1", "two", "nan"):
-        with pytest.raises(Refused, match=r"part P1, measure 1: divisions '.*' is no length"):
+        with pytest.raises(InputError, match=r"part P1, measure 1: divisions '.*' is no length"):
             converted(divisions=("<divisions>2<", f"<divisions>{text}<"))
 
 
@@ -418,7 +417,7 @@ def test_a_note_without_a_duration_and_without_a_type():
     odd = note("C4").replace("<duration>2</duration>", "")
     text, warnings = converted(odd + note("E4"))
     assert " C E2 |" in text and warnings == ["1 × note of duration '' written as an eighth note"]
-    with pytest.raises(Refused, match="duration 'x' is no length"):
+    with pytest.raises(InputError, match="duration 'x' is no length"):
         converted(odd.replace("<stem>", "<duration>x</duration><stem>"))
     grace = note("D4").replace("<note>", "<note><grace/>").replace("<duration>2</duration>", "")
     chord = note("G4").replace("<note>", "<note><chord/>").replace("<duration>2</duration>", "")

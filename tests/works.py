@@ -24,6 +24,7 @@ import embedding
 import train_clamp2
 import train_m3
 import utils
+from packing import compile_layers
 from patches import corrupt_patches
 from processes import Processes, autocast
 
@@ -37,6 +38,8 @@ class Ours:
 
     def __init__(self, name: str, model: nn.Module, device: torch.device, dtype: torch.dtype):
         self.model = model
+        if name == "clamp2_step" and device.type == "cuda" and dtype == torch.bfloat16:
+            compile_layers(model)
         self.trainer, self.collate, module = train_m3, train_m3.collate, train_m3.Restoration(model)
         if name == "clamp2_step":
             self.trainer, self.collate, module = train_clamp2, train_clamp2.PairBatch, train_clamp2.PairFeatures(model)
@@ -54,7 +57,8 @@ class Ours:
         return step.total / step.weight
 
     def features(self, items: list[np.ndarray], pooled: bool, batch_tokens: int) -> list[np.ndarray]:
-        return list(embedding.embed(self.model, items, pooled, batch_tokens, self.state.dtype))
+        embedded = embedding.embed(self.model, enumerate(items), pooled, batch_tokens, self.state.dtype)
+        return [feature for _, feature in embedded]
 
 
 # --- the straightforward form -----------------------------------------------------------------------------------------
