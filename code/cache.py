@@ -1,4 +1,4 @@
-"""Features of files, remembered by what is in them and by what they were made with. Imports torch only when needed.
+"""A cache of features, by the content of files and by what features are made with. Imports torch only when needed.
 
 FEATURE_CACHE holds a folder for each model, named after all that features depend on: the content of the weights, the
 text model, the sizes and FEATURE_VERSION. In it is one file for each content that was read, named after its SHA-256: a
@@ -33,7 +33,7 @@ from pieces import Piece
 if TYPE_CHECKING:
     from utils import CLaMP2Model
 
-FEATURE_VERSION = 1  # raise it when reading or embedding changes: what was remembered before is then made again
+FEATURE_VERSION = 1  # raise it when reading or embedding changes, so that all entries are made again
 _SIZES = ("PATCH_SIZE", "PATCH_LENGTH", "PATCH_NUM_LAYERS", "M3_HIDDEN_SIZE", "CLAMP2_HIDDEN_SIZE", "MAX_TEXT_LENGTH")
 _PACKAGES = ("abctoolkit", "unidecode")  # part of the conversions
 Source = Path | str  # a file or a sentence
@@ -56,7 +56,7 @@ class Entry:
 
 
 class FeatureCache:
-    """The remembered features of one model. Raises InputError if its weights are not there."""
+    """The cached features of one model. Raises InputError if its weights are not there."""
 
     def __init__(self) -> None:
         self.root = config.resolve(config.FEATURE_CACHE)
@@ -82,7 +82,7 @@ class FeatureCache:
         self._write(self.folder / digest, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
 
     def _write(self, path: Path, content: bytes) -> None:
-        """Writes a file of the cache. Where that fails, search is slower, which is reported once."""
+        """Write a file of the cache. If that fails, search is slower, which is reported once."""
         if not self.writable:
             return
         try:
@@ -93,7 +93,7 @@ class FeatureCache:
             print(files.printable(f"features are not remembered: {path}: {error.strerror or error}"), file=sys.stderr)
 
     def _model_digest(self) -> str:
-        """Returns a digest of all that a feature depends on, but for the file that it is of."""
+        """Returns a digest of all that a feature depends on, except the file."""
         facts = [
             FEATURE_VERSION,
             self.sha256,
@@ -109,17 +109,17 @@ class FeatureCache:
         """Returns facts of the weights file that change with its content. Raises InputError if it is not there."""
         published.provide(self.weights)
         status = self.weights.stat()
-        times = [status.st_mtime_ns, status.st_ctime_ns]
-        return [str(self.weights.resolve()), status.st_size, *times, status.st_ino]
+        facts = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        return [str(self.weights.resolve()), *facts]
 
     def _weights_digest(self) -> str:
-        """Returns the SHA-256 of the weights. It takes seconds, so it is remembered as long as the file is the same."""
+        """Returns the SHA-256 of the weights, which takes seconds and is cached as long as the file is the same."""
         remembered = self.root / "weights" / hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()[:32]
         with contextlib.suppress(OSError, UnicodeDecodeError):
             digest = remembered.read_text(encoding="ascii")
             if len(digest) == 64:
                 return digest
-        digest = _digest(self.weights)
+        digest = files.sha256(self.weights)
         self._write(remembered, digest.encode())
         return digest
 
@@ -144,21 +144,16 @@ def made_with() -> dict:
     return provenance.facts(_cache().weights, _cache().sha256, True, config.KEEP_UNIT_LENGTH)
 
 
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _text_model_digest(name: str) -> list:
     """Returns the digests of a text model's tokenizer and sizes (its weights are CLaMP 2's), or its name on the hub."""
     if not os.path.isdir(name):
         return [name]
     inputs = [path for path in Path(name).iterdir() if path.suffix in (".json", ".txt", ".model")]
-    return [[path.name, _digest(path)] for path in sorted(inputs)]
+    return [[path.name, files.sha256(path)] for path in sorted(inputs)]
 
 
 def features_of(sources: Iterable[Source]) -> Iterator[tuple[Source, Entry]]:
-    """Yields (source, its entry), in any order. What is not remembered is read and embedded."""
+    """Yields (source, its entry), in any order. On a cache miss, the source is read and embedded."""
     cache = _cache()
     missing: list[Source] = []
     for source in sources:
@@ -184,7 +179,7 @@ def _content(source: Source) -> tuple[bytes, str]:
 
 
 def _make(sources: list[Source], cache: FeatureCache) -> Iterator[tuple[Source, Entry]]:
-    """Reads the sources, which goes on beside the model, embeds their pieces and remembers the features."""
+    """Read the sources while the model runs, embed their pieces and cache the features."""
     unusable: list[tuple[Source, Entry]] = []
 
     def read() -> Iterator[tuple[tuple, Piece]]:
@@ -201,7 +196,7 @@ def _make(sources: list[Source], cache: FeatureCache) -> Iterator[tuple[Source, 
     to_embed = read()
     first = next(to_embed, None)
     if first is not None:
-        gc.disable()  # while thousands of modules are imported: of 6.4 s for a small folder, collecting took 2
+        gc.disable()  # while thousands of modules are imported: collecting took 2 of 6.4 s for a small folder
         import clamp2  # and torch and transformers
 
         gc.freeze()

@@ -1,4 +1,4 @@
-"""Loads and saves checkpoints in the published form: a dictionary of `model`, `optimizer`, `lr_sched`, `epoch`,
+"""Load and save checkpoints in the published form: a dictionary of `model`, `optimizer`, `lr_sched`, `epoch`,
 `best_epoch` and `min_eval_loss`."""
 
 import pickle
@@ -25,11 +25,11 @@ _POSITION_IDS = "embeddings.position_ids"  # a buffer that older versions of tra
 
 
 def load_checkpoint(path: Path) -> dict:
-    """Reads a checkpoint to the CPU: a .pth file in the published form, or weights alone, .pth or .safetensors.
+    """Read a checkpoint to the CPU: a .pth file in the published form, or weights alone, .pth or .safetensors.
 
     `model` has the names of this project's models, without wrappers' prefixes; CLaMP 3's text and symbolic towers are
-    CLaMP 2's (`is_clamp3`; `has_audio` if it has an audio tower, which is left out). Reads tensors and plain values
-    only, so that a file cannot run code. Tensors are mapped into memory: read when they are used, never written back;
+    CLaMP 2's (`is_clamp3`; `has_audio` if it has an audio tower, which is left out). Only tensors and plain values are
+    read, so that a file cannot run code. Tensors are mapped into memory: read when they are used, never written back;
     the file may be replaced or deleted meanwhile. Raises InputError.
     """
     try:
@@ -49,9 +49,8 @@ def load_checkpoint(path: Path) -> dict:
         raise InputError(f"{path}: not a checkpoint that can be loaded safely ({reason})") from None
     if isinstance(checkpoint, dict) and checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
         checkpoint = {"model": checkpoint}
-    if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("model"), dict)):
+    if not (isinstance(checkpoint, dict) and isinstance(weights := checkpoint.get("model"), dict)):
         raise InputError(f"{path}: not a checkpoint; it has no entry `model`")
-    weights = checkpoint["model"]
     for name, value in weights.items():
         if not (isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided):
             raise InputError(f"{path}: its entry {name!r} is not a tensor (or not a dense one)")
@@ -67,7 +66,7 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def load(model: M, path: Path, prefix: str = "", check_values: bool = True) -> M:
-    """Loads the part of a checkpoint whose names begin with `prefix` into a model, strictly. Returns the model."""
+    """Load the part of a checkpoint whose names begin with `prefix` into a model, strictly. Returns the model."""
     checkpoint = load_checkpoint(path)
     load_weights(model, checkpoint["model"], path, prefix, check_values)
     if checkpoint["is_clamp3"]:
@@ -80,7 +79,7 @@ def load(model: M, path: Path, prefix: str = "", check_values: bool = True) -> M
 def load_weights(
     model: nn.Module, weights: dict[str, Tensor], path: Path, prefix: str = "", check_values: bool = True
 ) -> None:
-    """Loads the entries of a state dict whose names begin with `prefix`, strictly, and in the model's types.
+    """Load the entries of a state dict whose names begin with `prefix`, strictly, and in the model's types.
 
     A parameter without memory (`utils.empty`) takes the entry itself, others copy it. A BERT's pooler, which is not
     used, and an entry tied to another one may be missing. Raises InputError that names what does not fit or, with
@@ -120,7 +119,7 @@ def load_weights(
 
 
 def require_finite(weights: dict[str, Tensor], path: Path | str, prefix: str = "") -> None:
-    """Raises InputError for an entry with a NaN or an infinity."""
+    """Raise InputError for an entry with a NaN or an infinity."""
     for name, value in weights.items():
         if value.numel() and not torch.stack(value.aminmax()).float().isfinite().all():  # a NaN is both
             raise InputError(f"{path}: {prefix}{name} has a NaN or an infinity in it; these weights are of no use")
@@ -128,7 +127,7 @@ def require_finite(weights: dict[str, Tensor], path: Path | str, prefix: str = "
 
 @torch.no_grad()
 def _fill(own: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
-    """Puts the entries of a state dict into a model's parameters and buffers, which stay the same objects."""
+    """Copy a state dict into a model's parameters and buffers, which stay the same objects."""
     empty = {id(target) for target in own.values() if target.is_meta}
     taken = set()
     for name, target in own.items():
@@ -152,7 +151,7 @@ def _first(names: list[str]) -> str:
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Writes a checkpoint whole, or leaves the previous one as it is. Raises InputError, OSError."""
+    """Write a checkpoint whole, or leave the previous one as it is. Raises InputError, OSError."""
     try:
         with atomic_write(path) as file:
             torch.save(checkpoint, file)

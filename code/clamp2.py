@@ -14,6 +14,7 @@ H is CLAMP2_HIDDEN_SIZE. The features are those of `extract_clamp2.py --normaliz
 
 import functools
 import os
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -41,9 +42,9 @@ _unchecked: WeakKeyDictionary[CLaMP2Model, dict[str, Path]] = WeakKeyDictionary(
 
 
 def load_clamp2(weights: str | Path | None = None, download: bool = False) -> CLaMP2Model:
-    """Loads the model, of the sizes and the text model of config.py, to the GPU if there is one.
+    """Load the model, with the sizes and the text model of config.py, on the GPU if there is one.
 
-    Weights are read at their first use, so that those for music never are where only texts are embedded.
+    Weights are read at their first use: those for music never, if only texts are embedded.
 
     Args:
         weights: a checkpoint; CLAMP2_WEIGHTS_PATH of config.py by default.
@@ -59,7 +60,7 @@ def load_clamp2(weights: str | Path | None = None, download: bool = False) -> CL
 
 
 def embed_texts(model: CLaMP2Model, texts: Sequence[str]) -> np.ndarray:
-    """Embeds texts of any length, in any language: float32 [N, H]. Raises InputError for an empty one."""
+    """Embed texts of any length, in any language: float32 [N, H]. Raises InputError for an empty one."""
     texts = _listed("text", texts, str)
     for number, text in enumerate(texts, start=1):
         if not text.strip():
@@ -68,65 +69,61 @@ def embed_texts(model: CLaMP2Model, texts: Sequence[str]) -> np.ndarray:
 
 
 def embed_music(model: CLaMP2Model, music: Sequence[str | Path]) -> np.ndarray:
-    """Embeds files of ABC (standard or interleaved), MTF, MIDI or MusicXML, one piece each: float32 [N, H].
+    """Embed files of ABC (standard or interleaved), MTF, MIDI or MusicXML, one piece each: float32 [N, H].
 
     `book.abc#2` is the second tune of a file. A string of several lines is ABC or MTF itself. Prints warnings about
-    repairs. Raises InputError for what cannot be used.
+    repairs. Raises InputError for a piece that cannot be used.
     """
     music = _listed("music", music, (str, Path))
-    written = {number: _parse(text, number) for number, text in enumerate(music, 1) if "\n" in str(text)}
-    sources = [pieces.locate(path) for path in music if "\n" not in str(path)]
-    for path, _ in sources:
+    located = {number: pieces.locate(path) for number, path in enumerate(music) if "\n" not in str(path)}
+    for path, _ in located.values():
         if pieces.kind(path) not in pieces.MUSIC:
             known = " ".join(suffix for suffix in INPUT_SUFFIXES if suffix != ".txt")
             raise InputError(f"{path}: not a music file; {known} are")
         if not os.path.isfile(path):
             raise InputError(f"{path}: no such file")
-    files = list(dict.fromkeys(path for path, _ in sources))
+    files = list(dict.fromkeys(path for path, _ in located.values()))
     read = tqdm(pieces.read_files(files), "reading", len(files), unit="file", delay=2)
     found = {path: held for path, _, held in read}
-    chosen = []
-    for path, number in sources:
-        piece = found[path][pieces.row(path, number, len(found[path]))]
+    chosen, warned = [], []
+    for number, item in enumerate(music):
+        name: object = f"music text {number + 1}"
+        if number in located:
+            name, tune = located[number]
+            piece = found[name][pieces.row(name, tune, len(found[name]))]
+        else:
+            piece = _parse(str(item))
         if not piece.ok:
-            raise InputError(f"{path}: {piece.error}")
+            raise InputError(f"{name}: {piece.error}")
+        if piece.warning:
+            warned.append(f"{name}: {piece.warning}")
         chosen.append(piece)
-    warned = [f"{path}: {piece.warning}" for (path, _), piece in zip(sources, chosen, strict=True) if piece.warning]
     name_all("pieces of music read with warnings", warned, 3)
-    for number in sorted(written):
-        chosen.insert(number - 1, written[number])
     return _stack(model, chosen)
 
 
 def _listed(what: str, items: Iterable[T], kind: type | tuple[type, ...]) -> list[T]:
     """Returns the items as a list. Raises InputError for a string or path in its place, and for an item's type."""
     if isinstance(items, str | Path):
-        raise InputError(f"{what}: a list is needed, and this is one {type(items).__name__}; write [{_short(items)}]")
+        raise InputError(
+            f"{what}: a list is needed, and this is one {type(items).__name__}; write [{reprlib.repr(items)}]"
+        )
     items = list(items)
     for number, item in enumerate(items, start=1):
         if not isinstance(item, kind):
-            raise InputError(f"{what} {number} of {len(items)} is of type {type(item).__name__}: {_short(item)}")
+            raise InputError(f"{what} {number} of {len(items)} is of type {type(item).__name__}: {reprlib.repr(item)}")
     return items
 
 
-def _short(item: object) -> str:
-    text = repr(item)
-    return text if len(text) <= 60 else text[:59] + "…"
-
-
-def _parse(text: str | Path, number: int) -> Piece:
-    """Reads a text of one piece. Raises InputError."""
-    kind = ".mtf" if str(text).startswith("ticks_per_beat") else ".abc"
-    found = pieces.read(str(text).encode("utf-8", "surrogateescape"), kind)
-    if len(found) > 1 or not found[0].ok:
-        raise InputError(
-            f"music text {number}: " + (found[0].error or f"holds {len(found)} tunes; pass them one by one")
-        )
-    return found[0]
+def _parse(text: str) -> Piece:
+    """Reads a text of one piece; of none or several, the piece has an `error`."""
+    kind = ".mtf" if text.startswith("ticks_per_beat") else ".abc"
+    found = pieces.read(text.encode("utf-8", "surrogateescape"), kind)
+    return found[0] if len(found) == 1 else Piece("", error=f"holds {len(found)} tunes; pass them one by one")
 
 
 def embed_pieces(model: CLaMP2Model, found: Iterable[tuple[Key, Piece]]) -> Iterator[tuple[Key, np.ndarray]]:
-    """Embeds pieces, each with a key: (key, float32 [H]), in their order.
+    """Embed pieces, each with a key: (key, float32 [H]), in their order.
 
     Raises InputError if the weights of a tower are not finite.
     """
@@ -141,7 +138,7 @@ def embed_pieces(model: CLaMP2Model, found: Iterable[tuple[Key, Piece]]) -> Iter
 
 
 def _check_weights(model: CLaMP2Model, tower: str) -> None:
-    """Raises InputError at the first use of a tower, "text_" or "music_", whose weights are not finite."""
+    """Raise InputError at the first use of a tower, "text_" or "music_", if its weights are not finite."""
     towers = _unchecked.get(model, {})
     if tower in towers:
         weights = {name: value for name, value in model.state_dict().items() if name.startswith(tower)}
@@ -150,7 +147,7 @@ def _check_weights(model: CLaMP2Model, tower: str) -> None:
 
 
 def encode(piece: Piece, keep_unit_length: bool) -> np.ndarray:
-    """Encodes a piece as patches, uint8 [T, P], or token ids, int64 [T]."""
+    """Encode a piece as patches, uint8 [T, P], or token ids, int64 [T]."""
     if piece.is_music:
         return extraction.encode_music(piece.text, keep_unit_length)
     return tokenize(join_lines(text_lines(piece.text), _tokenizer()), _tokenizer())

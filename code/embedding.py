@@ -1,6 +1,6 @@
-"""Features of music and text of any length, computed in packed batches of segments; extraction and search build on it.
+"""Features of music and text of any length, computed in packed batches of segments, for extraction and search.
 
-Search remembers features: if other ones are made here, raise FEATURE_VERSION in cache.py.
+Search caches features: raise FEATURE_VERSION in cache.py when a change here makes other ones.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ Key = TypeVar("Key")
 
 
 def segment_starts(length: int, limit: int) -> list[int]:
-    """Returns where the segments of a piece begin: every `limit` patches; the last one is the last `limit` patches."""
+    """Returns the starts of a piece's segments: every `limit` patches; the last segment is the last `limit` patches."""
     return [0] if length <= limit else [*range(0, length - limit, limit), length - limit]
 
 
@@ -30,21 +30,21 @@ def embed(
     batch_tokens: int = config.EXTRACT_BATCH_TOKENS,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[Key, np.ndarray]]:
-    """Embeds pieces and texts of any length, in their order (paper, section 4: long inputs are cut into segments).
+    """Embed pieces and texts of any length, in their order (paper, section 4: long inputs are cut into segments).
 
     Args:
         model: a CLaMP2Model, or an M3PatchEncoder (not pooled).
         items: (any key, which comes back with the feature; patches, uint8 [T, P], or token ids, int64 [T]).
-        pooled: one vector for an item, float32 [CLAMP2_HIDDEN_SIZE]: its segments' means, projected, and weighted by
-            how many patches each adds. Else float32 [T, H]; where the last two segments overlap, the earlier one's
-            features.
+        pooled: one vector for an item, float32 [CLAMP2_HIDDEN_SIZE]: the mean of its segments' projected means,
+            weighted by the patches that each adds. Else float32 [T, H]; where the last two segments overlap, the
+            earlier one's features.
         batch_tokens: patches or tokens in a forward pass, about; -1: as many as keep the model's device busy.
     """
     if batch_tokens < 0:
         batch_tokens = BATCH_TOKENS_GPU if next(model.parameters()).is_cuda else BATCH_TOKENS_CPU
     running: list[_Pass] = []
     for segments in _passes(items, batch_tokens):
-        running.append(_Pass(model, segments, pooled, dtype))  # a GPU computes it while the next one is put together
+        running.append(_Pass(model, segments, pooled, dtype))  # a GPU computes it while the next one is collected
         if len(running) > 1:
             yield from running.pop(0).finish()
     for last in running:
@@ -52,7 +52,7 @@ def embed(
 
 
 def _passes(items: Iterable[tuple[Key, np.ndarray]], batch_tokens: int) -> Iterator[list[tuple["_Item", np.ndarray]]]:
-    """Groups the segments of items, in their order, into forward passes of one kind."""
+    """Group the segments of items, in their order, into forward passes of one kind."""
     segments: list[tuple[_Item, np.ndarray]] = []
     size = 0
     for key, array in items:
@@ -98,7 +98,7 @@ class _Pass:
         self.features = OnItsWay(features.float())
 
     def finish(self) -> Iterator[tuple]:
-        """Waits for the pass; yields (key, feature) of each item whose last segment was in it."""
+        """Wait for the pass; yield (key, feature) of each item whose last segment was in it."""
         array = self.features.read().numpy()
         parts = array if self.pooled else np.split(array, np.cumsum(self.lengths)[:-1])
         for item, part in zip(self.items, parts, strict=True):

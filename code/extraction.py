@@ -1,4 +1,4 @@
-"""The common part of both extractors: sharing out files, reading ahead, writing whole or not at all, resuming.
+"""The common part of both extractors: share out files, read ahead, embed, write whole or not at all, resume.
 
 A feature file is float32, [1, T, H], or [1, CLAMP2_HIDDEN_SIZE] with --normalize. OUT mirrors the folders of IN and
 holds features only, since programs load every name in it. Beside it stand OUT.extraction.json (what the features were
@@ -6,7 +6,6 @@ made with), OUT.sources.jsonl (what each was made from, see `sources`) and OUT.e
 """
 
 import errno
-import hashlib
 import json
 import sys
 from collections import deque
@@ -29,7 +28,7 @@ import processes
 import provenance
 import published
 from embedding import embed
-from files import InputError, atomic_write, list_files, printable, remove_leftovers
+from files import SHOWN, InputError, atomic_write, list_files, printable, remove_leftovers, sha256
 from loading import Paths, close_loader, ignore_interrupts, worker_count
 from patches import M3Patchilizer, read_music, remove_unit_length
 from processes import Processes, precision
@@ -37,8 +36,7 @@ from provenance import beside, show
 from sources import Sources
 
 READ_TOGETHER = 16  # files that a worker hands over at a time
-WRITERS = 4  # threads; what they wait for is the disk
-SHOWN_FAILURES = 20  # on the terminal; OUT.errors.jsonl has all
+WRITERS = 4  # threads, which wait for the disk
 CONVERSIONS = (  # music that an extraction does not read, and the scripts that convert it
     ("MIDI", (".mid", ".midi", ".kar", ".rmi"), ["batch_midi2mtf"]),
     ("MusicXML", (".xml", ".musicxml", ".mxl"), ["batch_xml2abc", "batch_interleaved_abc"]),
@@ -46,7 +44,7 @@ CONVERSIONS = (  # music that an extraction does not read, and the scripts that 
 
 
 def read_patches(keep_unit_length: bool, path: Path) -> np.ndarray:
-    """Reads a music file as patches with the special ones, uint8 [T, P]. Raises InputError for one without music.
+    """Read a music file as patches with the special ones, uint8 [T, P]. Raises InputError for one without music.
 
     keep_unit_length: with its header line `L:1/8`, if the model wants it so (`model.keep_unit_length`).
     """
@@ -54,23 +52,19 @@ def read_patches(keep_unit_length: bool, path: Path) -> np.ndarray:
 
 
 def encode_music(text: str, keep_unit_length: bool) -> np.ndarray:
-    """Encodes music text as patches with the special ones, uint8 [T, P]."""
+    """Encode music text as patches with the special ones, uint8 [T, P]."""
     text = text if keep_unit_length else remove_unit_length(text)
     return M3Patchilizer().encode_array(text, add_special_patches=True)
 
 
 def run(main: Callable[[Processes], int]) -> int:
-    """Runs an extractor's main function in processes that accelerate joins; see `processes.run`."""
-
-    def join(device: torch.device) -> None:
-        # without this, accelerate takes processes without a GPU for single ones
-        PartialState(cpu=device.type == "cpu")
-
-    return processes.run(main, join)
+    """Run an extractor's main function in processes that accelerate joins; see `processes.run`."""
+    # without `cpu`, accelerate takes processes without a GPU for single ones
+    return processes.run(main, lambda device: PartialState(cpu=device.type == "cpu"))
 
 
 def to_convert(others: list[Path]) -> str:
-    """Names the commands that convert files which an extraction cannot read, for a message."""
+    """Returns, for a message, the commands that convert files which an extraction cannot read."""
     hints = []
     for kind, suffixes, scripts in CONVERSIONS:
         if count := sum(path.suffix.lower() in suffixes for path in others):
@@ -98,11 +92,11 @@ def extract(
     keep_unit_length: bool,
     remove_orphans: bool = False,
 ) -> int:
-    """Writes the features of all files of `source` below `target`. Every process takes its share of the files.
+    """Write the features of all files of `source` below `target`. Every process takes its share of the files.
 
     Args:
-        read: (keep_unit_length, file) -> what the model reads: patches, with the line `L:1/8` or without, or token
-            ids. Raises InputError for a bad file; then it has no feature.
+        read: (the model's `keep_unit_length`, file) -> patches or token ids. Raises InputError for a bad file, which
+            has no feature then.
         keep_unit_length: whether CLaMP 2 reads `L:1/8`, for the sidecar; a model of CLaMP 3 does not.
     Returns:
         the exit status: 0, or 1 if a file failed.
@@ -110,24 +104,27 @@ def extract(
     files, others = job.together(lambda: list_files(source, suffixes))
     if not files:
         raise InputError(f"{source}: there is no {' or '.join(suffixes)} file in it{to_convert(others)}")
-    job.together(lambda: prepare_target(target, weights_path, pooled, keep_unit_length) if job.rank == 0 else None)
     base = source.parent if source.is_file() else source
 
     def open_record(part: tuple[int, int] = (1, 1)) -> tuple[Sources, dict[Path, Path]]:
-        """Opens the record of what features are made from; names the features of all files."""
+        """Opens the record of what features are made from, and names the features of all files."""
         record = Sources(beside(target, ".sources.jsonl"), source, target, part)
         return record, record.names(files, ".npy")
 
-    job.together(lambda: open_record()[0].tidy() if job.rank == 0 else None)
+    def prepare() -> None:
+        prepare_target(target, weights_path, pooled, keep_unit_length)
+        open_record()[0].tidy()
+
+    job.together(prepare if job.rank == 0 else lambda: None)
     record, names = job.together(lambda: open_record((job.rank + 1, job.world_size)))  # every process writes its part
     share = files[job.rank :: job.world_size]
     todo = job.together(lambda: find_todo(record, base, target, share, names))
-    failures: list[dict] = []
+    failures: dict[str, str] = {}  # file: reason
 
     def settle(file: Path, problem: str) -> None:
         """Counts a file as done, or as failed if there is a problem."""
         if problem:
-            failures.append({"file": file.as_posix(), "error": problem})
+            failures[file.as_posix()] = problem
             record.drop(file.as_posix(), [target / names[file]])
         job.show_progress()
         bar.update()
@@ -139,8 +136,8 @@ def extract(
             else:
                 yield file, content
 
-    def save(file: Path, feature: np.ndarray) -> str:
-        """Writes a feature. Returns what is wrong with its name; raises OSError for what concerns all files."""
+    def save(file: Path, feature: np.ndarray) -> tuple[Path, str]:
+        """Writes a feature. Returns (file, what is wrong with its name); raises OSError for what concerns all files."""
         path = target / names[file]
         try:
             with atomic_write(path) as output:
@@ -148,51 +145,50 @@ def extract(
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
-            return f"{base / file}: the name of its feature file, {path.name}, is too long"
+            return file, f"{base / file}: the name of its feature file, {path.name}, is too long"
         record.add(file.as_posix(), base / file, [path])
-        return ""
+        return file, ""
 
     model = job.together(lambda: load_model() if todo else None)
     dtype = precision(job.device, config.EXTRACT_PRECISION)
     device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
     kind = str(dtype).removeprefix("torch.")
     job.say(printable(f"{len(files)} files, {job.world_size} x {device}, {kind}, {weights_path}"))
-    with (
-        tqdm(total=len(todo), desc="extraction", unit="file", disable=job.rank != 0) as bar,
-        closing(read_ahead(base, todo, partial(read, model is not None and bool(model.keep_unit_length)))) as reader,
-        ThreadPoolExecutor(WRITERS) as writers,
-    ):
-        writing: deque[tuple[Path, Future[str]]] = deque()
-        if model is not None:
+    if model is not None:
+        with (
+            tqdm(total=len(todo), desc="extraction", unit="file", disable=job.rank != 0) as bar,
+            closing(read_ahead(base, todo, partial(read, bool(model.keep_unit_length)))) as reader,
+            ThreadPoolExecutor(WRITERS) as writers,
+        ):
+            writing: deque[Future[tuple[Path, str]]] = deque()
             for file, feature in embed(model, contents(), pooled, config.EXTRACT_BATCH_TOKENS, dtype):
-                writing.append((file, writers.submit(save, file, feature)))
-                while len(writing) > 4 * WRITERS or (writing and writing[0][1].done()):
-                    written, problem = writing.popleft()
-                    settle(written, problem.result())
-        for file, problem in writing:
-            settle(file, problem.result())
+                writing.append(writers.submit(save, file, feature))
+                while len(writing) > 4 * WRITERS or (writing and writing[0].done()):
+                    settle(*writing.popleft().result())
+            for written in writing:
+                settle(*written.result())
     job.wait_for_all()
     done, skipped = job.gather(len(todo) - len(failures)), job.gather(len(share) - len(todo))
-    failures = sorted(chain.from_iterable(job.gather(failures)), key=lambda failure: failure["file"])
+    all_failures = sorted(chain.from_iterable(part.items() for part in job.gather(failures)))
     if job.rank == 0:
-        report(target, failures)
+        report(target, all_failures)
         orphans = open_record()[0].finish(remove_orphans)  # with what the others have added
-        counts = f"{sum(done)} done, {sum(skipped)} skipped (they were there), {len(failures)} failed{orphans}"
+        counts = f"{sum(done)} done, {sum(skipped)} skipped (they were there), {len(all_failures)} failed{orphans}"
         print(counts + (f"; {len(others)} files of other types were left alone{to_convert(others)}" if others else ""))
-    return 1 if failures else 0
+    return 1 if all_failures else 0
 
 
 def read_ahead(
     base: Path, files: list[Path], read: Callable[[Path], np.ndarray]
 ) -> Generator[np.ndarray | str, None, None]:
-    """Yields the contents of files in their order; of a bad one, why. Worker processes read where there are many."""
+    """Yields the contents of files in their order; for a bad one, why. Worker processes read where there are many."""
     workers = min(worker_count(), len(files) // (2 * READ_TOGETHER))
     loader: DataLoader = DataLoader(
         Paths([str(base / file) for file in files]),  # type: ignore[arg-type]
         batch_size=READ_TOGETHER,
         collate_fn=partial(_read_each, read),
         num_workers=workers,
-        persistent_workers=workers > 0,
+        persistent_workers=workers > 0,  # else `close_loader` has nothing to close
         prefetch_factor=4 if workers else None,
         worker_init_fn=ignore_interrupts,
     )
@@ -203,17 +199,17 @@ def read_ahead(
 
 
 def _read_each(read: Callable[[Path], np.ndarray], paths: list[Path]) -> list[np.ndarray | str]:
-    def content(path: Path) -> np.ndarray | str:
+    contents: list[np.ndarray | str] = []
+    for path in paths:
         try:
-            return read(path)
+            contents.append(read(path))
         except InputError as error:
-            return str(error)
-
-    return [content(path) for path in paths]
+            contents.append(str(error))
+    return contents
 
 
 def find_todo(record: Sources, base: Path, target: Path, share: list[Path], names: dict[Path, Path]) -> list[Path]:
-    """Returns the files whose features are to be made, and notes them as begun."""
+    """Returns the files whose features are to be made, and records them as begun."""
 
     def is_finished(file: Path) -> bool:
         source, feature = base / file, target / names[file]
@@ -226,14 +222,12 @@ def find_todo(record: Sources, base: Path, target: Path, share: list[Path], name
 
 
 def prepare_target(target: Path, weights_path: Path, pooled: bool, keep_unit_length: bool = False) -> None:
-    """Makes the folder for features, and notes beside it what they are made with.
+    """Make the folder for features, and note beside it what they are made with.
 
-    Raises InputError if there are features in it already that were made with other weights or in another form, or if
-    nothing can be written beside it.
+    Raises InputError if it holds features that were made with other weights or in another form, or if nothing can be
+    written beside it.
     """
-    with open(weights_path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    made_with = provenance.facts(weights_path, digest, pooled, keep_unit_length)
+    made_with = provenance.facts(weights_path, sha256(weights_path), pooled, keep_unit_length)
     sidecar, older = beside(target, provenance.SIDECAR), target / provenance.OLD_SIDECAR
     before = provenance.of_target(target) if next(target.rglob("*.npy"), None) else {}
     if before and (differing := provenance.differing(before, made_with)):
@@ -257,15 +251,16 @@ def prepare_target(target: Path, weights_path: Path, pooled: bool, keep_unit_len
         ) from None
 
 
-def report(target: Path, failures: list[dict]) -> None:
-    """Reports the files that failed: the first on the terminal, all beside the output folder."""
+def report(target: Path, failures: list[tuple[str, str]]) -> None:
+    """Print the first of the files that failed, as (file, reason), and list all beside the output folder."""
     path = beside(target, ".errors.jsonl")
     if not failures:
         path.unlink(missing_ok=True)
         return
-    with atomic_write(path, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(json.dumps(failure, ensure_ascii=False) + "\n" for failure in failures)
-    for failure in failures[:SHOWN_FAILURES]:
-        print(f"failed: {printable(failure['error'])}", file=sys.stderr)
-    if len(failures) > SHOWN_FAILURES:
-        print(f"... and {len(failures) - SHOWN_FAILURES} more, all in {printable(path)}", file=sys.stderr)
+    with atomic_write(path, "w", encoding="utf-8", errors="backslashreplace") as output:
+        for file, reason in failures:
+            output.write(json.dumps({"file": file, "error": reason}, ensure_ascii=False) + "\n")
+    for _, reason in failures[:SHOWN]:
+        print(f"failed: {printable(reason)}", file=sys.stderr)
+    if len(failures) > SHOWN:
+        print(f"... and {len(failures) - SHOWN} more, all in {printable(path)}", file=sys.stderr)

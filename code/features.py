@@ -1,4 +1,4 @@
-"""Features on disk: a folder tree of `.npy` files, and the same packed into one matrix.
+"""Features on disk: a folder tree of `.npy` files, or one packed matrix.
 
 A feature file holds floats of shape [1, H] (pooled: one vector for the piece) or [1, T, H] (temporal: one vector for
 each of T patches or tokens), as `extract_clamp2.py` and `extract_m3.py` write them. N is the number of pieces.
@@ -9,7 +9,6 @@ import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from tqdm import tqdm
@@ -35,7 +34,7 @@ class Features:
 
 
 def read(path: Path) -> np.ndarray:
-    """Reads a feature file as float32 in its own shape: [1, H] or [1, T, H]. Raises InputError."""
+    """Read a feature file as float32 in its own shape: [1, H] or [1, T, H]. Raises InputError."""
     try:
         # Mapped, because a damaged header is then checked against the size of the file before memory is taken.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -56,7 +55,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def find(root: Path) -> list[Path]:
-    """Lists the feature files below `root`, or `root` itself if it is one. Raises InputError if there is none."""
+    """List the feature files below `root`, or `root` itself if it is one. Raises InputError if there is none."""
     found, others = files.list_files(root, [".npy"])
     if not found:
         beside = f"; it holds other files, such as {others[0]}: extract their features first" if others else ""
@@ -74,7 +73,7 @@ def relative_name(path: Path, root: Path) -> str:
     return path.name if path == root else path.relative_to(root).as_posix()
 
 
-def key(name: str) -> str:
+def without_suffix(name: str) -> str:
     """Returns the name that files made from one piece share: `a/b.npy`, `a/b.abc.npy` and `a/b.mid` are all `a/b`."""
     for suffixes in ((".npy",), INPUT_SUFFIXES):
         if name.lower().endswith(suffixes):
@@ -87,7 +86,7 @@ def is_packed(root: Path) -> bool:
 
 
 def load(root: Path, mean_over_time: bool = False) -> Features:
-    """Reads one vector a piece, from a folder of feature files, a packed folder or one feature file.
+    """Read one vector per piece, from a folder of feature files, a packed folder or one feature file.
 
     A folder of files is read into memory (3 GB for a million of width 768); a packed one is mapped, and takes none.
     Temporal features are averaged over T with `mean_over_time`, and otherwise skipped, with every file that `read`
@@ -109,7 +108,7 @@ def load(root: Path, mean_over_time: bool = False) -> Features:
 
 
 def pack(root: Path, out: Path) -> Features:
-    """Packs a folder of pooled feature files into `out`, as one [N, H] matrix and a JSON list of names.
+    """Pack a folder of pooled feature files into `out`, as one [N, H] matrix and a JSON list of names.
 
     Takes the memory of one row. `out` counts as packed only when both files are complete. Raises as `load`.
     """
@@ -123,16 +122,15 @@ def pack(root: Path, out: Path) -> Features:
     made_with = provenance.agreed(provenance.of_files(root, paths))
     names: list[str] = []
     skipped: list[str] = []
+    header: dict = {"descr": "<f4", "fortran_order": False}  # numpy pads it, so that the number of rows can be changed
     with files.atomic_write(out / PACKED_MATRIX) as file:
-        start = 0
         for name, vector in _read_vectors(root, paths, False, skipped):
             if not names:
-                start = _write_header(file, 0, vector.size)
+                np.lib.format.write_array_header_1_0(file, header | {"shape": (len(paths), vector.size)})
             names.append(name)
             file.write(vector.astype("<f4").tobytes())
         file.seek(0)
-        if _write_header(file, len(names), vector.size) != start:
-            raise InputError(f"{out}: this version of numpy cannot fill in the header of a .npy file")
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (len(names), vector.size)})
         for name in (PACKED_NAMES, PACKED_FACTS):
             (out / name).unlink(missing_ok=True)  # never those of one matrix beside another
     if made_with:
@@ -141,13 +139,6 @@ def pack(root: Path, out: Path) -> Features:
     with files.atomic_write(out / PACKED_NAMES, "w", encoding="ascii") as file:
         json.dump(names, file, indent=0)
     return Features(names, np.load(out / PACKED_MATRIX, mmap_mode="r"), skipped)
-
-
-def _write_header(file: IO, rows: int, width: int) -> int:
-    """Returns its length, which is the same for any number of rows: numpy pads it, so that they can be filled in."""
-    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
-    np.lib.format.write_array_header_1_0(file, header)
-    return file.tell()
 
 
 def _open_packed(root: Path) -> Features:
@@ -160,15 +151,14 @@ def _open_packed(root: Path) -> Features:
         raise InputError(
             f"{root}: damaged: {len(names)} names, and a {matrix.dtype} matrix of shape {matrix.shape}; pack it again"
         )
-    noted = root / PACKED_FACTS
-    made_with = provenance.read(noted) if noted.is_file() else {}
-    return Features(names, matrix, made_with={str(root): made_with})
+    facts = root / PACKED_FACTS
+    return Features(names, matrix, made_with={str(root): provenance.read(facts) if facts.is_file() else {}})
 
 
 def _read_vectors(
     root: Path, paths: list[Path], mean_over_time: bool, skipped: list[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields name and vector [H] of each usable file; appends the others to `skipped`. Raises as `load` does."""
+    """Yields the name and vector [H] of each usable file; appends the others to `skipped`. Raises as `load` does."""
     first, width = "", 0
     for path in tqdm(paths, desc=f"reading {files.printable(root)}", unit="file", delay=2, disable=None):
         try:
@@ -181,8 +171,7 @@ def _read_vectors(
         except InputError as error:
             skipped.append(str(error))
             continue
-        if not first:
-            first, width = path.name, vector.size
+        first, width = first or path.name, width or vector.size
         if vector.size != width:
             raise InputError(f"{path}: width {vector.size}, but {first} has {width}; one folder, features of one model")
         yield relative_name(path, root), vector
@@ -194,12 +183,12 @@ def _read_vectors(
 
 
 def report(what: str, entries: list[str], limit: int = files.SHOWN) -> None:
-    """Counts and names `entries` on standard error; of many, the first `limit` (the others are for `--json`)."""
+    """Print the number of `entries` and the first `limit` of them on standard error."""
     files.name_all(what, entries, limit, " (--json FILE names them all)")
 
 
 def write_json(path: Path, content: object) -> None:
-    """Writes `content`, whole or not at all. A file name that is no UTF-8 is escaped."""
+    """Write `content`, whole or not at all. A file name that is not UTF-8 is escaped."""
     with files.atomic_write(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(content, file, ensure_ascii=False, indent=1)
         file.write("\n")

@@ -1,11 +1,12 @@
-"""Lists input folders, names outputs, writes files whole or not at all, and reports user errors.
+"""List input folders, name outputs, write files whole or not at all, and report user errors.
 
-Shared by `code/` and `process_data/`; imports nothing but the standard library.
+Shared by `code/` and `process_data/`; imports only the standard library.
 """
 
 import argparse
 import contextlib
 import glob
+import hashlib
 import io
 import os
 import socket
@@ -31,13 +32,13 @@ class InputError(ValueError):
 
 
 def tell_mistake(problem: object) -> int:
-    """Prints a user error on one line. Returns the exit status."""
+    """Print a user error on one line. Returns the exit status."""
     print(f"error: {printable(problem)}", file=sys.stderr)
     return 2
 
 
 def printable(text: object) -> str:
-    """Escapes line breaks and control characters, which a file name may hold."""
+    """Escape line breaks and control characters, which a file name may hold."""
     return "".join(
         c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode()
         for c in str(text)
@@ -45,7 +46,7 @@ def printable(text: object) -> str:
 
 
 def name_all(what: str, names: list[str], limit: int = SHOWN, elsewhere: str = "") -> None:
-    """Prints a count and up to `limit` names on standard error. `elsewhere`: where all are listed."""
+    """Print a count and up to `limit` names on standard error. `elsewhere`: where all are listed."""
     if names:
         print(f"{len(names)} {what}:", file=sys.stderr)
         for name in names[:limit]:
@@ -55,14 +56,14 @@ def name_all(what: str, names: list[str], limit: int = SHOWN, elsewhere: str = "
 
 
 def print_any_name() -> None:
-    """Makes the standard streams escape what is not UTF-8, such as a file name, in place of an error."""
+    """Let the standard streams escape what is not UTF-8, such as a file name, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def run_command(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> int:
-    """Runs the `run` function of the chosen sub-command. Returns the exit status; a user error prints one line."""
+    """Run the sub-command that was chosen. Returns the exit status; a user error prints one line."""
     args = parser.parse_args(argv)
     print_any_name()
     try:
@@ -74,7 +75,7 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None = None) 
 
 
 def read_utf8(path: Path) -> str:
-    """Reads a text file, without its byte order mark. Raises InputError."""
+    """Read a text file, without its byte order mark. Raises InputError."""
     try:
         require_piece(path)
         return path.read_text(encoding="utf-8-sig")
@@ -87,7 +88,7 @@ def read_utf8(path: Path) -> str:
 
 
 def require_piece(path: Path) -> None:
-    """Raises InputError for a pipe or a device, whose reading may never end, and for a file that is far too large."""
+    """Raise InputError for a pipe or a device, which may never end, and for a file that is far too large."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise InputError("not a regular file")
@@ -95,41 +96,42 @@ def require_piece(path: Path) -> None:
         raise InputError(f"over {MAX_BYTES // 2**20} MiB, which no piece has")
 
 
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def list_files(root: Path, suffixes: Iterable[str]) -> tuple[list[Path], list[Path]]:
-    """Lists the files below `root`, relative to it and sorted: those that end in one of `suffixes`, and the others.
+    """List the files below `root`, relative to it and sorted: those that end in one of `suffixes`, and the others.
 
     Ignores the case of suffixes, and skips names that begin with a dot. Follows links to folders, but enters each real
     folder once, so that a loop ends. A file counts as a folder that holds it. Raises OSError.
     """
-    wanted = {suffix.lower() for suffix in suffixes}
 
     def raise_error(error: OSError) -> None:
         raise error
 
     if not root.exists():
         raise FileNotFoundError(f"{root}: no such file or folder")
-    if root.is_file():
-        found = [Path(root.name)]
-    else:
-        found, entered = [], set()
-        for folder, subfolders, names in os.walk(root, followlinks=True, onerror=raise_error):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            status = os.stat(folder)
-            if (identity := (status.st_dev, status.st_ino)) in entered:
-                subfolders.clear()
-                continue
-            entered.add(identity)
-            here = Path(folder).relative_to(root)
-            found += [here / name for name in names if not name.startswith(".")]
-    found.sort(key=lambda path: path.parts)
-    return (
-        [path for path in found if path.suffix.lower() in wanted],
-        [path for path in found if path.suffix.lower() not in wanted],
-    )
+    paths, entered = [Path(root.name)] if root.is_file() else [], set()
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=raise_error) if not paths else ():
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        status = os.stat(folder)
+        if (identity := (status.st_dev, status.st_ino)) in entered:
+            subfolders.clear()
+            continue
+        entered.add(identity)
+        here = Path(folder).relative_to(root)
+        paths += [here / name for name in names if not name.startswith(".")]
+    wanted = {suffix.lower() for suffix in suffixes}
+    found: tuple[list[Path], list[Path]] = [], []
+    for path in sorted(paths, key=lambda path: path.parts):
+        found[path.suffix.lower() not in wanted].append(path)
+    return found
 
 
 def output_names(inputs: Iterable[Path], suffix: str) -> dict[Path, Path]:
-    """Names the output of each input: `a.npy` for `a.abc`, or `a.abc.npy` where two inputs would share a name.
+    """Name the output of each input: `a.npy` for `a.abc`, or `a.abc.npy` where two inputs would share a name.
 
     Depends on the whole list only, so that all processes and shards agree.
     """
@@ -142,7 +144,7 @@ def lengthen(
     kept: Container[Path] = (),
     is_taken: Callable[[Path], bool] = lambda name: False,
 ) -> dict[Path, Path]:
-    """Gives the longer name to inputs that share an output, or whose output is taken, except those in `kept`."""
+    """Give the longer name to inputs that share an output, or whose output is taken, except those in `kept`."""
     while True:
         uses = Counter(names.values())
         meeting = [p for p, name in names.items() if p not in kept and (uses[name] > 1 or is_taken(name))]
@@ -154,12 +156,11 @@ def lengthen(
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
-    """Opens a temporary file beside `path`, which replaces `path` if the block ends without an exception.
+    """Open a temporary file beside `path`, which replaces `path` if the block ends without an exception.
 
     It is flushed to the disk first, so that a crash or a full disk leaves the previous file as it was. A pipe or a
     device, such as /dev/null, is written to directly.
     """
-    path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
         with open(path, mode, **options) as file:
             yield file
@@ -181,13 +182,13 @@ def atomic_write(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file if it exists."""
+    """Remove a file if it exists."""
     if os.path.lexists(path):  # False if the name is too long, where `unlink` raises
         path.unlink(missing_ok=True)
 
 
 def remove_leftovers(root: Path, below: bool = True) -> None:
-    """Removes temporary files in `root`, and below it, of processes of this machine that have ended."""
+    """Remove temporary files in `root`, and below it, of processes of this machine that have ended."""
     pattern = glob.escape(_TEMPORARY) + "*"
     for file in root.rglob(pattern) if below else root.glob(pattern):
         pid = file.name.removeprefix(_TEMPORARY).partition("-")[0]

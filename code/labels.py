@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 import features
-from features import key
+from features import without_suffix
 from files import InputError
 
 
@@ -18,7 +18,7 @@ class Example:
     """A feature file. Files with the same key and label are one piece, perhaps in ABC and in MTF."""
 
     path: Path
-    key: str  # see features.key
+    key: str  # see features.without_suffix
     label: str | None = None
 
     @property
@@ -33,7 +33,7 @@ def from_name(name: str) -> str | None:
 
 
 def from_csv(path: Path) -> dict[str, str]:
-    """Read a CSV of two columns, file and label (with or without a header line), as {key(file): label}.
+    """Read a CSV of two columns, file and label (with or without a header line), as {without_suffix(file): label}.
 
     Rows with an empty label are skipped. Raises InputError and OSError.
     """
@@ -45,7 +45,7 @@ def from_csv(path: Path) -> dict[str, str]:
                     continue
                 if len(row) != 2:
                     raise InputError(f"{path}, line {reader.line_num}: {len(row)} columns, not two (file, label)")
-                name, label = key(row[0].strip()), row[1].strip()
+                name, label = without_suffix(row[0].strip()), row[1].strip()
                 if number == 0 and label.lower() == "label":
                     continue
                 if label and (before := labels.setdefault(name, label)) != label:
@@ -67,7 +67,7 @@ def assign(names: list[tuple[Path, str]], labels: dict[str, str] | None) -> list
     assigned: list[str | None] = []
     users: dict[str | None, set[str]] = defaultdict(set)
     for root, name in names:
-        piece = key(name)
+        piece = without_suffix(name)
         entries = [piece, (root / piece).as_posix(), PurePosixPath(piece).name]
         entry = next((entry for entry in entries if entry in labels), None)
         assigned.append(None if entry is None else labels[entry])
@@ -105,7 +105,7 @@ def gather(roots: list[Path], labelled: bool, csv_file: Path | None, width: int 
             width, whose = found_width, f"{path} has {found_width}"
         if found_width != width:
             raise InputError(f"{path}: width {found_width}, but {whose}: these are features of two models")
-        examples.append(Example(path, key(names[number][1]), label))
+        examples.append(Example(path, without_suffix(names[number][1]), label))
     if not examples:
         raise InputError(f"none of {len(found)} feature files can be used; the first: {left_out[0]}")
     return examples, left_out

@@ -1,4 +1,4 @@
-"""Pieces and their batches: evaluation data, datasets whose bad pieces are replaced, the order of an epoch, loaders."""
+"""Pieces and their batches: held-out data, datasets that replace bad pieces, the order of an epoch, loaders."""
 
 import hashlib
 import math
@@ -39,20 +39,21 @@ def hold_out(pieces: Sequence[T], least: int, instead: str) -> tuple[list[T], li
     """
     count, share = len(pieces), config.EVAL_SPLIT
     if count <= least:
-        problem = (
-            f"{count} piece(s) cannot be split into training and evaluation data, which takes {least + 1}; add more"
+        raise InputError(
+            f"{count} piece(s) cannot be split into training and evaluation data, which takes {least + 1}; add more, or"
+            f" set {instead} in {config.source()}"
         )
-        raise InputError(f"{problem}, or set {instead} in {config.source()}")
     train, evaluation = split_data(pieces, share) if share else (list(pieces), [])
     if len(evaluation) < least:
-        problem = f"EVAL_SPLIT = {share} holds out {len(evaluation)} of {count} pieces, and evaluation takes {least}"
-        enough = math.ceil(100 * least / count) / 100
-        raise InputError(f"{problem}; raise it to {enough}, or set {instead}, in {config.source()}")
+        raise InputError(
+            f"EVAL_SPLIT = {share} holds out {len(evaluation)} of {count} pieces, and evaluation takes {least}; raise"
+            f" it to {math.ceil(100 * least / count) / 100}, or set {instead}, in {config.source()}"
+        )
     return train, evaluation
 
 
 def digest(*parts: bytes) -> str:
-    """A short digest of some bytes, in this order."""
+    """Returns a short digest of some bytes, in this order."""
     found = hashlib.sha256()
     for part in parts:
         found.update(b"%d " % len(part) + part)
@@ -60,15 +61,15 @@ def digest(*parts: bytes) -> str:
 
 
 class Paths:
-    """Paths in one block of memory, which forked workers share, no longer than they are together."""
+    """Paths in one block of memory, which forked workers share."""
 
     def __init__(self, paths: list[str]):
         encoded = [os.fsencode(path) for path in paths]
         self.ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
         self.block = b"".join(encoded)
-        # of one file, its name counts
+        # the folder of all counts for nothing, so that it may be moved; of one file, the name counts
         common = len(os.path.commonpath([*encoded, os.path.dirname(encoded[0])])) if encoded else 0
-        self.digest = digest(*(path[common:] for path in encoded))  # the same wherever their folder is
+        self.digest = digest(*(path[common:] for path in encoded))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -79,25 +80,25 @@ class Paths:
 
 
 class PieceDataset(Dataset):
-    """Pieces under the keys (epoch, index). A bad piece is named in `problems` and replaced by another one, so that
-    all ranks keep equal batches. What is random about a piece is drawn from (seed, epoch, index) alone."""
+    """Pieces under the keys (epoch, index). What is random about a piece is drawn from (seed, epoch, index) alone.
+
+    A bad piece is named in `problems` and replaced by another one, so that all ranks keep equal batches.
+    """
 
     batch_constant = "the batch size"  # the constant of config.py that sets it
 
     def __init__(self, train: bool, seed: int):
-        self.train = train
-        self.seed = seed
+        self.train, self.seed = train, seed
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def digest(self) -> str:
-        """A digest of the pieces in their order."""
+        """Returns a digest of the pieces in their order."""
         raise NotImplementedError
 
     def load(self, index: int, rng: random.Random) -> dict:
-        """Loads a piece, with its `name`, and `problems` of parts that it can do without. Raises InputError if it is
-        bad."""
+        """Loads a piece, with its `name`, and `problems` of parts it can do without. Raises InputError if it is bad."""
         raise NotImplementedError
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
@@ -107,7 +108,7 @@ class PieceDataset(Dataset):
         for _ in range(TRIES):
             try:
                 sample = self.load(index, rng)
-                return {**sample, "problems": problems + sample.get("problems", [])}
+                return sample | {"problems": problems + sample.get("problems", [])}
             except InputError as error:
                 problems.append(str(error))
             index = rng.randrange(len(self))
@@ -123,8 +124,7 @@ class Batches:
 
     def __init__(self, count: int, batch_size: int, processes: Processes, seed: int, train: bool, constant: str = ""):
         self.count, self.batch_size, self.processes, self.seed, self.train = count, batch_size, processes, seed, train
-        self.epoch = 0
-        self.first_step = 0  # steps of this epoch that a run which continues has already done
+        self.epoch, self.first_step = 0, 0  # of a run that continues, the step of this epoch to begin with
         self.global_size = batch_size * processes.world_size
         if train and count < self.global_size:
             raise InputError(
@@ -140,7 +140,7 @@ class Batches:
 
     @property
     def on_every_rank(self) -> int:
-        """How many batches of an evaluation every rank has. Some have one more."""
+        """The number of batches of an evaluation that every rank has. Some have one more."""
         return math.ceil(self.count // self.processes.world_size / self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -162,7 +162,7 @@ class Loader(DataLoader):
 
 
 def worker_count() -> int:
-    """The number of reading processes of this rank: NUM_WORKERS, or its share of the cores but for its own."""
+    """The number of workers of this rank: NUM_WORKERS, or its share of the machine's cores less one for itself."""
     if config.NUM_WORKERS >= 0:
         return config.NUM_WORKERS
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -173,7 +173,7 @@ def worker_count() -> int:
 def make_loader(
     dataset: PieceDataset, batch_size: int, processes: Processes, collate: Callable[[list[dict]], Tensors]
 ) -> Loader:
-    """Batches of a dataset for this rank, read ahead by worker processes."""
+    """Returns a loader of this rank's batches, read ahead by worker processes."""
     batches = Batches(len(dataset), batch_size, processes, dataset.seed, dataset.train, dataset.batch_constant)
     workers = min(worker_count(), len(batches))
     return Loader(
@@ -181,8 +181,8 @@ def make_loader(
         batch_sampler=batches,
         collate_fn=partial(_collate, collate),
         num_workers=workers,
-        persistent_workers=workers > 0 and dataset.train,  # those of the evaluation are started when they are needed
-        prefetch_factor=2 if workers else None,  # what waits is shared memory, up to 12 MB a batch of CLaMP 2
+        persistent_workers=workers > 0 and dataset.train,  # an evaluation starts its own
+        prefetch_factor=2 if workers else None,  # in shared memory, up to 12 MB a batch of CLaMP 2
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_interrupts,
     )

@@ -40,7 +40,7 @@ def write(
         searched: what was searched, in words.
     """
     shown = look([source for source in [query, *sources] if source])
-    titles = [hit.get("title") or Path(features.key(hit["name"])).name for hit in hits]
+    titles = [hit.get("title") or Path(features.without_suffix(hit["name"])).name for hit in hits]
     looks = [shown[source] if source else Shown() for source in sources]
     nearest = "the nearest piece" if len(hits) == 1 else f"the {len(hits)} nearest pieces"
     templates = jinja2.Environment(

@@ -135,7 +135,9 @@ def load(folder: Path, csv_file: Path | None, limit: int) -> tuple[Features, lis
     chosen = np.linspace(0, count - 1, min(count, limit)).round().astype(int)
     if count > limit:
         print(files.printable(f"{folder}: {limit} of its {count} pieces, evenly spaced, are drawn"), file=sys.stderr)
-    order = sorted(chosen, key=lambda i: (of_name[i] is None, of_name[i] or "", features.key(loaded.names[i])))
+    order = sorted(
+        chosen, key=lambda i: (of_name[i] is None, of_name[i] or "", features.without_suffix(loaded.names[i]))
+    )
     loaded.matrix = retrieval.unit(loaded.matrix[order])
     loaded.names = [loaded.names[i] for i in order]
     return loaded, [of_name[i] for i in order]
@@ -235,7 +237,7 @@ def name_rows(axis, names: list[str], of_name: list[str | None]) -> None:
     """Label the rows (or columns) of a matrix: a few by file name, many by runs of equal labels."""
     count = len(names)
     if count <= NAMED_ROWS:
-        axis.set_ticks(range(count), [shorten(features.key(name)) for name in names], fontsize=7)
+        axis.set_ticks(range(count), [shorten(features.without_suffix(name)) for name in names], fontsize=7)
     elif any(of_name):
         inner = [i for i in range(1, count) if of_name[i] != of_name[i - 1]]
         runs = [(start, end) for start, end in itertools.pairwise([0, *inner, count]) if end - start > count / 80]

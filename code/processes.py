@@ -1,4 +1,4 @@
-"""The processes of a training or an extraction: meeting, failing and ending together; and their precision."""
+"""The processes of a training or an extraction: how they wait for each other, fail and end; and their precision."""
 
 import contextlib
 import functools
@@ -24,7 +24,7 @@ from files import InputError, print_any_name, printable
 
 T = TypeVar("T")
 
-GRACE = 1.0  # seconds from a failure to the exit, at which the launcher kills the others: time to print their reasons
+GRACE = 1.0  # seconds from a failure to the exit, at which the launcher kills the others: they print their reasons
 NO_MORE = "What the launcher prints below means no more"  # 35 lines, and exit status 1, for any status but 0
 LONGEST_SILENCE = 2 * 3600.0  # seconds of waiting without a finished file or an arriving process until it is an error
 
@@ -40,7 +40,7 @@ class Processes:
     rank: int = field(default_factory=lambda: int(os.environ.get("RANK", 0)))
     local_rank: int = field(default_factory=lambda: int(os.environ.get("LOCAL_RANK", 0)))
     world_size: int = field(default_factory=lambda: int(os.environ.get("WORLD_SIZE", 1)))
-    _meetings: int = field(default=0, init=False)  # of all processes, so far
+    _meetings: int = field(default=0, init=False)  # how often all processes have waited for each other
 
     @property
     def device(self) -> torch.device:
@@ -59,22 +59,17 @@ class Processes:
         return dist.PrefixStore(f"failures and meetings {_attempt()}", store)
 
     def start(self, join: "Callable[[torch.device], object]") -> None:
-        """Joins the other processes, if any, by `join`, which makes the process group."""
+        """Joins the other processes, if there are any. Raises InputError if there are fewer GPUs than processes."""
         if self.device.type == "cuda":
-            wanted, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-            if wanted > there:
-                raise InputError(f"{wanted} processes need as many GPUs, and there are {there}; lower --nproc_per_node")
+            wanted, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+            if wanted > gpus:
+                raise InputError(f"{wanted} processes need as many GPUs, and there are {gpus}; lower --nproc_per_node")
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
             if _launcher_has_store():
                 self.wait_for_all()  # `join` would wait for a process that has failed
             join(self.device)
             self.store  # noqa: B018 (connects)
-
-    @staticmethod
-    def stop() -> None:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
     def say(self, text: str) -> None:
         """Prints on rank 0, above its progress bar. Escapes control characters but line breaks."""
@@ -83,7 +78,7 @@ class Processes:
             sys.stdout.flush()
 
     def finish(self, status: int) -> None:
-        """Prints on rank 0 what a status but 0 means. All wait for it: a launcher ends all when the first one exits."""
+        """Explains on rank 0 a status other than 0. The others wait: a launcher ends all when the first one exits."""
         meanings = {1: "the files named above failed, all others are done", 130: "stopped and saved, see above"}
         if self.rank == 0:
             print(f"{meanings[status]}. {NO_MORE}", file=sys.stderr, flush=True)
@@ -92,17 +87,15 @@ class Processes:
     def report(self, error: BaseException) -> int:
         """Prints why this process ends, once for all processes with the same reason. Returns the exit status.
 
-        A user error takes one line, any other a traceback. An error after another process's failure, such as a lost
-        connection, counts as its consequence and takes one line too.
+        A user error takes one line, any other a traceback, or one line after another process's failure, of which it
+        counts as a consequence (a lost connection, for example).
         """
         if isinstance(error, InputError):
             status, reason = 2, printable(error)
         elif isinstance(error, OSError) and error.filename:
             status, reason = 2, printable(f"{error.filename}: {error.strerror}")
-        elif isinstance(error, OtherProcessError):
-            status, reason = 2, ""
-        elif isinstance(error, KeyboardInterrupt):
-            status, reason = 130, ""
+        elif isinstance(error, (OtherProcessError, KeyboardInterrupt)):
+            status, reason = 130 if isinstance(error, KeyboardInterrupt) else 2, ""
         elif isinstance(error, SystemExit):  # its reason is printed
             status, reason = error.code if isinstance(error.code, int) else 1, ""
         elif self._count("failures", 0, if_lost=1):
@@ -122,20 +115,20 @@ class Processes:
         return status
 
     def _count(self, key: str, more: int, if_lost: int) -> int:
-        """Adds to a count in the store and returns it. Without a store, a count is 0 before."""
+        """Adds to a count in the store and returns it. Without a store it was 0 before."""
         try:
             return more if self.store is None else self.store.add(key, more)
         except dist.DistError:  # its host has ended
             return if_lost
 
     def show_progress(self) -> None:
-        """Keeps the processes that wait for this one waiting."""
+        """Lets the processes that wait for this one wait on."""
         self._count("progress", 1, if_lost=0)
 
     def wait_for_all(self) -> None:
         """Waits until all processes are here, for as long as one of them makes progress.
 
-        Raises OtherProcessError if one has failed, for which a collective operation of NCCL would wait.
+        Raises OtherProcessError if one has failed, where a collective operation of NCCL would wait on.
         """
         store = self.store
         if store is None:
@@ -176,14 +169,14 @@ class Processes:
         return values
 
     def require_same(self, what: str, value: Any) -> None:
-        """Raises InputError on all ranks if they differ in `value`, for which they would wait for each other later."""
+        """Raises InputError on all ranks if they differ in `value`, and so would wait for each other later."""
         self.wait_for_all()
         values = self.gather(value)
         if any(other != values[0] for other in values):
             raise InputError(f"the processes differ in {what}: {values}; every machine needs the same files")
 
     def together(self, action: Callable[[], T]) -> T:
-        """Runs an action on every process, and waits until all have. Raises InputError in place of OSError."""
+        """Runs an action on every process and waits until all have done so. Raises InputError in place of OSError."""
         try:
             result = action()
         except OSError as error:
@@ -238,11 +231,11 @@ def run(main: Callable[[Processes], int], join: Callable[[torch.device], object]
         status = main(processes)
         if status and _launcher_has_store():
             processes.finish(status)
-        processes.stop()
-    except (InputError, KeyboardInterrupt) as error:
-        status = processes.report(error)
+        if dist.is_initialized():
+            dist.destroy_process_group()
     except BaseException as error:
-        if processes.world_size == 1 and not (isinstance(error, OSError) and error.filename):
+        is_users = isinstance(error, (InputError, KeyboardInterrupt)) or (isinstance(error, OSError) and error.filename)
+        if processes.world_size == 1 and not is_users:
             raise
         status = processes.report(error)
     if processes.world_size > 1:
@@ -256,24 +249,19 @@ def run(main: Callable[[Processes], int], join: Callable[[torch.device], object]
 
 def precision(device: torch.device, wanted: str) -> torch.dtype:
     """Returns the type for a constant ("auto", "float32", "bfloat16", "float16") on a device. Raises InputError."""
+    on_gpu = device.type == "cuda"
+    has_bfloat16 = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)  # in hardware
     if wanted == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if _has_bfloat16() else torch.float16
+        return torch.float32 if not on_gpu else torch.bfloat16 if has_bfloat16 else torch.float16
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if wanted not in types or (wanted == "float16" and device.type == "cpu"):
+    if wanted not in types or (wanted == "float16" and not on_gpu):
         raise InputError(
             f"the precision {wanted!r} is not one of auto, float32, bfloat16, float16 (on a GPU only); set it in"
             f" {config.source()}"
         )
-    if wanted == "bfloat16" and device.type == "cuda" and not _has_bfloat16():
+    if wanted == "bfloat16" and not has_bfloat16:
         raise InputError("the precision 'bfloat16' in config.py: this GPU has none; set float16 or float32")
     return types[wanted]
-
-
-def _has_bfloat16() -> bool:
-    """Whether the GPU has bfloat16 in hardware."""
-    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 class OnItsWay:

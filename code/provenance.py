@@ -1,4 +1,4 @@
-"""The facts that features were made with, noted beside them: features of different models may be of one width.
+"""The facts that features were made with, noted beside them: features of different models may have one width.
 
 An extraction notes them in OUT.extraction.json, beside its folder of features; a packed folder holds them in
 extraction.json; a probe in its model file. Of features from elsewhere none are known: {}.
@@ -28,18 +28,18 @@ def beside(target: Path, suffix: str) -> Path:
 
 def facts(weights: Path, sha256: str, pooled: bool, keep_unit_length: bool) -> dict:
     """Returns the facts of features that are made now."""
-    made_with: dict = {
+    return {
         "weights": weights.name,
         "sha256": sha256,
         "form": "--normalize" if pooled else "temporal",
         "precision": config.EXTRACT_PRECISION,
         "KEEP_UNIT_LENGTH": keep_unit_length,
+        **published.origin(weights, sha256),
     }
-    return made_with | published.origin(weights, sha256)
 
 
 def read(path: Path) -> dict:
-    """Reads a sidecar, or the same in a packed folder. Raises InputError if it is damaged."""
+    """Read a sidecar, or its copy in a packed folder. Raises InputError if it is damaged."""
     try:
         made_with = json.loads(path.read_text())
     except ValueError:
@@ -50,7 +50,7 @@ def read(path: Path) -> dict:
 
 
 def of_target(target: Path) -> dict:
-    """Reads the facts of an extraction's output folder; {} if it is none."""
+    """Read the facts of an extraction's output folder; {} if it is none."""
     if not target.resolve().name:
         return {}
     sidecar, older = beside(target, SIDECAR), target / OLD_SIDECAR
@@ -60,7 +60,7 @@ def of_target(target: Path) -> dict:
 
 
 def of_files(root: Path, paths: Iterable[Path]) -> dict[str, dict]:
-    """Reads the facts of the feature files below `root`, by the output folders that they are in, else by `root`.
+    """Read the facts of the feature files below `root`, by the output folders that they are in, else by `root`.
 
     `root` may lie in the output folder of an extraction, or hold several of them.
     """
@@ -93,7 +93,6 @@ def agreed(known: dict[str, dict]) -> dict:
     Raises InputError if they were not made alike.
     """
     noted = {place: made_with for place, made_with in known.items() if made_with}
-    unknown = [place for place in known if place not in noted]
     first = next(iter(noted), "")
     for place, made_with in noted.items():
         if names := differing(noted[first], made_with):
@@ -101,7 +100,9 @@ def agreed(known: dict[str, dict]) -> dict:
                 f"{first} has features of {show(noted[first], names)}; {place} of {show(made_with, names)}: only"
                 " features of one model, made alike, can be used together; extract one of them again"
             )
-    if len(known) > 1 and unknown:
-        places = ", ".join(unknown)
+    if noted and len(noted) == len(known):
+        return noted[first]
+    if len(known) > 1:
+        places = ", ".join(place for place in known if place not in noted)
         print(printable(f"no note of what these features were made with; used as they are: {places}"), file=sys.stderr)
-    return noted[first] if noted and not unknown else {}
+    return {}

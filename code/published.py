@@ -5,7 +5,6 @@ A download goes to `NAME.ETAG.part` beside its target, where the same command re
 the weights records their revision. HF_ENDPOINT names another hub.
 """
 
-import hashlib
 import importlib
 import json
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import config
-from files import InputError, atomic_write, printable
+from files import InputError, atomic_write, printable, sha256
 
 M3 = "weights_m3_p_size_64_p_length_512_t_layers_3_p_layers_12_h_size_768_lr_0.0001_batch_16_mask_0.45.pth"
 CLAMP2 = (
@@ -100,8 +99,7 @@ def _fetch(path: Path) -> None:
         if path.is_file():
             return
         _download(hf_hub_url(repository, path.name, revision=found.commit_hash), part, found.size)
-        with open(part, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256(part)
         if len(found.etag) == len(digest) and found.etag != digest:  # the etag of a large file is its SHA-256
             part.unlink()
             raise InputError(
@@ -146,8 +144,8 @@ def _reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def origin(path: Path, sha256: str) -> dict[str, str]:
+def origin(path: Path, digest: str) -> dict[str, str]:
     """{"repository", "revision"} of downloaded weights; {} for others, such as those trained in their place."""
     note = path.with_name(path.name + ".json")
     known = json.loads(note.read_text()) if note.is_file() else {}
-    return {name: known[name] for name in ("repository", "revision")} if known.get("sha256") == sha256 else {}
+    return {name: known[name] for name in ("repository", "revision")} if known.get("sha256") == digest else {}

@@ -35,8 +35,11 @@ def zero_shot(folder: Path, asked: str, kind: str) -> dict[str, float]:
     truth = {piece["name"]: piece[asked] for piece in read(folder / "test.json")}
     classes, music = features.load(folder / f"features/prompts/{asked}"), features.load(folder / "features" / kind)
     _, nearest = retrieval.top_k(music.matrix, classes.matrix, 1)
-    labels = [features.key(name).replace("_", "/") for name in classes.names]  # `6_8.npy` -> `6/8`
-    guesses = [(labels[row], truth[features.key(name)]) for row, name in zip(nearest[:, 0], music.names, strict=True)]
+    labels = [features.without_suffix(name).replace("_", "/") for name in classes.names]  # `6_8.npy` -> `6/8`
+    guesses = [
+        (labels[row], truth[features.without_suffix(name)])
+        for row, name in zip(nearest[:, 0], music.names, strict=True)
+    ]
     guesses = [(guess, label) for guess, label in guesses if label in labels]
     return {
         "accuracy": sum(guess == label for guess, label in guesses) / len(guesses),
@@ -88,7 +91,7 @@ def hits(folder: Path, path: Path) -> str:
     search = read(path)
     lines = [f"“{search['query']}”"]
     for hit in search["hits"][:3]:
-        piece = pieces[features.key(hit["name"])]
+        piece = pieces[features.without_suffix(hit["name"])]
         facts = f"{piece['title']}: {piece['dance']}, {piece['key']}, {piece['meter']}"
         lines.append(f"  {hit['rank']}  {hit['score']:.3f}  {hit['name']:38} {facts}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The state of a training run from one start to the next: settings, progress, optimizer, and weights it replaces."""
+"""The state of a training run from one start to the next: settings, progress, and the weights that it replaces."""
 
 import math
 import os
@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import torch
 from torch import nn
 
 import config
@@ -19,7 +18,7 @@ from processes import Processes
 
 @dataclass
 class Settings:
-    """The constants that each of the two trainings has of its own: M3_NUM_EPOCH is `num_epoch` of "m3"."""
+    """The constants that each of the two trainings has for itself: M3_NUM_EPOCH is `num_epoch` of "m3"."""
 
     name: str  # "m3" or "clamp2"
     num_epoch: int
@@ -34,7 +33,7 @@ class Settings:
 
     @classmethod
     def read(cls, name: str, *evaluation: str) -> "Settings":
-        """The settings of config.py; `evaluation` names the constants that the evaluation loss depends on."""
+        """Reads the settings from config.py; `evaluation` names the constants that the evaluation loss depends on."""
         own = {entry.name: getattr(config, f"{name}_{entry.name}".upper()) for entry in fields(cls)[1:-1]}
         own |= {path: config.resolve(own[path]) for path in ("weights_path", "logs_path")}
         return cls(name, **own, evaluation={constant: getattr(config, constant) for constant in evaluation})
@@ -47,16 +46,11 @@ class Settings:
         """The complete state of the run, beside its weights."""
         return self.weights_path.with_name("latest_" + self.weights_path.name)
 
-    def pace(self) -> dict:
-        """The settings that must be the same on all processes for them to take the same steps and save together."""
-        steps = {"epochs": self.num_epoch, "learning rate": self.learning_rate}
-        return steps | {"SAVE_EVERY_STEPS": config.SAVE_EVERY_STEPS}
-
     @property
     def checkpoint(self) -> Path | None:
         """The file that the run continues from, where LOAD_CKPT allows it: `latest_...`, or else the weights file."""
-        there = [path for path in (self.latest_path, self.weights_path) if self.load_ckpt and path.exists()]
-        return there[0] if there else None
+        paths = [self.latest_path, self.weights_path] if self.load_ckpt else []
+        return next((path for path in paths if path.exists()), None)
 
 
 @dataclass
@@ -70,7 +64,7 @@ class Progress:
     weight: float = 0.0  # by which `total` is divided
     best_epoch: int = 0
     min_eval_loss: float = math.inf
-    bad_pieces: list[str] = field(default_factory=list)  # that were reported, with their problems
+    bad_pieces: list[str] = field(default_factory=list)  # those reported, with their problems
 
     def begin_epoch(self, epoch: int) -> None:
         self.epoch, self.step, self.total, self.weight = epoch, 0, 0.0, 0.0
@@ -80,51 +74,41 @@ _PROGRESS = [entry.name for entry in fields(Progress)]
 STATE = {"optimizer", "lr_sched", "scaler", *_PROGRESS}  # what every `latest_...` holds beside the model
 
 
-def load_start(settings: Settings, job: Processes, model: nn.Module) -> tuple[dict | None, Progress, str]:
+def load_start(settings: Settings, processes: Processes, model: nn.Module) -> tuple[dict | None, Progress, str]:
     """Loads the weights that the run starts from into the model, if there is a checkpoint.
 
     Returns the complete state of a run to continue, or None; its progress; and where it starts, in words.
     """
-    if settings.weights_path.suffix.lower() == ".safetensors":
-        raise InputError(f"{settings.weights_path}: a training writes a .pth file; name one in {config.source()}")
-    if job.rank == 0:
-        remove_leftovers(settings.weights_path.parent, below=False)
-    job.require_same("the checkpoint they find", str(settings.checkpoint))
-    if settings.checkpoint == settings.latest_path:
-        return _load_state(settings, model)
-    progress = Progress(seed=0 if settings.deterministic else job.broadcast(random.getrandbits(31)))
-    if not settings.checkpoint:
+    path, latest = settings.weights_path, settings.latest_path
+    if path.suffix.lower() == ".safetensors":
+        raise InputError(f"{path}: a training writes a .pth file; name one in {config.source()}")
+    if processes.rank == 0:
+        remove_leftovers(path.parent, below=False)
+    found = settings.checkpoint
+    processes.require_same("the checkpoint they find", str(found))
+    if found == latest:
+        state = load_checkpoint(latest)
+        load_weights(model, state["model"], latest)
+        if lacking := STATE - state.keys():
+            raise InputError(
+                f"{latest}: not the complete state of a run ({', '.join(sorted(lacking))} is not in it); to start from"
+                f" its weights, rename it to {path.name}"
+            )
+        progress = Progress(**{name: state[name] for name in _PROGRESS})
+        if settings.deterministic:
+            progress.seed = 0
+        return state, progress, f"{latest}, epoch {progress.epoch}, step {progress.step}"
+    progress = Progress(seed=0 if settings.deterministic else processes.broadcast(random.getrandbits(31)))
+    if not found:
         return None, progress, "new weights"
-    checkpoint = load_checkpoint(settings.weights_path)
+    checkpoint = load_checkpoint(path)
     if checkpoint["has_audio"]:
         raise InputError(
-            f"{settings.weights_path}: weights of CLaMP 3, which a training would replace by some without the audio"
-            " tower; to start from them, make a new .pth file of them with convert_checkpoint.py, by way of a folder"
+            f"{path}: weights of CLaMP 3, which a training would replace by some without the audio tower; to start from"
+            " them, make a new .pth file of them with convert_checkpoint.py, by way of a folder"
         )
-    load_weights(model, checkpoint["model"], settings.weights_path)
-    return None, progress, str(settings.weights_path)
-
-
-def _load_state(settings: Settings, model: nn.Module) -> tuple[dict, Progress, str]:
-    path = settings.latest_path
-    state = load_checkpoint(path)
-    load_weights(model, state["model"], path)
-    if lacking := STATE - state.keys():
-        raise InputError(
-            f"{path}: not the complete state of a run ({', '.join(sorted(lacking))} is not in it); to start from its"
-            f" weights, rename it to {settings.weights_path.name}"
-        )
-    progress = Progress(**{name: state[name] for name in _PROGRESS})
-    if settings.deterministic:
-        progress.seed = 0
-    return state, progress, f"{path}, epoch {progress.epoch}, step {progress.step}"
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Restores the moments of the optimizer. Its options, such as the learning rate, stay those of this run."""
-    own = optimizer.state_dict()["param_groups"]
-    groups = [mine | {"params": theirs["params"]} for mine, theirs in zip(own, saved["param_groups"], strict=True)]
-    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    load_weights(model, checkpoint["model"], path)
+    return None, progress, str(path)
 
 
 def differences(before: dict, now: dict) -> str:

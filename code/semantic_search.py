@@ -1,4 +1,4 @@
-"""Searches music by meaning, and measures how well it works.
+"""Search music by meaning, and measure how well it works.
 
     search   the pieces of a folder that are most similar to a sentence, a text, or a piece of music
     metrics  how high each query of a folder ranks its own partner in another folder (MRR, Hit@k, median rank)
@@ -13,19 +13,19 @@ examples:
   python semantic_search.py score music/real music/generated --frechet
   python semantic_search.py pack features/music packed/music
   python semantic_search.py search "a slow waltz" packed/music
-  python semantic_search.py search "a slow waltz" music/ --download      # fetches the published weights
+  python semantic_search.py search "a slow waltz" music/ --download      # downloads the published weights
 
 Folders hold music and texts (.abc .mtf .mid .midi .kar .rmi .xml .musicxml .mxl .txt, in any mix, converted as
 process_data/ does), or features of `extract_clamp2.py --normalize` (.npy), or packed ones. Music is embedded with the
-weights of config.py, and remembered in FEATURE_CACHE. Similarity is the cosine. Files that cannot be used, or that were
-repaired or lost something, are counted and named. Exit status: 0; 1 if a file was left out; 2 if nothing could be done.
+weights of config.py, and its features are cached in FEATURE_CACHE. Similarity is the cosine. Files that cannot be used,
+or that were repaired or lost something, are counted and named.
+Exit status: 0; 1 if a file was left out; 2 if nothing could be done.
 """
 
 import argparse
 import json
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,29 +38,24 @@ import pieces
 import provenance
 import published
 import retrieval
+from command_line import at_least
 from features import INPUT_SUFFIXES, Features
 from files import InputError
 
 
-@dataclass
-class Query:
-    """A sentence, a text or a piece of music to search for, and its feature."""
+def read_query(query: str) -> tuple[Features, Path | None]:
+    """Read and embed a sentence or a file. Raises InputError.
 
-    matrix: np.ndarray  # [1, H]
-    heading: str  # in words
-    made_with: dict[str, dict]  # see `provenance`
-    source: Path | None = None  # the file that can be shown, `#N` of a tune included
-
-
-def read_query(query: str) -> Query:
-    """Reads and embeds a sentence or a file. Raises InputError."""
+    Returns:
+        its one feature, whose name is the heading of the results; the file to be shown, `#N` of a tune included.
+    """
     path, number = pieces.locate(query)
     suffix = path.suffix.lower()
     if suffix == ".npy":
         array = features.read(path)
         if array.ndim != 2:
             raise InputError(f"{path}: temporal features {list(array.shape)}; extract the query with --normalize")
-        return Query(array, path.name, provenance.of_files(path, [path]))
+        return Features([path.name], array, made_with=provenance.of_files(path, [path])), None
     known = f"a query is a sentence, or a file of type .npy {' '.join(INPUT_SUFFIXES)}"
     if os.path.isdir(query):
         raise InputError(f"{query}: a folder; {known}")
@@ -79,12 +74,12 @@ def read_query(query: str) -> Query:
         print(files.printable(f"{query}: {entry.warnings[row]}"), file=sys.stderr)
     matrix = entry.vectors[row : row + 1]
     if not is_file:
-        return Query(matrix, f"“{query}”", {"the query": cache.made_with()})
-    return Query(matrix, entry.titles[row] or Path(query).name, {query: cache.made_with()}, Path(query))
+        return Features([f"“{query}”"], matrix, made_with={"the query": cache.made_with()}), None
+    return Features([entry.titles[row] or Path(query).name], matrix, made_with={query: cache.made_with()}), Path(query)
 
 
 def read_folder(folder: Path) -> Features:
-    """Returns the features of a folder (or of one file): embeds music and texts, reads .npy files and packed ones.
+    """Read the features of a folder or of one file: .npy files, packed ones, or music and texts, which are embedded.
 
     Raises InputError, OSError.
     """
@@ -106,7 +101,7 @@ def read_folder(folder: Path) -> Features:
 
 
 def embed_folder(folder: Path, found: list[Path]) -> Features:
-    """Embeds files of music and texts; `pieces.names` names the tunes of a file that has several."""
+    """Embed files of music and texts; `pieces.names` names the tunes of a file that has several."""
     entries = dict(cache.features_of([source_of(folder, path.as_posix()) for path in found]))
     result = Features([], np.empty(0, np.float32), made_with={str(folder): cache.made_with()})
     rows = []
@@ -132,8 +127,8 @@ def source_of(folder: Path, name: str) -> Path:
     return (folder.parent if folder.is_file() else folder) / name
 
 
-def require_alike(first: Path | str, a: Query | Features, second: Path | str, b: Features) -> None:
-    """Raises InputError if features are known to be of different models, or were made in different ways."""
+def require_alike(first: Path | str, a: Features, second: Path | str, b: Features) -> None:
+    """Raise InputError if features are known to be of different models or made in different ways."""
     if a.matrix.shape[1] != b.matrix.shape[1]:
         widths = f"{first} has width {a.matrix.shape[1]}, {second} {b.matrix.shape[1]}"
         raise InputError(f"{widths}: features of one model can be compared")
@@ -141,7 +136,7 @@ def require_alike(first: Path | str, a: Query | Features, second: Path | str, b:
 
 
 def read_folders(first_dir: Path, second_dir: Path) -> tuple[Features, Features]:
-    """Returns the features of two folders that can be compared."""
+    """Read the features of two folders that can be compared."""
     first, second = read_folder(first_dir), read_folder(second_dir)
     require_alike(first_dir, first, second_dir, second)
     return first, second
@@ -156,7 +151,7 @@ def pair_up(first_dir: Path, first: Features, second_dir: Path, second: Features
     for folder, of in ((first_dir, first), (second_dir, second)):
         by_name: dict[str, int] = {}
         for row, name in enumerate(of.names):
-            if (other := by_name.setdefault(features.key(name), row)) != row:
+            if (other := by_name.setdefault(features.without_suffix(name), row)) != row:
                 both = f"{of.names[other]} and {name}"
                 raise InputError(f"{folder}: {both} are one piece; which is the partner? Keep one")
         rows.append(by_name)
@@ -169,7 +164,7 @@ def pair_up(first_dir: Path, first: Features, second_dir: Path, second: Features
 
 
 def search(args: argparse.Namespace) -> int:
-    query, references = read_query(args.query), read_folder(args.ref)
+    (query, source), references = read_query(args.query), read_folder(args.ref)
     require_alike(args.query, query, args.ref, references)
     scores, rows = retrieval.top_k(query.matrix, references.matrix, args.top_k)
     hits = []
@@ -186,7 +181,7 @@ def search(args: argparse.Namespace) -> int:
 
         sources = [source_of(args.ref, hit["name"]) if references.titles else None for hit in hits]
         searched = f"{len(references.names):,} pieces in {args.ref}"
-        page.write(args.html, query.heading, query.source, hits, sources, searched)
+        page.write(args.html, query.names[0], source, hits, sources, searched)
     return finish(args, {"query": args.query, "hits": hits}, {str(args.ref): references})
 
 
@@ -228,13 +223,11 @@ def score(args: argparse.Namespace) -> int:
         pairs = pair_up(args.ref_dir, references, args.test_dir, tests)
         rows, partners = np.array(pairs).T  # [N] each
         values = retrieval.cosines(references.matrix[rows], tests.matrix[partners])
-        result["pairs"] = [
-            {"reference": references.names[row], "test": tests.names[partner], "score": round(float(value), 6)}
-            for (row, partner), value in zip(pairs, values, strict=True)
-        ]
-        result |= {"mean": float(values.mean()), "standard_deviation": float(values.std())}
-        for pair in result["pairs"]:
-            print(files.printable(f"{pair['score']:7.4f}  {pair['reference']}"))
+        result = {"pairs": [], "mean": float(values.mean()), "standard_deviation": float(values.std())}
+        for (row, partner), value in zip(pairs, values, strict=True):
+            names = {"reference": references.names[row], "test": tests.names[partner]}
+            result["pairs"].append(names | {"score": round(float(value), 6)})
+            print(files.printable(f"{value:7.4f}  {references.names[row]}"))
         print(f"cosine of {len(pairs)} pairs: mean {values.mean():.4f}, standard deviation {values.std():.4f}")
     else:
         result["cosine_of_means"] = retrieval.cosine_of_means(references.matrix, tests.matrix)
@@ -255,7 +248,7 @@ def pack(args: argparse.Namespace) -> int:
 def finish(
     args: argparse.Namespace, result: dict, folders: dict[str, Features], pairs: list[tuple[int, int]] | None = None
 ) -> int:
-    """Names what was left out or read with warnings, writes `--json`, and returns the exit status."""
+    """Report files that were left out or read with warnings, write `--json`, and return the exit status."""
     for number, (folder, of) in enumerate(folders.items()):
         if pairs is not None:
             used = {pair[number] for pair in pairs}
@@ -270,12 +263,6 @@ def finish(
     if args.json:
         features.write_json(args.json, result)
     return 1 if any(of.skipped for of in folders.values()) else 0
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text}: not a number from 1")
-    return int(text)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -295,14 +282,14 @@ def get_args_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         sub.add_argument("--json", type=Path, metavar="FILE", help="write the result there, with every name left out")
         if embeds:
-            about = "fetch the published weights to CLAMP2_WEIGHTS_PATH if none are there"
+            about = "download the published weights to CLAMP2_WEIGHTS_PATH if none are there"
             sub.add_argument("--download", action="store_true", help=about)
         return sub
 
     sub = command(search, "the pieces of REF that are most similar to QUERY")
     sub.add_argument("query", metavar="QUERY", help="a sentence in quotes, or a file of music, text or features")
     sub.add_argument("ref", metavar="REF", type=Path, help="a folder of music and texts or of features, or one file")
-    sub.add_argument("--top_k", type=positive, default=10, metavar="N", help="how many to show (default: 10)")
+    sub.add_argument("--top_k", type=at_least(1), default=10, metavar="N", help="how many to show (default: 10)")
     sub.add_argument("--html", type=Path, metavar="FILE", help="write a page with the hits and their first bars there")
 
     sub = command(metrics, "how high each query ranks its partner: the file of REF_DIR of the same path")

@@ -1,13 +1,13 @@
-"""Records which source each output of a folder was made from, for the extractors and the conversion scripts.
+"""Record which source each output of a folder was made from, for the extractors and the conversion scripts.
 
-A source is known by its path in the input folder and by its size and time of change (equal, not newer). Where only the
-time differs, as in a copied folder, its content decides. If a source has changed, its output is made anew.
+A source is identified by its path in the input folder, its size and its modification time (equal, not newer). Where
+only the time differs, as in a copied folder, its content decides. The output of a changed source is made anew.
 
 The record is a file of JSON lines, one for each source: [run, source, folder, size, time, digest, name], then the
 outputs if they are not that one name. A line of size -1 is added before outputs are written, and another line after
 it, so that a kill at any moment never leaves an output that passes for another source's, or for an older state's.
-Several processes write a file each; the next start merges them. An output without a line comes from a program that
-kept no record, and is accepted if it is not older than its source.
+Several processes write a file each, which the next start merges. An output without a line, from a program that kept no
+record, is accepted if it is not older than its source.
 
 Shared by `code/` and `process_data/`; imports only the standard library and `files`.
 """
@@ -31,7 +31,7 @@ NOBODY = ""  # source of outputs that have lost theirs
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A source as its outputs were made from it."""
+    """A source in the state from which its outputs were made."""
 
     folder: str  # the input folder, absolute
     size: int
@@ -66,10 +66,11 @@ class Sources:
         self.parts = sorted(path.parent.glob(glob.escape(path.stem) + ".[0-9]*-of-*.jsonl"))
         self.run, self.changed = 1, False
         lines = [line for path in (self.whole, *self.parts) for line in _lines(path)]
-        lines.sort(key=lambda line: line[0])  # of several parts, what a later run wrote counts
-        for _, name, made in lines:
+        for run, name, made in sorted(
+            lines, key=lambda line: line[0]
+        ):  # of several parts, the latest run's line counts
             self._own(name, made)
-        self.run += max((run for run, _, _ in lines), default=0)
+            self.run = run + 1
         if not any(os.path.exists(self.target / output) for output in self.owner):  # a folder that was emptied
             self.made, self.owner = {}, {}
         for name, made in list(self.made.items()):
@@ -77,7 +78,7 @@ class Sources:
                 self._own(name, replace(made, outputs=(*made.outputs, *self._killed_in(made.outputs))))
 
     def _killed_in(self, outputs: tuple[str, ...]) -> Iterator[str]:
-        """Finds numbered outputs that a kill left without a line, such as NAME.3.abc beside NAME.1.abc."""
+        """Find numbered outputs that a kill left without a line, such as NAME.3.abc beside NAME.1.abc."""
         for output in outputs:
             path = Path(output)
             if path.stem.endswith(".1"):
@@ -88,7 +89,7 @@ class Sources:
                         yield name
 
     def _own(self, source: str, made: Made) -> None:
-        """Makes the outputs this source's alone."""
+        """Assign the outputs to this source alone."""
         for output in made.outputs:
             other = self.owner.get(output, source)
             if other != source:
@@ -105,26 +106,26 @@ class Sources:
             del self.made[source]
 
     def names(self, inputs: list[Path], suffix: str) -> dict[Path, Path]:
-        """Names the outputs of all inputs. A source keeps the name it had; a new one that shares it gets the longer."""
+        """Name the outputs of all inputs. A source keeps the name it had; a new one that shares it gets the longer."""
         self.inputs, self.suffix = {path.as_posix() for path in inputs}, suffix
         names = files.output_names(inputs, suffix)
-        kept: dict[Path, str] = {}
+        kept: set[Path] = set()
         used: set[str] = set()
         for path in inputs:
             made = self.made.get(path.as_posix())
             if made and made.name not in used:
                 other = made.name.removesuffix(suffix)  # the input whose longer name this is, if there is one
                 if other not in self.inputs or other == path.as_posix():
-                    kept[path] = made.name
+                    kept.add(path)
                     used.add(made.name)
+                    if made.name != names[path].as_posix():
+                        names[path] = Path(made.name)
 
         def is_taken(name: Path) -> bool:
             owner = self.owner.get(name.as_posix())
             return owner is not None and owner not in self.inputs and self._is_there(owner)
 
-        moved = {path: Path(name) for path, name in kept.items() if name != names[path].as_posix()}
-        if moved or any(path not in kept and is_taken(name) for path, name in names.items()):
-            names = files.lengthen(names | moved, suffix, kept, is_taken)
+        names = files.lengthen(names, suffix, kept, is_taken)
         self.named = {name.as_posix() for name in names.values()}
         return names
 
@@ -144,13 +145,13 @@ class Sources:
         return made.outputs
 
     def adopt(self, name: str, source: Path, output: Path, there: list[Path]) -> tuple[str, ...]:
-        """Records and returns unrecorded outputs that exist, if they are not older than their source.
+        """Record and return unrecorded outputs that exist, if they are not older than their source.
 
-        Reads no source, so that the digest is unknown.
+        The source is not read, so that its digest stays unknown.
 
         Args:
-            output: the one that the source may have.
-            there: those that it has.
+            output: the output that the source may have.
+            there: the outputs that it has.
         """
         outputs = self._relative(there)
         if name in self.made or not outputs or any(map(self.owner.get, outputs)):
@@ -165,7 +166,7 @@ class Sources:
         return outputs
 
     def making(self, todo: Iterable[tuple[str, Path, list[Path]]]) -> None:
-        """Records that outputs are about to be made. Until `add`, their content counts as unknown.
+        """Record that outputs are about to be made. Until `add`, their content counts as unknown.
 
         Args:
             todo: (name, source, outputs); outputs: the one that it may have, and the first one if it may have several.
@@ -184,7 +185,7 @@ class Sources:
             self._add(claims)
 
     def add(self, name: str, source: Path, outputs: list[Path]) -> None:
-        """Records outputs that are written, and removes those the source had under other names. Thread-safe.
+        """Record outputs that are written, and remove those the source had under other names. Thread-safe.
 
         A source that has changed meanwhile counts as unfinished at the next start.
         """
@@ -197,7 +198,7 @@ class Sources:
         self._add({name: Made(self.folder, *before, digest, self.made[name].name, new)} | entries)
 
     def drop(self, name: str, outputs: list[Path]) -> None:
-        """Removes the outputs of a source that failed, which an earlier state of it had. Keeps their name."""
+        """Remove the outputs that an earlier state of a failed source had. Keeps their name."""
         del self.seen[name]
         for output in outputs:
             files.remove(output)
@@ -205,7 +206,7 @@ class Sources:
         self._add({name: replace(self.made[name], size=UNKNOWN, outputs=(self.made[name].name,))} | entries)
 
     def lost(self) -> list[str]:
-        """Lists outputs whose source is gone."""
+        """List outputs whose source is gone."""
         if not self.is_folder:
             return []
         return sorted(
@@ -217,14 +218,14 @@ class Sources:
         )
 
     def strays(self) -> list[str]:
-        """Lists files that look like outputs, but are not recorded."""
+        """List files that look like outputs, but are not recorded."""
         if not self.is_folder or Path(self.folder).is_relative_to(self.target.resolve()):
             return []
         there = (path.as_posix() for path in files.list_files(self.target, [self.suffix])[0])
         return [name for name in there if name not in self.owner and not self._is_wanted(name)]
 
     def finish(self, remove: bool) -> str:
-        """Reports outputs without a source, removes those whose source is gone if asked, and merges the record.
+        """Report outputs without a source, remove those whose source is gone if asked, and merge the record.
 
         Returns a note for the counts: "" or "; 2 outputs without a source".
         """
@@ -256,7 +257,7 @@ class Sources:
         return tuple(output.relative_to(self.target).as_posix() for output in outputs)
 
     def _remove_old(self, name: str, new: tuple[str, ...]) -> dict[str, Made]:
-        """Removes outputs that a source has under other names. Returns an entry for those that may be another's now."""
+        """Remove outputs that a source has under other names. Returns an entry for those that may be another's now."""
         if self.path == self.whole:  # else another shard may be writing them
             self.coming.difference_update(self.made[name].outputs)
         old = [output for output in self.made[name].outputs if output not in new]
@@ -284,7 +285,7 @@ class Sources:
             self.changed = True
 
     def tidy(self) -> None:
-        """Merges all parts and lines into the record, unless this is a part itself."""
+        """Merge all parts and lines into the record, unless this is a part itself."""
         if self.path == self.whole and (self.changed or self.parts or self.run > 1):
             with files.atomic_write(self.path) as file:
                 file.writelines(_line(0, source, made) + b"\n" for source, made in sorted(self.made.items()))
@@ -311,7 +312,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str, Made]]:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """Returns size and time of change."""
+    """Returns size and modification time."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 

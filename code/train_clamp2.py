@@ -1,4 +1,4 @@
-r"""Trains CLaMP 2: texts and music of the same piece are drawn together, those of different pieces apart.
+"""Trains CLaMP 2: draws texts and music of the same piece together, and those of different pieces apart.
 
 Set TRAIN_JSONL in config.py first (process_data/gpt4_summarize.py makes it). Then, from any folder:
 
@@ -8,17 +8,7 @@ Set TRAIN_JSONL in config.py first (process_data/gpt4_summarize.py makes it). Th
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 code/train_clamp2.py
                                                                      on each of two machines; HOST is the name of one
 
-On a SLURM cluster, with `sbatch` (at SIGTERM, two minutes before its time is over, it saves and ends):
-
-    #!/bin/bash
-    #SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=32 --time=24:00:00 --signal=TERM@120
-    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
-    host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node=8 --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" \
-        --rdzv-endpoint="$host:29500" code/train_clamp2.py
-
-30 s after SIGTERM or Ctrl-C, or TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds, torchrun kills its processes: saving must take
-less (a run prints its time if it is a second or more). PyTorch 2.11 has 30 s only: set SAVE_EVERY_STEPS there.
+`python code/train_m3.py --help` shows a script for SLURM, and how long a run has to save its state after a signal.
 
 The music encoder starts from M3_WEIGHTS_PATH, if CLAMP2_LOAD_M3 is True and they are there. The weights with the lowest
 evaluation loss go to CLAMP2_WEIGHTS_PATH, the losses to CLAMP2_LOGS_PATH, and the complete state to latest_* beside the
@@ -32,7 +22,6 @@ import sys
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import command_line
 
@@ -46,11 +35,12 @@ import config
 import processes
 import training
 from files import InputError
-from loading import Loader, PieceDataset, digest, hold_out, require_set
+from loading import Loader, PieceDataset, digest, hold_out, make_loader, require_set
 from packing import Packed, Tensors, compile_layers
 from patches import M3Patchilizer, random_segment, read_music, remove_instrument_info, remove_unit_length
 from processes import autocast
 from records import Jsonl, choose_text, fixed_text
+from run_state import Settings
 from texts import join_lines, load_tokenizer, tokenize
 from utils import CLaMP2Model, ClipLoss, empty_clamp2, encoder_config
 
@@ -59,7 +49,7 @@ EVALUATION_GROUP = 1024  # pairs compared in evaluation: the published global ba
 
 
 class CLaMP2Dataset(PieceDataset):
-    """Records of a JSONL file -> token ids of a text, and patches of a piece of music."""
+    """Pairs of token ids of a text and patches of a piece of music, from records of a JSONL file."""
 
     batch_constant = "CLAMP2_BATCH_SIZE"
 
@@ -91,7 +81,7 @@ class CLaMP2Dataset(PieceDataset):
         return {"name": str(path), "text": ids, "music": patches, "problems": bad}
 
     def _read_music(self, paths: list[str], where: str, rng: random.Random) -> tuple[Path, str, list[str]]:
-        """Reads a random file in training; in evaluation the first .abc file, if there is one.
+        """Reads one of the files: in training a random one, in evaluation the first .abc file, if there is one.
 
         Returns its path, its text, and the problems of files tried before it. Raises InputError if none can be used.
         """
@@ -131,7 +121,7 @@ class PairFeatures(torch.nn.Module):
     The loss is outside, since a step may make the features in parts.
     """
 
-    def __init__(self, model: Any):  # a CLaMP2Model
+    def __init__(self, model: CLaMP2Model):
         super().__init__()
         self.model = model
 
@@ -143,7 +133,7 @@ def step(run: training.Training, batch: PairBatch) -> training.Step:
     """Back-propagates the contrastive loss over the pairs of all processes.
 
     With CLAMP2_MICRO_BATCH, features are made in parts without a graph, the loss gives their gradients, and each part
-    is run again, with the same dropout, to carry its own back ("gradient caching", Gao et al. 2021): the gradient is
+    is run again, with the same dropout, to propagate its own ("gradient caching", Gao et al. 2021): the gradient is
     that of the whole batch.
     """
     job, parts = run.processes, batch.parts
@@ -177,7 +167,7 @@ def step(run: training.Training, batch: PairBatch) -> training.Step:
 
 
 def evaluate(run: training.Training, loader: Loader) -> float:
-    """The contrastive loss over all evaluation pairs, in groups whose size depends on their number alone."""
+    """Returns the contrastive loss over all evaluation pairs, in groups whose size depends on their number alone."""
     features = []
     for batch in run.evaluation_batches(loader):
         for part in batch.parts:
@@ -194,7 +184,7 @@ def evaluate(run: training.Training, loader: Loader) -> float:
 
 
 def open_jsonl(name: str, value: str) -> Jsonl:
-    """Opens the file that the constant `name` holds."""
+    """Opens the file of pairs that the constant `name` holds. Raises InputError if it is not there or is empty."""
     require_set(name, value)
     path = config.resolve(value)
     if not path.is_file():
@@ -206,7 +196,7 @@ def open_jsonl(name: str, value: str) -> Jsonl:
 
 
 def main(job: processes.Processes) -> int:
-    settings = training.Settings.read("clamp2", "LOGIT_SCALE", "MAX_TEXT_LENGTH")
+    settings = Settings.read("clamp2", "LOGIT_SCALE", "MAX_TEXT_LENGTH")
     if settings.batch_size * job.world_size < LEAST_PAIRS:
         raise InputError(f"CLAMP2_BATCH_SIZE = 1 leaves a pair no other to compare; raise it in {config.source()}")
     train_records = eval_records = open_jsonl("TRAIN_JSONL", config.TRAIN_JSONL)
@@ -222,26 +212,24 @@ def main(job: processes.Processes) -> int:
         train_lines, eval_lines = hold_out(train_lines, LEAST_PAIRS, "EVAL_JSONL")
     tokenizer = load_tokenizer()
 
-    def make_model(from_checkpoint: bool) -> CLaMP2Model:
-        if from_checkpoint:
-            return empty_clamp2()
-        return CLaMP2Model(
+    torch.manual_seed(0)  # every rank starts from the same weights
+    if settings.checkpoint:
+        model = empty_clamp2()
+    else:
+        model = CLaMP2Model(
             encoder_config(),
             text_model_name=config.TEXT_MODEL_NAME,
             hidden_size=config.CLAMP2_HIDDEN_SIZE,
             load_m3=config.CLAMP2_LOAD_M3,
         )
-
-    def make_dataset(train: bool, seed: int) -> CLaMP2Dataset:
-        records, lines = (train_records, train_lines) if train else (eval_records, eval_lines)
-        return CLaMP2Dataset(records, lines, tokenizer, train, seed)
-
-    def wrap(model: CLaMP2Model) -> PairFeatures:
-        if job.device.type == "cuda" and processes.precision(job.device, config.PRECISION) == torch.bfloat16:
-            compile_layers(model)  # attention with dropout is one kernel there
-        return PairFeatures(model)
-
-    return training.train(job, settings, make_model, wrap, make_dataset, PairBatch, step, evaluate)
+    run = training.Training(settings, job, model, PairFeatures)
+    if job.device.type == "cuda" and run.dtype == torch.bfloat16:
+        compile_layers(model)  # attention with dropout is one kernel there
+    train_set = CLaMP2Dataset(train_records, train_lines, tokenizer, True, run.progress.seed)
+    eval_set = CLaMP2Dataset(eval_records, eval_lines, tokenizer, False, 0)
+    train_loader = make_loader(train_set, settings.batch_size, job, PairBatch)
+    eval_loader = make_loader(eval_set, settings.batch_size, job, PairBatch)
+    return run.run(train_loader, eval_loader, step, evaluate)
 
 
 if __name__ == "__main__":

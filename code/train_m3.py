@@ -1,4 +1,4 @@
-r"""Trains M3 on interleaved ABC and MTF: corrupted patches are encoded, and the decoder restores their characters.
+r"""Trains M3 on interleaved ABC and MTF: the encoder reads corrupted patches, the decoder restores their characters.
 
 Set TRAIN_FOLDERS in config.py first (process_data/ makes the files). Then, from any folder:
 
@@ -40,15 +40,16 @@ import config
 import processes
 import training
 from files import InputError, list_files
-from loading import Loader, Paths, PieceDataset, hold_out, require_set
+from loading import Loader, Paths, PieceDataset, hold_out, make_loader, require_set
 from packing import Packing
 from patches import M3Patchilizer, corrupt_patches, read_music, remove_unit_length
 from processes import autocast
+from run_state import Settings
 from utils import M3Batch, M3Model, M3Output, decoder_config, empty, encoder_config
 
 
 class M3Dataset(PieceDataset):
-    """Files of music -> corrupted patches, which of them were selected, and the original patches."""
+    """Corrupted patches, which of them were selected, and the original patches, from files of music."""
 
     batch_constant = "M3_BATCH_SIZE"
 
@@ -101,7 +102,7 @@ def step(run: training.Training, batch: M3Batch) -> training.Step:
 
 
 def evaluate(run: training.Training, loader: Loader) -> float:
-    """Mean cross-entropy over the selected characters of all pieces."""
+    """Returns the mean cross-entropy over the selected characters of all pieces."""
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
     for batch in run.evaluation_batches(loader):
         with autocast(run.device, run.dtype):
@@ -135,15 +136,14 @@ def main(job: processes.Processes) -> int:
     else:
         train_files, eval_files = hold_out(train_files, 1, "EVAL_FOLDERS")
 
-    def make_model(from_checkpoint: bool) -> M3Model:
-        configs = encoder_config(), decoder_config()
-        return empty(M3Model, *configs) if from_checkpoint else M3Model(*configs)
-
-    def make_dataset(train: bool, seed: int) -> M3Dataset:
-        return M3Dataset(train_files if train else eval_files, train, seed)
-
-    settings = training.Settings.read("m3", "M3_MASK_RATIO")
-    return training.train(job, settings, make_model, Restoration, make_dataset, collate, step, evaluate)
+    settings = Settings.read("m3", "M3_MASK_RATIO")
+    torch.manual_seed(0)  # every rank starts from the same weights
+    configs = encoder_config(), decoder_config()
+    model = empty(M3Model, *configs) if settings.checkpoint else M3Model(*configs)
+    run = training.Training(settings, job, model, Restoration)
+    train_loader = make_loader(M3Dataset(train_files, True, run.progress.seed), settings.batch_size, job, collate)
+    eval_loader = make_loader(M3Dataset(eval_files, False, 0), settings.batch_size, job, collate)
+    return run.run(train_loader, eval_loader, step, evaluate)
 
 
 if __name__ == "__main__":

@@ -24,13 +24,6 @@ from helpers import m3_configs
 KIT = ROOT / "tests" / "kit"
 
 
-class Run(training.Training):
-    """A training without data, files and optimizer steps."""
-
-    def _load(self):
-        pass
-
-
 def share(job, samples):
     """This rank's part of a global batch."""
     return samples[job.rank * len(samples) // job.world_size : (job.rank + 1) * len(samples) // job.world_size]
@@ -61,8 +54,9 @@ def main(job):
 
     torch.manual_seed(0)
     m3 = utils.M3Model(*m3_configs())
-    run = Run(settings, job, m3, train_m3.Restoration)
+    run = training.Training(settings, job, m3, train_m3.Restoration)
     run.parallel.eval()  # no dropout
+    assert job.world_size == 1 or not run.parallel.will_sync_module_buffers()  # in each forward pass
     results["m3_loss"] = mean_loss(job, train_m3.step(run, train_m3.collate(share(job, pieces))))
     results["m3"] = gradients(m3)
 
@@ -71,7 +65,7 @@ def main(job):
         torch.manual_seed(0)
         text_config = AutoConfig.from_pretrained(KIT / "tiny-xlmr")
         clamp2 = utils.CLaMP2Model.from_configs(text_config, m3_configs()[0], 48)
-        run = Run(settings, job, clamp2, train_clamp2.PairFeatures)
+        run = training.Training(settings, job, clamp2, train_clamp2.PairFeatures)
         run.parallel.eval()
         told = train_clamp2.step(run, train_clamp2.PairBatch(share(job, pairs)))
         results[f"clamp2_{micro_batch}_loss"] = mean_loss(job, told)

@@ -42,13 +42,13 @@ def main(kind: str, out: str) -> int:
         modes.append(("evaluate", {module.training for module in run.model.modules()}))
         return evaluate(run, loader)
 
-    report = training._Report
+    account = training.Training._account
 
-    def recorded_report(numbers, step, step_of_run, names_of_pieces, *others):
+    def recorded_account(run, numbers, step, names_of_pieces, *others):
         names.append([Path(name).name for name in names_of_pieces])
-        return report(numbers, step, step_of_run, names_of_pieces, *others)
+        return account(run, numbers, step, names_of_pieces, *others)
 
-    training._Report = recorded_report
+    training.Training._account = recorded_account
     trainer.step, trainer.evaluate = recorded_step, recorded_evaluation
     random.seed(20)  # of the seed that a run draws; nothing else may depend on these
     np.random.seed(21)

@@ -148,9 +148,9 @@ def test_the_curves(tmp_path, clock, monkeypatch):
 
 def test_the_memory_of_a_gpu(tmp_path, monkeypatch):
     heard = wandb_that_listens(monkeypatch)
+    log = a_run(tmp_path, wandb_log=True).log
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 5 * 2**29)
-    log = run_log.RunLog(Processes(0, 0, 1), "m3", tmp_path / "logs.txt", "wandb", "a run")
     log.begin({}, 0)
     log.step(1, 6, 4.0, {})
     assert heard.logged == [(1, {"pieces_per_second": 1.5, "memory_gib": 2.5})]

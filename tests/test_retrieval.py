@@ -140,7 +140,7 @@ def test_a_row_without_direction_is_named():
     ],
 )
 def test_key(name, piece):
-    assert features.key(name) == piece
+    assert features.without_suffix(name) == piece
 
 
 def bad_folder(folder: Path) -> dict[str, str]:
@@ -329,7 +329,7 @@ def test_metrics_pairs_by_path_and_ranks_as_brute_force(tmp_path):
     expected = {row: int((score[row] >= score[row, row] - 1e-6).sum()) for row in range(25)}
     lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert {int(Path(line["query"]).stem): line["rank"] for line in lines} == expected
-    assert all(features.key(line["query"]) == features.key(line["reference"]) for line in lines)
+    assert all(features.without_suffix(line["query"]) == features.without_suffix(line["reference"]) for line in lines)
 
     result, ranks = json.loads((tmp_path / "m.json").read_text()), np.array(list(expected.values()))
     assert result["measured"] == pytest.approx(

@@ -289,6 +289,23 @@ def test_what_was_read_with_warnings_is_counted_and_named_each_time(tmp_path):
         assert (f"{query}: {LOST.format(96)}" in result.stderr.splitlines()) is (query != "a jig")
 
 
+def test_warnings_about_files_and_texts_of_music_are_printed_in_their_order(tmp_path, monkeypatch, capsys):
+    import clamp2
+
+    monkeypatch.setattr(clamp2, "_stack", lambda model, chosen: [piece.title for piece in chosen])
+    odd = "X:1\nT:odd\nM:4/4\nL:1/4\nK:C\nV:1\nCDEF|CDEF|]\nV:2\nCDEF|]\n"
+    (tmp_path / "odd.abc").write_text(odd.replace("T:odd", "T:file"))
+    even = odd.replace("CDEF|CDEF|]", "CDEF|]").replace("T:odd", "T:even")
+    assert clamp2.embed_music(None, [even, tmp_path / "odd.abc", odd]) == ["even", "file", "odd"]
+    first, *named = capsys.readouterr().err.splitlines()[-3:]
+    assert first == "2 pieces of music read with warnings:"
+    for line, name in zip(named, (tmp_path / "odd.abc", "music text 3"), strict=True):
+        assert line.startswith(f"  {name}: voice 2 has 1 bars, others 2")
+    for text, problem in ((f"{odd}\n{odd}", "holds 2 tunes; pass them one by one"), ("K:C\n|\n", "no note")):
+        with pytest.raises(InputError, match=f"music text 2: .*{problem}"):
+            clamp2.embed_music(None, [even, text])
+
+
 def test_a_converter_that_crashes_or_hangs_costs_its_file_alone(tmp_path, monkeypatch):
     contents = {"good.abc": "echo x", "crash.abc": "signal 11", "slow.abc": "work 60", "leave.abc": "exit 3"}
     orders = [tmp_path / name for name in contents]

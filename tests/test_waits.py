@@ -118,8 +118,7 @@ def test_a_training_step(tmp_path, monkeypatch, kind, micro_batch, norm):
 
     def one(batch):
         torch.manual_seed(1)
-        told = step(run, batch.to(run.device))
-        return run._numbers(told, run._update())
+        return run._update(step(run, batch.to(run.device)))
 
     one(batches[0])
     with no_wait(run.device):
