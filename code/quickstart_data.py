@@ -89,7 +89,7 @@ class Piece:
 
 
 # --- music ----------------------------------------------------------------------------------------------------------
-def collect(folder: Path, tunes: int, chorales: int) -> None:
+def collect(folder: Path, tunes: int, chorales: int) -> int:
     """Copy so many tunes and chorales, evenly spaced, out of the corpus; tunes without a known dance are left out."""
     package = importlib.util.find_spec("music21")  # it is not imported, which takes seconds
     if package is None or package.origin is None:
@@ -100,6 +100,7 @@ def collect(folder: Path, tunes: int, chorales: int) -> None:
         write(folder / "tunes" / path.name, clean_abc(texts[path]))
     for path in evenly(list(corpus.glob("bach/bwv*.mxl")), chorales):
         write(folder / "chorales" / path.name, path.read_bytes())
+    return 0
 
 
 def evenly(paths: list[Path], count: int) -> list[Path]:
@@ -332,10 +333,10 @@ def make_text_model(texts: list[str], folder: Path, seed: int) -> None:
     XLMRobertaModel(XLMRobertaConfig(**sizes)).save_pretrained(folder)
 
 
-def prepare(folder: Path, seed: int) -> None:
+def prepare(folder: Path, seed: int) -> int:
     """MusicXML of the pieces -> the same in three parts, MIDI, records, texts, labels, a text encoder."""
     if (folder / "test.json").exists():  # it is written last
-        return
+        return 0
     sources = sorted(folder.glob("tunes/*.abc")) + sorted(folder.glob("chorales/*.mxl"))
     read = [read_piece(source) for source in sources]
     pieces = [piece for piece, _, _ in read]
@@ -363,6 +364,7 @@ def prepare(folder: Path, seed: int) -> None:
     make_text_model(texts, folder / "text-model", seed)
     write(folder / "test.json", json.dumps([vars(piece) for piece in parts["test"]]))
     print(", ".join(f"{len(members)} pieces for {part}" for part, members in parts.items()))
+    return 0
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -374,21 +376,17 @@ def main(argv: list[str] | None = None) -> int:
     summary, _, rest = __doc__.partition("\n\n")
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=layout)
-    parser.add_argument("step", choices=("collect", "prepare"))
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of the run")
-    parser.add_argument("--tunes", type=int, default=2000, metavar="N", help="collect so many (default: all)")
-    parser.add_argument("--chorales", type=int, default=40, metavar="N", help="collect so many (default: 40)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the parts and the text encoder")
-    args = parser.parse_args(argv)
-    try:
-        if args.step == "collect":
-            collect(args.folder, args.tunes, args.chorales)
-        else:
-            prepare(args.folder, args.seed)
-    except (files.InputError, OSError) as error:
-        print(f"error: {files.printable(error)}", file=sys.stderr)
-        return 2
-    return 0
+    commands = parser.add_subparsers(required=True, metavar="{collect,prepare}")
+    sub = commands.add_parser("collect", help="copy tunes and chorales of the corpus")
+    sub.set_defaults(run=lambda args: collect(args.folder, args.tunes, args.chorales))
+    sub.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of the run")
+    sub.add_argument("--tunes", type=int, default=2000, metavar="N", help="so many (default: all)")
+    sub.add_argument("--chorales", type=int, default=40, metavar="N", help="so many (default: 40)")
+    sub = commands.add_parser("prepare", help="make all that the trainings need from MusicXML")
+    sub.set_defaults(run=lambda args: prepare(args.folder, args.seed))
+    sub.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of the run")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the parts and the text encoder")
+    return files.run_command(parser, argv)
 
 
 if __name__ == "__main__":

@@ -97,25 +97,25 @@ def hits(folder: Path, path: Path) -> str:
     return "\n".join(lines)
 
 
+def show(args: argparse.Namespace) -> int:
+    """Print the results of a run, and write its numbers to results.json."""
+    found = results(args.folder)
+    print(f"\n{table(found)}\n")
+    for path in sorted(args.folder.glob("hits_*.json")):
+        print(hits(args.folder, path))
+    print("\npictures, and a page with the first query's hits engraved:")
+    print("\n".join(f"  {args.folder / name}" for name in PICTURES))
+    features.write_json(args.folder / "results.json", found)
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     summary, _, rest = __doc__.partition("\n\n")
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=layout)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of the run")
-    folder = parser.parse_args(argv).folder
-    try:
-        found = results(folder)
-        print(f"\n{table(found)}\n")
-        for path in sorted(folder.glob("hits_*.json")):
-            print(hits(folder, path))
-        print("\npictures, and a page with the first query's hits engraved:")
-        print("\n".join(f"  {folder / name}" for name in PICTURES))
-        with files.atomic_write(folder / "results.json", "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=1)
-    except (files.InputError, OSError) as error:
-        print(f"error: {files.printable(error)}", file=sys.stderr)
-        return 2
-    return 0
+    parser.set_defaults(run=show)
+    return files.run_command(parser, argv)
 
 
 if __name__ == "__main__":
