@@ -97,19 +97,23 @@ mkdir -p $run/held_out/abc $run/held_out/mtf
 cp -Rp $run/interleaved/test/. $run/held_out/abc
 cp -Rp $run/mtf/test/. $run/held_out/mtf
 python code/extract_clamp2.py $run/held_out $run/features --normalize
+for kind in abc mtf; do
+  python code/classify.py $run/features/$kind --classes $run/classes.json --json $run/classes_$kind.json \
+    --labels $run/dance.csv $run/meter.csv $run/key.csv
+done
 python code/semantic_search.py metrics $run/features/text $run/features/abc --json $run/text_to_abc.json
 python code/semantic_search.py metrics $run/features/text $run/features/mtf --json $run/text_to_mtf.json
 python code/semantic_search.py metrics $run/features/abc $run/features/mtf --json $run/abc_to_mtf.json
 
 python code/extract_m3.py $run/interleaved $run/features_m3
-python code/linear_probe.py train $run/features_m3/train --labels $run/dances.csv --model $run/probe.pth
-python code/linear_probe.py predict $run/probe.pth $run/features_m3/test --labels $run/dances.csv --evaluate \
+python code/linear_probe.py train $run/features_m3/train --labels $run/dance.csv --model $run/probe.pth
+python code/linear_probe.py predict $run/probe.pth $run/features_m3/test --labels $run/dance.csv --evaluate \
   --json $run/probe.json --confusion $run/probe.png
 
 python code/plot.py loss $run/logs_m3.txt $run/loss_m3.png
 python code/plot.py loss $run/logs_clamp2.txt $run/loss_clamp2.png
-python code/plot.py map $run/features/abc $run/map.png --labels $run/dances.csv
-python code/plot.py similarity $run/features/abc $run/similarity.png --labels $run/dances.csv --other $run/features/mtf
+python code/plot.py map $run/features/abc $run/map.png --labels $run/dance.csv
+python code/plot.py similarity $run/features/abc $run/similarity.png --labels $run/dance.csv --other $run/features/mtf
 
 # A library of three file types: MIDI and standard ABC made of MTF and interleaved ABC, and MusicXML.
 python process_data/batch_mtf2midi.py $run/mtf/test $run/again

@@ -354,13 +354,13 @@ def prepare(folder: Path, seed: int) -> int:
             texts += [*metadata_lines(record), *record["summary_en"], *summaries(record["summary_nen"])]
         elif part == "test":
             write(folder / f"held_out/text/{piece.name}.txt", record["summary_en"][0])
+    questions = {}
     for asked, template in FACTS.items():
         counts = Counter(getattr(piece, asked) for piece in parts["train"])
-        for piece in parts["train"]:
-            label = getattr(piece, asked)
-            if counts[label] >= COMMON:
-                write(folder / f"held_out/prompts/{asked}/{label.replace('/', '_')}.txt", text_of(piece, template))
-    write(folder / "dances.csv", "".join(f"{piece.name},{piece.dance}\n" for piece in pieces))
+        common = {getattr(piece, asked): piece for piece in parts["train"] if counts[getattr(piece, asked)] >= COMMON}
+        questions[asked] = {label: text_of(piece, template) for label, piece in common.items()}
+        write(folder / f"{asked}.csv", "".join(f"{piece.name},{getattr(piece, asked)}\n" for piece in pieces))
+    write(folder / "classes.json", json.dumps(questions, ensure_ascii=False, indent=1))
     make_text_model(texts, folder / "text-model", seed)
     write(folder / "test.json", json.dumps([vars(piece) for piece in parts["test"]]))
     print(", ".join(f"{len(members)} pieces for {part}" for part, members in parts.items()))

@@ -6,12 +6,10 @@ python code/quickstart_report.py FOLDER     print them, and write results.json t
 import argparse
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 
 import features
 import files
-import retrieval
 
 ASKED = {"dance": "rhythm", "meter": "meter", "key": "key"}
 NAMES = {"text": "text", "abc": "ABC", "mtf": "MIDI"}
@@ -24,29 +22,12 @@ def read(path: Path):
 
 
 def zero_shot(folder: Path, asked: str, kind: str) -> dict[str, float]:
-    """The share of held-out pieces whose nearest class is the right one, beside the share of the largest class.
+    """Read the accuracy of classification by words, of "dance", "meter" or "key" and of "abc" or "mtf".
 
     Pieces of a class that is too rare in training are left out: nothing can be learnt about its name.
-
-    Args:
-        asked: "dance", "meter" or "key".
-        kind: "abc" or "mtf".
     """
-    truth = {piece["name"]: piece[asked] for piece in read(folder / "test.json")}
-    classes, music = features.load(folder / f"features/prompts/{asked}"), features.load(folder / "features" / kind)
-    _, nearest = retrieval.top_k(music.matrix, classes.matrix, 1)
-    labels = [features.without_suffix(name).replace("_", "/") for name in classes.names]  # `6_8.npy` -> `6/8`
-    guesses = [
-        (labels[row], truth[features.without_suffix(name)])
-        for row, name in zip(nearest[:, 0], music.names, strict=True)
-    ]
-    guesses = [(guess, label) for guess, label in guesses if label in labels]
-    return {
-        "accuracy": sum(guess == label for guess, label in guesses) / len(guesses),
-        "majority": Counter(label for _, label in guesses).most_common(1)[0][1] / len(guesses),
-        "pieces": len(guesses),
-        "classes": len(labels),
-    }
+    answers = read(folder / f"classes_{kind}.json")["questions"][asked]
+    return answers["scores"] | {"classes": len(answers["classes"])}
 
 
 def results(folder: Path) -> dict:

@@ -14,7 +14,6 @@ from xml.etree.ElementTree import Element, fromstring
 
 import mido
 import music21
-import numpy as np
 import pytest
 import symusic
 from transformers import AutoModel, AutoTokenizer
@@ -198,26 +197,6 @@ def test_the_text_model_loads_as_any_other(tmp_path):
     assert ids.max() < model.config.vocab_size == len(tokenizer)
 
 
-# --- results ----------------------------------------------------------------------------------------------------------
-
-
-def test_zero_shot_counts_the_nearest_class(tmp_path):
-    def save(name: str, *vector: float) -> None:
-        path = tmp_path / "features" / f"{name}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, np.array([vector], np.float32))
-
-    save("prompts/meter/2_4", 1, 0)
-    save("prompts/meter/6_8", 30, 40)  # at 53.1 degrees: lengths do not count
-    degrees_26, degrees_27 = (1, 0.49), (1, 0.51)  # the border is at 26.6
-    for name, vector in {"a": degrees_26, "b": degrees_27, "c": (5, 1), "d": (1, 0.3), "e": (1, 0)}.items():
-        save(f"abc/{name}", *vector)
-    known = {"a": "2/4", "b": "6/8", "c": "6/8", "d": "2/4", "e": "3/4"}  # nobody asks for 3/4
-    (tmp_path / "test.json").write_text(json.dumps([{"name": n, "meter": m} for n, m in known.items()]))
-    found = report.zero_shot(tmp_path, "meter", "abc")
-    assert found == {"accuracy": 3 / 4, "majority": 2 / 4, "pieces": 4, "classes": 2}
-
-
 # --- the list of commands ---------------------------------------------------------------------------------------------
 
 PYTHON = """#!/usr/bin/env bash
@@ -326,10 +305,9 @@ def test_the_whole_on_a_few_pieces(tmp_path, monkeypatch):
             return data.main(words[1:])
         done = run_script(words[0], *words[1:], cwd=ROOT, CLAMP2_CONFIG=config, CUDA_VISIBLE_DEVICES="")
         printed.append(done.stdout + done.stderr)
-        too_few = re.search(
-            "has fewer than 3 pieces|the model knows no class", done.stderr
-        )  # of a rhythm, for the probe
-        return 0 if too_few and done.returncode == 1 else done.returncode
+        # so few pieces of a rhythm for the probe, so little learnt for the classification by words
+        too_few = "has fewer than 3 pieces|the model knows no class|signs that the answers mean nothing"
+        return 0 if re.search(too_few, done.stderr) and done.returncode == 1 else done.returncode
 
     commands = Commands(tmp_path, run, SMALL)
     done = commands.start()
@@ -347,8 +325,8 @@ def test_the_whole_on_a_few_pieces(tmp_path, monkeypatch):
     # zero-shot classification asks for what training has ten pieces of
     records = [json.loads(path.read_text()) for path in (folder / "records/train").iterdir()]
     counts = Counter(record["tags"][0] for record in records)
-    prompts = {path.stem: path.read_text() for path in (folder / "held_out/prompts/key").iterdir()}
-    assert prompts == {key: f"In {key}." for key, count in counts.items() if count >= 10}
+    questions = json.loads((folder / "classes.json").read_text())
+    assert questions["key"] == {key: f"In {key}." for key, count in counts.items() if count >= 10}
     # what is held out has no part in training
     names = {
         part: {path.stem for path in (folder / "mtf" / part).glob("*.mtf")} for part in ("train", "validation", "test")
