@@ -84,7 +84,7 @@ def preview(sources: list[Path]) -> tuple[dict[Path, tuple[str, str]], dict[Path
 def player(heard: dict, boxes: list[list[float]]) -> tuple[str, list[tuple[str, int]]]:
     """Returns the data of page.js, and the words of each button with the millisecond at which it stops."""
     notes, bars, count = heard["notes"], heard["bars"], heard["count"]
-    is_marked = len(boxes) == len(bars) - 1  # verovio draws some bars of rests as one
+    is_marked = len(boxes) == len(bars) - 1  # else it is unknown which bar is where
     data = json.dumps({"notes": notes, "bars": bars, "boxes": boxes if is_marked else []}, separators=(",", ":"))
     end = max(start + length for start, length, _ in notes)
     whole = "whole piece" if count == len(notes) else f"first {len(notes):,} of {count:,} notes"
