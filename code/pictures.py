@@ -4,18 +4,21 @@ This takes place in worker processes, because verovio is a C++ library that a st
 """
 
 import math
+import re
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
-import files
-import pieces
-from conversions import midi_to_mtf, musicxml, workers, xml_abc
+from conversions import workers, xml_abc
 from files import InputError
-from notes import DRUMS, of_mtf
+from notes import DRUMS, notated, of_mtf, smpte_ticks
 
 BARS = 8
 TIMEOUT = 30  # seconds for one picture
+_SVG = "{http://www.w3.org/2000/svg}"
+_STAFF_LINES = f"{_SVG}g[@class='staff']/{_SVG}path"  # of a measure
 PAGE_WIDTH = 2100  # of an engraving, in tenths of a millimetre; the page that shows it makes it fit
 
 
@@ -27,19 +30,10 @@ def draw_all(sources: list[Path]) -> Iterator[tuple[Path, str, str]]:
 
 def draw(source: Path) -> str:
     """Draws one piece as SVG. Raises InputError, and whatever a converter may raise."""
-    path, number = pieces.locate(source)
-    files.require_piece(path)
-    data, kind = path.read_bytes(), pieces.kind(path)
-    if kind == ".xml":
-        return engrave(musicxml.read(data)[0])
-    if kind == ".mid":
-        return piano_roll(midi_to_mtf(data, "carry_delta")[0])  # at the true times, which features are not of
-    piece = (pieces.tunes if kind == ".abc" else pieces.read)(data, kind)[(number or 1) - 1]
-    if not piece.ok:
-        raise InputError(piece.error)
-    if kind == ".abc":
-        return engrave(xml_abc.abc_to_musicxml(first_bars(piece.text)).decode())
-    return piano_roll(piece.text)
+    kind, text = notated(source)
+    if kind == ".mtf":
+        return piano_roll(text)
+    return engrave(xml_abc.abc_to_musicxml(first_bars(text)).decode() if kind == ".abc" else text)
 
 
 def first_bars(tune: str) -> str:
@@ -60,12 +54,37 @@ def engrave(score: str) -> str:
     look = {"header": "none", "footer": "none", "svgViewBox": True, "svgFormatRaw": True}
     toolkit.setOptions({"inputFrom": "xml", "xmlIdSeed": 1, **page, **look})  # seeded: the same picture each time
     toolkit.select({"measureRange": f"start-{BARS}"})
+    score = re.sub(
+        r"<multiple-rest\b.*?</multiple-rest>", "", score, flags=re.DOTALL
+    )  # which would be drawn as one bar
     if not toolkit.loadData(score):
         raise InputError("verovio cannot read it")
     svg = toolkit.renderToSVG(1)
     if 'class="measure' not in svg:
         raise InputError("verovio drew no bar of it")
     return svg
+
+
+def bar_boxes(svg: str) -> list[list[float]]:
+    """Returns left, top, width and height of the bars of an engraving or a piano roll, in percent of the picture."""
+    picture = ElementTree.fromstring(svg)
+    engraved = picture.find(f"{_SVG}svg")
+    if engraved is None:
+        lines = re.findall(r'd="M(\S+) 0V(\S+)"', svg)
+        bars = [[left, "0", right, bottom] for (left, bottom), (right, _) in pairwise(lines)]
+    else:
+        picture = engraved  # its lines of staves are relative to the margin
+        measures = picture.iterfind(f".//{_SVG}g[@class='measure']")
+        staves = [[line.get("d", "") for line in measure.iterfind(_STAFF_LINES)] for measure in measures]
+        bars = [re.findall(r"[\d.]+", lines[0])[:3] + re.findall(r"[\d.]+", lines[-1])[-1:] for lines in staves]
+    width, height = map(float, picture.get("viewBox", "0 0 1 1").split()[2:])
+    margin = re.search(r'class="page-margin" transform="translate\(([\d.]+), ([\d.]+)', svg)
+    x, y = map(float, margin.groups()) if margin else (0, 0)
+    boxes = []
+    for left, top, right, bottom in (map(float, bar) for bar in bars):
+        place = (x + left) / width, (y + top) / height, (right - left) / width, (bottom - top) / height
+        boxes.append([round(100 * share, 2) for share in place])
+    return boxes
 
 
 _COLOURS = ("#2f6db3", "#c25a2b", "#3b8f5a", "#8a4fa8", "#b0892a", "#b5446e")
@@ -77,17 +96,12 @@ def piano_roll(mtf: str) -> str:
 
     MTF without beats has no bars: in SMPTE time, 16 seconds are shown, else the whole piece.
     """
-    ticks_per_beat, meters, notes = of_mtf(mtf)
+    ticks_per_beat, meters, _, notes = of_mtf(mtf)
     pitched = [note for note in notes if note[2] != DRUMS] or notes
     if not pitched:
         raise InputError("there is no note in it")
-    earliest = min(note[0] for note in pitched)
-    if ticks_per_beat > 0:
-        first, lines = bar_lines(ticks_per_beat, meters, earliest, BARS)
-    else:
-        per_second = -(ticks_per_beat >> 8) * (ticks_per_beat & 0xFF)
-        length = per_second * 16 or max(note[1] for note in notes) - earliest + 1
-        first, lines = 0, [Fraction(earliest), Fraction(earliest + length)]
+    first, lines = roll_lines(ticks_per_beat, meters, pitched)
+    per_second = smpte_ticks(ticks_per_beat)
     begin, end = lines[0], lines[-1]
     shown = [note for note in pitched if begin <= note[0] < end]
     low = min(note[3] for note in shown) // 12 * 12  # whole octaves, from C
@@ -126,6 +140,17 @@ def piano_roll(mtf: str) -> str:
         place = f'x="{x(start)}" y="{y(pitch + 1)}" width="{width}" height="{_ROW}"'
         svg.append(f'<rect {place} rx="1.5" fill="{colour}" fill-opacity=".85" class="note"/>')
     return "".join([*svg, "</svg>"])
+
+
+def roll_lines(
+    ticks_per_beat: int, meters: list[tuple[int, int, int]], notes: list[tuple[int, int, int, int]]
+) -> tuple[int, list[Fraction]]:
+    """Returns the number, from 0, of the first bar that a piano roll shows, and the times of its lines, in ticks."""
+    earliest = min(note[0] for note in notes)
+    if ticks_per_beat > 0:
+        return bar_lines(ticks_per_beat, meters, earliest, BARS)
+    length = smpte_ticks(ticks_per_beat) * 16 or max(note[1] for note in notes) - earliest + 1
+    return 0, [Fraction(earliest), Fraction(earliest + length)]
 
 
 def bar_lines(

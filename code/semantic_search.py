@@ -311,7 +311,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     about = "QUERY is a file with a query on each line, or - for standard input; print a line of JSON for each"
     sub.add_argument("--queries", action="store_true", help=about)
     sub.add_argument("--top_k", type=at_least(1), default=10, metavar="N", help="how many to show (default: 10)")
-    sub.add_argument("--html", type=Path, metavar="FILE", help="write a page with the hits and their first bars there")
+    sub.add_argument("--html", type=Path, metavar="FILE", help="write a page with the hits, to see and play, there")
 
     sub = command(metrics, "how high each query ranks its partner: the file of REF_DIR of the same path")
     sub.add_argument("query_dir", metavar="QUERY_DIR", type=Path)

@@ -1,6 +1,7 @@
 """The page of hits: what it says, what is engraved, and how it looks in a real browser."""
 
 import base64
+import hashlib
 import html.parser
 import json
 import re
@@ -108,12 +109,18 @@ def test_page_says_what_the_search_says_and_fetches_nothing(written):
     [words] = reader.texts["blockquote"]
     assert words.startswith(f"Ein Walzer. {NASTY}\nשלום\nlang") and words.endswith("…")
     for tag, attributes in reader.elements:
-        assert tag not in ("script", "link", "iframe", "object")
+        assert tag not in ("link", "iframe", "object") and "src" not in (attributes if tag != "img" else ())
         assert not any(
-            name.startswith("on") or "http" in (value or "") for name, value in attributes.items() if name != "alt"
+            name.startswith("on") or "http" in (value or "")
+            for name, value in attributes.items()
+            if name not in ("alt", "aria-label")
         )
     [policy] = [a["content"] for tag, a in reader.elements if tag == "meta" and "http-equiv" in a]
-    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    script = "".join(reader.texts["script"])
+    assert script == (CODE / "page.js").read_text(encoding="utf-8")
+    assert sum(tag == "script" for tag, _ in reader.elements) == 1
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     assert "url(" not in text and "@import" not in text
 
 
