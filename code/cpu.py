@@ -84,6 +84,11 @@ class Buckets:
 
     def __init__(self, lengths: np.ndarray, device: torch.device):
         starts = lengths.cumsum() - lengths
+
+        def move(array: np.ndarray) -> Tensor:
+            tensor = torch.from_numpy(array)
+            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
         widths = np.array([bucket_width(length) if length else 0 for length in lengths], int)
         tokens, reals = [np.zeros(0, int)], [np.zeros(0, bool)]
         self.parts: list[tuple[int, int, Tensor | None]] = []
@@ -93,13 +98,13 @@ class Buckets:
             real = columns < lengths[members, None]  # [b, width]
             tokens.append((starts[members, None] + columns * real).ravel())
             reals.append(real.ravel())
-            self.parts.append((len(members), width, None if real.all() else torch.from_numpy(real).to(device)))
+            self.parts.append((len(members), width, None if real.all() else move(real)))
         all_tokens, all_real = np.concatenate(tokens), np.concatenate(reals)  # [M]
         real_places = np.flatnonzero(all_real)  # [N]
         places = np.empty_like(real_places)
         places[all_tokens[real_places]] = real_places
         arrays = (all_tokens, places, np.flatnonzero(~all_real))
-        self.tokens, self.places, self.padding = (torch.from_numpy(array).to(device) for array in arrays)
+        self.tokens, self.places, self.padding = (move(array) for array in arrays)
 
 
 def bucket_width(length: int) -> int:

@@ -134,6 +134,8 @@ class Packed(Tensors):
         self.packing = packing
         self.tokens = torch.from_numpy(tokens)
         if tokens.ndim == 2:
+            if tokens.max(initial=0) >= VOCABULARY or tokens.min(initial=0) < 0:
+                raise ValueError(f"patches hold ids from 0 to {VOCABULARY - 1}")  # another is that of another position
             real = tokens != PAD
             sizes = real.shape[1] - real[:, ::-1].argmax(1)  # up to the last that is real
             sizes[~real[:, -1] & (sizes == real.shape[1])] = 0  # where none is real
@@ -255,6 +257,9 @@ def compile_layers(model: torch.nn.Module) -> None:
     layer that cannot be compiled, as without a C compiler, runs as it is, with PyTorch's warning.
     """
     torch._dynamo.config.suppress_errors = True
+    # In DistributedDataParallel, layers would be compiled in parts, which draw other dropout than whole layers: a
+    # micro-batch is run once without it and once with it, and must have the same.
+    torch._dynamo.config.optimize_ddp = False
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and module.config._attn_implementation == "packed":
             for layer in module.modules():

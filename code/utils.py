@@ -333,7 +333,8 @@ class CLaMP2Model(nn.Module, HubModel):
         """
         ids, mask, positions = on_host(text_inputs), on_host(text_masks) != 0, None
         if first_position(self.text_model.config):  # RoBERTa and its relatives count tokens, wherever the padding is
-            positions = ((ids != self.text_model.config.pad_token_id).cumsum(1) - 1)[mask]
+            real = ids != self.text_model.config.pad_token_id
+            positions = (real.cumsum(1) * real - 1)[mask]
         return self._padded(Packed(Packing(mask, positions), ids[mask]), get_normalized)
 
     def get_music_features(self, music_inputs: Tensor, music_masks: Tensor, get_normalized: bool = False) -> Tensor:

@@ -30,7 +30,7 @@ class Mirror(nn.Module):
 
 
 def music(length: int, first: int = 0) -> np.ndarray:
-    return np.repeat((np.arange(first, first + length) % 251).astype(np.uint8)[:, None], 64, axis=1)
+    return np.repeat((np.arange(first, first + length) % 128).astype(np.uint8)[:, None], 64, axis=1)
 
 
 def text(length: int, first: int = 0) -> np.ndarray:

@@ -358,6 +358,7 @@ def test_packed_text_model_is_the_padded_one():
     ids = torch.randint(4, 100, (5, 40))
     masks = torch.arange(40) < torch.tensor([40, 3, 17, 8, 25])[:, None]
     ids[~masks] = 1
+    ids[0, 5] = 1  # a padding token that is no padding: the model gives it no position of its own
     expected = padded(input_ids=ids, attention_mask=masks.long()).last_hidden_state
     mean = (expected * masks[..., None]).sum(1) / masks.sum(1, keepdim=True)
     torch.testing.assert_close(model.get_text_features(ids, masks, True), model.text_proj(mean), atol=1e-5, rtol=1e-5)

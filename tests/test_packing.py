@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 import cpu
 import packing
+import train_clamp2
 from packing import Packed
 from small_runs import tiny_model
 
@@ -287,6 +288,60 @@ def test_a_worker_hands_over_one_block():
     [record] = loader
     assert len(blocks_of(record)) == 1
     assert all(map(torch.equal, tensors_of(record), tensors_of(Record())))
+
+
+def test_buckets_move_to_a_gpu_without_a_wait(monkeypatch):
+    """From pinned memory. They are for the precisions in which no kernel of a GPU has dropout."""
+    pinned, moved = [], []
+
+    def pin_memory(tensor):
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, device, non_blocking=False: moved.append(non_blocking) or x)
+    buckets = cpu.Buckets(np.array(LENGTHS), torch.device("cuda"))
+    kept = [buckets.tokens, buckets.places, buckets.padding, *(real for _, _, real in buckets.parts)]
+    kept = [tensor for tensor in kept if tensor is not None]
+    assert sorted(map(id, pinned)) == sorted(map(id, kept)) and moved == [True] * len(kept) and len(kept) > 4
+
+
+@pytest.mark.parametrize("wrong", [128, 200, -1])
+@pytest.mark.parametrize("place", [3, 63])
+def test_an_id_that_no_character_has_is_refused(wrong, place):
+    """It would be read as a character of another position."""
+    patches = np.full((2, 64), 127)
+    Packed.of([patches])
+    patches[1, place] = wrong
+    with pytest.raises(ValueError, match="from 0 to 127"):
+        Packed.of([patches])
+
+
+def test_a_compiled_layer_is_whole_in_distributed_data_parallel(monkeypatch):
+    """In parts it would draw other dropout than without, where a micro-batch must have the same."""
+    graphs, torch_compile = [], torch.compile
+
+    def backend(graph, inputs):
+        graphs.append(sum("dropout" in str(node.target) for node in graph.graph.nodes if "call" in node.op))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: torch_compile(function, dynamic=dynamic, backend=backend))  # fmt: skip
+    monkeypatch.setattr(packing, "bucket_attention", lambda query, key, value, *_: value.transpose(1, 2))
+    monkeypatch.setattr(cpu, "dropout", F.dropout)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = tiny_model("clamp2")
+        names = list(model.state_dict())
+        packing.compile_layers(model)
+        parallel = torch.nn.parallel.DistributedDataParallel(train_clamp2.PairFeatures(model))
+        parallel.bucket_bytes_cap = 1  # of which a layer's parameters fill many
+        samples = [{"text": np.arange(4, 4 + n), "music": np.full((n, 64), 70, np.uint8)} for n in (9, 5)]
+        sum(x.sum() for x in parallel(train_clamp2.Pairs(samples))).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+        torch._dynamo.reset()
+    assert graphs == [2, 2]  # a layer of each tower
+    assert list(model.state_dict()) == names
 
 
 def test_layers_that_cannot_be_compiled_run_as_they_are(monkeypatch):
