@@ -223,8 +223,9 @@ def main(job: processes.Processes) -> int:
             load_m3=config.CLAMP2_LOAD_M3,
         )
     run = training.Training(settings, job, model, PairFeatures)
-    if job.device.type == "cuda" and run.dtype == torch.bfloat16:
-        compile_layers(model)  # attention with dropout is one kernel there
+    # Attention with dropout is one kernel in bfloat16 only. A micro-batch is computed twice, and must drop the same.
+    if job.device.type == "cuda" and run.dtype == torch.bfloat16 and not config.CLAMP2_MICRO_BATCH:
+        compile_layers(model)
     train_set = CLaMP2Dataset(train_records, train_lines, tokenizer, True, run.progress.seed)
     eval_set = CLaMP2Dataset(eval_records, eval_lines, tokenizer, False, 0)
     train_loader = make_loader(train_set, settings.batch_size, job, PairBatch)

@@ -93,7 +93,7 @@ def test_every_file_is_in_the_table_and_scripts_are_bold():
         path.relative_to(ROOT).as_posix()
         for folder in ("code", "process_data")
         for path in (ROOT / folder).iterdir()
-        if path.suffix in (".py", ".sh", ".html", ".j2")
+        if path.suffix in (".py", ".sh", ".html", ".js")
     ]
     assert sorted(named) == sorted(there)
     for bold, path, _ in rows:
