@@ -106,7 +106,7 @@ def _listed(what: str, items: Iterable[T], kind: type | tuple[type, ...]) -> lis
     """Returns the items as a list. Raises InputError for a string or path in its place, and for an item's type."""
     if isinstance(items, str | Path):
         raise InputError(
-            f"{what}: a list is needed, and this is one {type(items).__name__}; write [{reprlib.repr(items)}]"
+            f"{what}: a list is needed, not a single {type(items).__name__}; write [{reprlib.repr(items)}]"
         )
     items = list(items)
     for number, item in enumerate(items, start=1):

@@ -1,12 +1,41 @@
 """Argument parsers of scripts whose imports take seconds: they parse first, so that `--help` comes at once."""
 
 import argparse
+import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 M3_SUFFIXES = (".abc", ".mtf")  # of the extractors' input
 CLAMP2_SUFFIXES = (*M3_SUFFIXES, ".txt")
 Run = Callable[[argparse.Namespace], int]
+NO_MORE = "What the launcher prints below means no more"  # 35 lines, and exit status 1, for any status but 0
+
+
+def has_launcher() -> bool:
+    """Whether torchrun or `accelerate launch` started this process, and prints a traceback if it fails."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
+def begin(parser: argparse.ArgumentParser) -> None:
+    """Checks the arguments, and has Ctrl-C end the program in one line while its modules are imported."""
+    parser.parse_args()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a program under nohup ignores it
+        signal.signal(signal.SIGINT, _end)
+
+
+def imported() -> None:
+    """Has Ctrl-C raise KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(number: int, frame: object) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        note = f". {NO_MORE}" if has_launcher() else ""
+        print(f"interrupted before anything was begun{note}", file=sys.stderr, flush=True)
+    os._exit(130)  # an exception might be caught by the module that is being imported
 
 
 def trainer(doc: str) -> argparse.ArgumentParser:

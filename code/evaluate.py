@@ -322,7 +322,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     about = "from which cosine to a real piece on a generated one is a copy (default: 0.99)"
     parser.add_argument("--copy", metavar="COSINE", type=cosine, default=0.99, help=about)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the result there, with every name left out")
-    about = "fetch the published weights to CLAMP2_WEIGHTS_PATH if none are there"
+    about = "download the published weights to CLAMP2_WEIGHTS_PATH if none are there"
     parser.add_argument("--download", action="store_true", help=about)
     parser.set_defaults(run=evaluate)
     return parser

@@ -33,7 +33,7 @@ import command_line
 from command_line import CLAMP2_SUFFIXES
 
 if __name__ == "__main__":
-    command_line.extractor(__doc__, CLAMP2_SUFFIXES).parse_args()  # before the imports below, which take seconds
+    command_line.begin(command_line.extractor(__doc__, CLAMP2_SUFFIXES))  # before the imports below, which take seconds
 
 import numpy as np
 

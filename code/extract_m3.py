@@ -30,7 +30,7 @@ import command_line
 from command_line import M3_SUFFIXES
 
 if __name__ == "__main__":
-    command_line.extractor(__doc__, M3_SUFFIXES).parse_args()  # before the imports below, which take seconds
+    command_line.begin(command_line.extractor(__doc__, M3_SUFFIXES))  # before the imports below, which take seconds
 
 import checkpoints
 import config

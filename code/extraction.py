@@ -64,13 +64,18 @@ def run(main: Callable[[Processes], int]) -> int:
 
 
 def to_convert(others: list[Path]) -> str:
-    """Returns, for a message, the commands that convert files which an extraction cannot read."""
+    """Returns, for a message, the commands that convert files which neither extraction nor training reads."""
     hints = []
     for kind, suffixes, scripts in CONVERSIONS:
         if count := sum(path.suffix.lower() in suffixes for path in others):
             commands = " and then ".join(f"`python process_data/{script}.py IN OUT`" for script in scripts)
-            hints.append(f"; {count} of {kind}: convert with {commands}")
+            hints.append(f"; {count} {kind} file(s): convert with {commands}")
     return "".join(hints)
+
+
+def no_file(suffixes: tuple[str, ...]) -> str:
+    """Begins the message that a folder holds no file of these types."""
+    return f"there is no {', '.join(suffixes[:-1])} or {suffixes[-1]} file"
 
 
 def find_weights(job: Processes, constant: str, download: bool) -> Path:
@@ -103,7 +108,7 @@ def extract(
     """
     files, others = job.together(lambda: list_files(source, suffixes))
     if not files:
-        raise InputError(f"{source}: there is no {' or '.join(suffixes)} file in it{to_convert(others)}")
+        raise InputError(f"{source}: {no_file(suffixes)} in it{to_convert(others)}")
     base = source.parent if source.is_file() else source
 
     def open_record(part: tuple[int, int] = (1, 1)) -> tuple[Sources, dict[Path, Path]]:

@@ -164,7 +164,9 @@ def _read_vectors(
         try:
             array = read(path)
             if array.ndim == 3 and not mean_over_time:
-                raise InputError(f"{path}: temporal features {list(array.shape)}; extract them with --normalize")
+                raise InputError(
+                    f"{path}: temporal features {list(array.shape)}; use those of extract_clamp2.py --normalize"
+                )
             vector = array.reshape(-1, array.shape[-1]).mean(axis=0)
             if not vector.any():
                 raise InputError(f"{path}: all zeros, which is similar to nothing")

@@ -18,14 +18,15 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+import command_line
 import config
+from command_line import NO_MORE, has_launcher
 from cpu import keep_freed_memory
 from files import InputError, print_any_name, printable
 
 T = TypeVar("T")
 
 GRACE = 1.0  # seconds from a failure to the exit, at which the launcher kills the others: they print their reasons
-NO_MORE = "What the launcher prints below means no more"  # 35 lines, and exit status 1, for any status but 0
 LONGEST_SILENCE = 2 * 3600.0  # seconds of waiting without a finished file or an arriving process until it is an error
 
 
@@ -109,7 +110,7 @@ class Processes:
         is_first = self._count("failures", 1, if_lost=2) == 1
         if self.world_size > 1:
             time.sleep(GRACE)
-        if is_first and _launcher_has_store():
+        if is_first and has_launcher():
             interrupted = "interrupted; the same command continues there. " * isinstance(error, KeyboardInterrupt)
             print(f"{interrupted}{NO_MORE}", file=sys.stderr, flush=True)
         return status
@@ -223,13 +224,14 @@ def run(main: Callable[[Processes], int], join: Callable[[torch.device], object]
     print_any_name()
     gc.freeze()  # imported modules are no garbage: neither the collector need read them nor workers copy them
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's workers run in parallel already
+    command_line.imported()
     processes = Processes()
     try:
         if processes.device.type == "cpu":
             keep_freed_memory()
         processes.start(join)
         status = main(processes)
-        if status and _launcher_has_store():
+        if status and has_launcher():
             processes.finish(status)
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -26,7 +26,7 @@ from pathlib import Path
 import command_line
 
 if __name__ == "__main__":
-    command_line.trainer(__doc__).parse_args()  # before the imports below, which take seconds
+    command_line.begin(command_line.trainer(__doc__))  # before the imports below, which take seconds
 
 import torch
 from torch import Tensor
@@ -198,7 +198,9 @@ def open_jsonl(name: str, value: str) -> Jsonl:
 def main(job: processes.Processes) -> int:
     settings = Settings.read("clamp2", "LOGIT_SCALE", "MAX_TEXT_LENGTH")
     if settings.batch_size * job.world_size < LEAST_PAIRS:
-        raise InputError(f"CLAMP2_BATCH_SIZE = 1 leaves a pair no other to compare; raise it in {config.source()}")
+        raise InputError(
+            f"CLAMP2_BATCH_SIZE = 1 leaves a pair no other to be compared with; raise it in {config.source()}"
+        )
     train_records = eval_records = open_jsonl("TRAIN_JSONL", config.TRAIN_JSONL)
     train_lines: Sequence[int] = range(len(train_records))
     if config.EVAL_JSONL:

@@ -29,9 +29,10 @@ import random
 import sys
 
 import command_line
+from command_line import M3_SUFFIXES
 
 if __name__ == "__main__":
-    command_line.trainer(__doc__).parse_args()  # before the imports below, which take seconds
+    command_line.begin(command_line.trainer(__doc__))  # before the imports below, which take seconds
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ import torch
 import config
 import processes
 import training
+from extraction import no_file, to_convert
 from files import InputError, list_files
 from loading import Loader, Paths, PieceDataset, hold_out, make_loader, require_set
 from packing import Packing
@@ -113,18 +115,20 @@ def evaluate(run: training.Training, loader: Loader) -> float:
 
 
 def find_files(name: str, folders: list[str]) -> list[str]:
-    """Lists the .abc and .mtf files below the folders of the constant `name`."""
-    found: list[str] = []
+    """Lists the .abc and .mtf files below the folders of the constant `name`, each once where folders overlap."""
+    found: dict[str, str] = {}  # real path: path
     for folder in folders:
         require_set(name, folder)
         path = config.resolve(folder)
         if not path.is_dir():
             raise InputError(f"{name}: {path} is not a folder; set it in {config.source()}")
-        files, _ = list_files(path, (".abc", ".mtf"))
+        files, others = list_files(path, M3_SUFFIXES)
         if not files:
-            raise InputError(f"{name}: there is no .abc or .mtf file in {path}")
-        found += [str(path / file) for file in files]
-    return found
+            raise InputError(f"{name}: {no_file(M3_SUFFIXES)} in {path}{to_convert(others)}")
+        real = path.resolve()
+        for file in files:
+            found.setdefault(str(real / file), str(path / file))
+    return list(found.values())
 
 
 def main(job: processes.Processes) -> int:

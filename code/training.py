@@ -198,8 +198,8 @@ class Training:
             facts["changed"] = "; ".join(self.changes)
         if total <= warmup:
             facts["warning"] = (
-                f"{total} steps end before a warm-up of {warmup}: the learning rate gets to"
-                f" {settings.learning_rate * (total - 1) / warmup:g} only; lower WARMUP_STEPS, or raise"
+                f"{total} steps end before a warm-up of {warmup}: the learning rate reaches only"
+                f" {settings.learning_rate * (total - 1) / warmup:g}; lower WARMUP_STEPS, or raise"
                 f" {settings.constant('num_epoch')}, in {config.source()}"
             )
         return facts

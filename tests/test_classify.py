@@ -259,7 +259,11 @@ MISTAKES = {
     "features of two models": (["two"], JIG, "two/b.npy: width 7, but a.npy has 16; one folder, features of one model"),
     "features of another model": (["other"], JIG, "classes.json has width 16, other 7: features of one model"),
     "features made otherwise": (["noted"], JIG, "only features of one model, made alike, can be used together"),
-    "temporal features": (["temporal"], JIG, "temporal features [1, 3, 16]; extract them with --normalize"),
+    "temporal features": (
+        ["temporal"],
+        JIG,
+        "temporal features [1, 3, 16]; use those of extract_clamp2.py --normalize",
+    ),
     "no classes": (["music"], None, "classes.json: No such file"),
     "no JSON": (["music"], "{", "classes.json: not JSON (Expecting"),
     "too deep": (["music"], "[" * 10**5, "classes.json: not JSON ("),

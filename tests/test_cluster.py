@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import command_line
 import processes
 from files import InputError
 from helpers import (
@@ -220,7 +221,7 @@ def test_what_all_share_is_printed_once_and_what_they_do_not_by_each(agent, tmp_
         for line in done.stderr.splitlines()
         if line.startswith("error")
     )
-    assert sum(done.stderr.count(processes.NO_MORE) for done in ranks) == 1, ranks
+    assert sum(done.stderr.count(command_line.NO_MORE) for done in ranks) == 1, ranks
     assert lines == sorted({"/no/folder", second})
 
 

@@ -223,6 +223,32 @@ def test_reading_ahead_changes_nothing(source, tmp_path):
         assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
+def test_one_process_of_accelerate_explains_the_traceback_of_the_launcher(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/empty.abc").touch()
+    command = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", CODE / "extract_m3.py"]
+    config = write_config(tmp_path / "kit.py", **KIT_MODEL)
+    for folder, reason in (("in", "empty.abc: the file is empty\nthe files named above failed, all others are done. "), ("no", "no such file or folder\n")):  # fmt: skip
+        done = run("-m", *command, tmp_path / folder, tmp_path / "out", config=config)
+        ours, traceback, _ = done.stderr.partition("Traceback (most recent call last)")
+        assert done.returncode == 1 and traceback
+        assert ours.endswith(f"{reason}What the launcher prints below means no more\n"), done.stderr
+        alone = run_script(CODE / "extract_m3.py", tmp_path / folder, tmp_path / "out", config=config)
+        assert "launcher" not in alone.stderr
+
+
+@pytest.mark.parametrize("script", ["train_m3.py", "train_clamp2.py", "extract_m3.py", "extract_clamp2.py"])
+@pytest.mark.parametrize("rank", ["", "0", "1"])
+def test_ctrl_c_during_the_imports_takes_one_line(tmp_path, script, rank):
+    (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nsignal.pause()\n")
+    job = {"RANK": rank, "WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"} if rank else {}
+    folders = ("in", "out") if script.startswith("extract") else ()
+    done = run(CODE / script, *folders, PYTHONPATH=str(tmp_path), **job)
+    note = "" if not rank else ". What the launcher prints below means no more"
+    line = "" if rank == "1" else f"interrupted before anything was begun{note}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", line)
+
+
 @pytest.mark.parametrize(
     ("script", "make", "changes", "problem"),
     [

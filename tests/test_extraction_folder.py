@@ -357,9 +357,9 @@ def test_nothing_to_extract_leaves_no_folder(tmp_path, weights):
     assert not (tmp_path / "out").exists()
 
 
-MIDI = "; 2 of MIDI: convert with `python process_data/batch_midi2mtf.py IN OUT`"
+MIDI = "; 2 MIDI file(s): convert with `python process_data/batch_midi2mtf.py IN OUT`"
 MUSICXML = (
-    "; 1 of MusicXML: convert with `python process_data/batch_xml2abc.py IN OUT` and then"
+    "; 1 MusicXML file(s): convert with `python process_data/batch_xml2abc.py IN OUT` and then"
     " `python process_data/batch_interleaved_abc.py IN OUT`"
 )
 

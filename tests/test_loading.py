@@ -301,7 +301,9 @@ def test_too_little_to_evaluate_on(tmp_path, monkeypatch, loaders, kind, count, 
 def test_a_training_batch_of_one_pair(monkeypatch):
     """Nothing is learnt of it: its contrastive loss is 0. Two processes have two pairs."""
     monkeypatch.setattr(config, "CLAMP2_BATCH_SIZE", 1)
-    with pytest.raises(InputError, match="CLAMP2_BATCH_SIZE = 1 leaves a pair no other to compare; raise it in "):
+    with pytest.raises(
+        InputError, match="CLAMP2_BATCH_SIZE = 1 leaves a pair no other to be compared with; raise it in "
+    ):
         train_clamp2.main(Processes(0, 0, 1))
     with pytest.raises(InputError, match="TRAIN_JSONL is not set"):
         train_clamp2.main(Processes(0, 0, 2))

@@ -243,7 +243,7 @@ def test_the_other_ranks_report_nothing(tmp_path, clock, capsys, monkeypatch):
     ("epochs", "warning"),
     [
         (5, {}),
-        (4, {"warning": "8 steps end before a warm-up of 8: the learning rate gets to 0.21875 only; lower WARMUP_STEPS, or raise M3_NUM_EPOCH, in "}),
+        (4, {"warning": "8 steps end before a warm-up of 8: the learning rate reaches only 0.21875; lower WARMUP_STEPS, or raise M3_NUM_EPOCH, in "}),
     ],
 )  # fmt: skip
 def test_the_block_at_the_start(tmp_path, monkeypatch, capsys, epochs, warning):

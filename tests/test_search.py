@@ -452,9 +452,9 @@ def test_the_three_calls_in_a_script_without_a_main_guard(music, extracted, conf
     np.testing.assert_allclose(np.load(tmp_path / "texts.npy")[1], extracted["lines.txt"], atol=1e-4)
     started, empty, text, missing, *of_no_use = result.stdout.splitlines()
     assert of_no_use == [
-        "text: a list is needed, and this is one str; write ['a slow air']",
-        "music: a list is needed, and this is one str; write ['no.abc']",
-        "music: a list is needed, and this is one PosixPath; write [PosixPath('no.abc')]",
+        "text: a list is needed, not a single str; write ['a slow air']",
+        "music: a list is needed, not a single str; write ['no.abc']",
+        "music: a list is needed, not a single PosixPath; write [PosixPath('no.abc')]",
         "text 2 of 2 is of type PosixPath: PosixPath('b')",
         "music 2 of 2 is of type NoneType: None",
     ]

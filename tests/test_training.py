@@ -420,6 +420,7 @@ def test_bad_pieces_are_named_and_replaced(tmp_path):
     [
         ("m3", {"TRAIN_FOLDERS": ["/no/such/folder"]}, r"TRAIN_FOLDERS: /no/such/folder is not a folder; set it in .*m3\.py"),
         ("m3", {"TRAIN_FOLDERS": [str(KIT / "texts")]}, r"TRAIN_FOLDERS: there is no \.abc or \.mtf file in .*texts"),
+        ("m3", {"TRAIN_FOLDERS": [str(KIT / "midi")]}, r"no \.abc or \.mtf file in .*midi; 5 MIDI file\(s\): convert with `python process_data/batch_midi2mtf"),
         ("m3", {"TRAIN_FOLDERS": ["<YOUR_TRAINING_DATA_FOLDER>"]}, r"TRAIN_FOLDERS is not set .*m3\.py"),
         ("m3", {"TRAIN_FOLDERS": []}, r"TRAIN_FOLDERS is empty; set it in .*m3\.py"),
         ("m3", {"M3_WEIGHTS_PATH": "/proc/no/weights.pth"}, r"/proc/no: No such file or directory"),
@@ -435,6 +436,16 @@ def test_mistakes_are_told_in_one_line(tmp_path, kind, changes, problem):
     result = run_script(CODE / f"train_{kind}.py", config=CONFIGS[kind](tmp_path, **changes))
     assert result.returncode == 2
     assert re.fullmatch(rf"error: .*{problem}.*\n", result.stderr), result.stderr
+
+
+def test_a_file_of_two_folders_that_overlap_is_one_piece(tmp_path):
+    (tmp_path / "all/abc").mkdir(parents=True)
+    for name in ("all/abc/a.abc", "all/abc/b.abc", "all/c.mtf"):
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "all")
+    folders = [str(tmp_path / name) for name in ("all/abc", "all", "link", "all/abc/../abc")]
+    found = train_m3.find_files("TRAIN_FOLDERS", folders)
+    assert found == [str(tmp_path / name) for name in ("all/abc/a.abc", "all/abc/b.abc", "all/c.mtf")]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
