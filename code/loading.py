@@ -112,7 +112,9 @@ class PieceDataset(Dataset):
             except InputError as error:
                 problems.append(str(error))
             index = rng.randrange(len(self))
-        return {"fatal": f"{TRIES} pieces in a row could not be used; the last: {problems[-1]}"}
+        kind, count = ("training" if self.train else "evaluation"), len(set(problems))
+        tried = f"{TRIES} pieces in a row could not be used for {kind}, {count} different one(s)"
+        return {"fatal": f"{tried}; the last: {problems[-1]}"}
 
 
 class Batches:
@@ -128,7 +130,7 @@ class Batches:
         self.global_size = batch_size * processes.world_size
         if train and count < self.global_size:
             raise InputError(
-                f"{count} pieces for training are fewer than one batch of {self.global_size}"
+                f"{count} piece(s) for training are fewer than one batch of {self.global_size}"
                 f" ({batch_size} for each of {processes.world_size} process(es)); lower {constant} ({batch_size}) in"
                 f" {config.source()}"
             )

@@ -145,7 +145,8 @@ def test_pieces_that_are_tried_in_place_of_a_bad_one(monkeypatch, tries):
     for bad in (tries, tries + 1):
         pieces = Pieces(bad)
         last = f"piece {tries} is bad"
-        assert pieces[2, 5] == {"fatal": f"{tries} pieces in a row could not be used; the last: {last}"}
+        tried = f"{tries} pieces in a row could not be used for training, {tries} different one(s)"
+        assert pieces[2, 5] == {"fatal": f"{tried}; the last: {last}"}
         assert len(pieces.asked) == tries
     # Any piece may be drawn: that one of the seven is missing among a hundred has a chance of one in 700,000.
     assert pieces.asked[0] == 5 and (set(pieces.asked) == set(range(7)) or tries < 100)

@@ -76,7 +76,7 @@ def test_as_many_pieces_as_a_batch_make_one():
 
 
 def test_fewer_pieces_than_a_batch():
-    with pytest.raises(InputError, match=r"7 pieces for training are fewer than one batch of 8 \(4 for each of 2"):
+    with pytest.raises(InputError, match=r"7 piece\(s\) for training are fewer than one batch of 8 \(4 for each of 2"):
         Batches(7, 4, Processes(0, 0, 2), 0, True)
 
 
@@ -97,7 +97,9 @@ def test_a_bad_piece_is_replaced():
     assert len({dataset[epoch, 3]["name"] for epoch in range(20)}) > 2
     assert dataset[0, 4] == {"name": 4, "problems": []}
     dataset.load = lambda index, rng: Half.load(dataset, 1, rng)
-    assert dataset[0, 4]["fatal"].startswith("100 pieces in a row could not be used; the last: piece 1 is bad")
+    dataset.train = False
+    tried = "100 pieces in a row could not be used for evaluation, 1 different one(s)"
+    assert dataset[0, 4]["fatal"].startswith(f"{tried}; the last: piece 1 is bad")
 
 
 def test_a_batch_of_m3():
