@@ -13,7 +13,7 @@ import pieces
 from conversions import midi_to_mtf, musicxml, xml_abc
 from files import InputError
 
-DRUMS = 9  # the MIDI channel whose notes are no pitches
+DRUMS = 9  # the MIDI channel whose notes have no pitch
 SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 MOMENT = 1 / 8  # of a quarter note: by so much, notes of a melody may overlap and those of a chord come apart
 SHORTEST = 16  # notes of a melody that can be compared; fewer are found in too many pieces
@@ -21,7 +21,7 @@ Note = tuple[float, float, int, int]  # start, end, voice or MIDI channel, MIDI 
 
 
 def read(path: Path) -> list[tuple[str, list[Note], str]]:
-    """Returns (title, notes, why there are none) of each piece of a file; the times are in quarter notes.
+    """Return (title, notes, why there are none) of each piece of a file; the times are in quarter notes.
 
     Raises InputError, and whatever a converter may raise.
     """
@@ -46,14 +46,14 @@ def _of_piece(piece: pieces.Piece, kind: str) -> tuple[str, list[Note], str]:
 
 
 def _pitched(mtf: str) -> list[Note]:
-    """The notes of MTF in quarter notes, without drums. Of SMPTE time, a quarter note is half a second."""
+    """Return the notes of MTF in quarter notes, without drums. In SMPTE time, a quarter note is half a second."""
     ticks, _, found = of_mtf(mtf)
     beat = ticks if ticks > 0 else -(ticks >> 8) * (ticks & 0xFF) / 2 or 1
     return [(start / beat, end / beat, channel, pitch) for start, end, channel, pitch in found if channel != DRUMS]
 
 
 def of_mtf(mtf: str) -> tuple[int, list[tuple[int, int, int]], list[tuple[int, int, int, int]]]:
-    """Returns ticks in a beat, meters (time, numerator, denominator) and notes, in ticks. Raises InputError."""
+    """Return ticks in a beat, meters (time, numerator, denominator) and notes, in ticks. Raises InputError."""
     from mido.messages import SPEC_BY_TYPE
 
     head, *lines = mtf.splitlines()
@@ -79,7 +79,7 @@ def of_mtf(mtf: str) -> tuple[int, list[tuple[int, int, int]], list[tuple[int, i
 
 
 def of_musicxml(score: str | bytes) -> list[Note]:
-    """Returns the notes of all parts, in quarter notes: tied ones are joined, grace notes and drums left out."""
+    """Return the notes of all parts, in quarter notes: tied ones are joined, grace notes and drums left out."""
     notes: list[Note] = []
     voices: dict[tuple[int, str], int] = {}
     for number, part in enumerate(ElementTree.fromstring(score).iter("part")):
@@ -127,9 +127,9 @@ def _midi_pitch(pitch: Element) -> int:
 
 
 def melody_of(notes: list[Note]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns pitches [N] and lengths [N - 1], to the next start, of the notes that nothing sounds above.
+    """Return pitches [N] and lengths [N - 1], to the next start, of the notes that nothing sounds above.
 
-    It is asked a moment after a note's start.
+    Judged a moment after a note's start.
     """
     coming = deque(sorted(notes))
     moments = sorted((start + min((end - start) / 2, MOMENT), start, pitch) for start, end, _, pitch in notes)
@@ -147,7 +147,7 @@ def melody_of(notes: list[Note]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def melodies(path: Path) -> list[tuple[str, np.ndarray, np.ndarray, str]]:
-    """Returns (title, pitches and lengths of the melody, why it cannot be used) of each piece of a file, as `read`."""
+    """Return (title, pitches and lengths of the melody, why it cannot be used) of each piece of a file, as `read`."""
     found = []
     for title, notes, error in read(path):
         pitches, lengths = melody_of(notes)

@@ -1,4 +1,4 @@
-"""Writes the hits of a search as one self-contained HTML page, which loads nothing; its template is page.html."""
+"""Write the hits of a search as one self-contained HTML page, which loads nothing; its template is page.html."""
 
 import base64
 from pathlib import Path
@@ -16,7 +16,7 @@ TEXT_LENGTH = 600  # characters of a text that are shown
 def write(
     path: Path, heading: str, query: Path | None, hits: list[dict], sources: list[Path | None], searched: str
 ) -> None:
-    """Writes the page.
+    """Write the page.
 
     Args:
         heading: the query in words.
@@ -43,7 +43,7 @@ def write(
 
 
 def preview(sources: list[Path]) -> dict[Path, tuple[str, str]]:
-    """Draws music and reads texts: ("picture", SVG in base64), ("text", its beginning) or ("problem", error)."""
+    """Draw music and read texts: ("picture", SVG in base64), ("text", its beginning) or ("problem", error)."""
     previews = {}
     music = []
     for source in dict.fromkeys(sources):

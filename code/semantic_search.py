@@ -93,7 +93,7 @@ def embed_folder(folder: Path, found: list[Path]) -> Features:
 
 
 def source_of(folder: Path, name: str) -> Path:
-    """Returns the file of a piece, `#N` included."""
+    """Return the file of a piece, `#N` included."""
     return (folder.parent if folder.is_file() else folder) / name
 
 

@@ -1,4 +1,4 @@
-r"""Trains M3 on interleaved ABC and MTF: the encoder reads corrupted patches, the decoder restores their characters.
+r"""Train M3 on interleaved ABC and MTF: the encoder reads corrupted patches, the decoder restores their characters.
 
 Set TRAIN_FOLDERS in config.py first (process_data/ makes the files). Then, from any folder:
 
@@ -92,7 +92,7 @@ class Restoration(torch.nn.Module):
 
 
 def step(run: training.Training, batch: M3Batch) -> training.Step:
-    """Back-propagates the mean over the characters of *all* processes, so that N processes compute what one does."""
+    """Back-propagate the mean over the characters of *all* processes, so that N processes compute what one does."""
     with autocast(run.device, run.dtype):
         output = run.parallel(batch)
     everywhere = run.processes.sum(output.characters.clone())
@@ -102,7 +102,7 @@ def step(run: training.Training, batch: M3Batch) -> training.Step:
 
 
 def evaluate(run: training.Training, loader: Loader) -> float:
-    """Returns the mean cross-entropy over the selected characters of all pieces."""
+    """Return the mean cross-entropy over the selected characters of all pieces."""
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
     for batch in run.evaluation_batches(loader):
         with autocast(run.device, run.dtype):
@@ -113,7 +113,7 @@ def evaluate(run: training.Training, loader: Loader) -> float:
 
 
 def find_files(name: str, folders: list[str]) -> list[str]:
-    """Lists the .abc and .mtf files below the folders of the constant `name`."""
+    """List the .abc and .mtf files below the folders of the constant `name`."""
     found: list[str] = []
     for folder in folders:
         require_set(name, folder)

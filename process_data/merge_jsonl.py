@@ -65,20 +65,20 @@ def merge(found: Iterable[tuple[str, Callable[[], dict]]], target: Path) -> int:
 
 
 def _most_common(kinds: Counter[str], report: list[dict]) -> str:
-    """The most frequent reason why records are left out, with its first example."""
+    """Describe the most frequent reason why records are left out, with its first example."""
     [(kind, count)] = kinds.most_common(1)
     example = next(entry for entry in report if entry["error"].startswith(kind))
     return f"the most frequent reason ({count} times), as in {example['file']}: {example['error']}"
 
 
 def check_target(target: Path) -> None:
-    """Raises InputError if `target` is no place for a JSONL file."""
+    """Raise InputError if `target` is no place for a JSONL file."""
     if target.suffix != ".jsonl" or target.is_dir():
         raise InputError(f"{target}: the merged file must be named something.jsonl")
 
 
 def read(path: Path) -> dict:
-    """The record of a .json file. Raises Unfit."""
+    """Read the record of a .json file. Raises Unfit."""
     try:
         files.require_piece(path)
         return records.parse_metadata(path.read_bytes())

@@ -25,7 +25,7 @@ class _Voice:
 
 
 def spread(lines: list[str]) -> list[str]:
-    """The lines of a tidied tune; && goes back one bar more than &, and & within (& ... &) to the bar of its begin."""
+    """Spread overlays over their bars: && goes back one bar more than &; & within (& ... &), to the bar of its (&."""
     if not any("&&" in line or "(&" in line for line in lines):
         return lines
     pieces: list[str] = []
@@ -50,7 +50,7 @@ def spread(lines: list[str]) -> list[str]:
 
 
 def apart(text: str) -> str:
-    """The text of a bar in which signs that have come together, as ( and &, begin no overlay over several bars."""
+    """Separate signs of a bar that have come together, as ( and &, and would begin an overlay over several bars."""
     return re.sub(r"\((?=&)|&(?=[&)])", r"\g<0> ", text) if "&" in text else text
 
 

@@ -22,7 +22,7 @@ _TUPLET = re.compile(
 
 
 def simplified(text: str) -> tuple[str, list[str]]:
-    """The lines of a tune; and what was left out, one line each."""
+    """Rewrite a tune for abc2xml. Returns it, and what was left out, one line each."""
     done: Counter[str] = Counter()
     lines, is_compound = text.split("\n"), False
     for number, line in enumerate(lines):
@@ -40,7 +40,7 @@ def simplified(text: str) -> tuple[str, list[str]]:
 
 
 def _grace_notes(grace: re.Match, done: Counter[str]) -> str:
-    """Without rests, which would take time; with text and fields, as a change of staff, between two groups of them."""
+    """Remove rests, which would take time; put text and fields, such as a change of staff, between two groups."""
 
     def replaced(mark: re.Match) -> str:
         done["rest in grace notes left out"] += bool(mark["rest"])
@@ -50,13 +50,13 @@ def _grace_notes(grace: re.Match, done: Counter[str]) -> str:
 
 
 def _text_before(chord: re.Match) -> str:
-    """["C"EG] as "C"[EG]."""
+    """Write ["C"EG] as "C"[EG]."""
     notes = _TEXT.sub("", chord[1])
     return "".join(_TEXT.findall(chord[1])) + (f"[{notes}]" if notes else "")
 
 
 def _flat_tuplets(line: str, is_compound: bool) -> str:
-    """(3:2:4(3CDEF as (9:4:3CDE(3:2:1F: one tuplet after another, where they were within each other."""
+    """Write nested tuplets one after another: (3:2:4(3CDEF as (9:4:3CDE(3:2:1F."""
     pieces: list[str] = []
     tuplets: list[list] = []  # the open ones: [ratio, number of notes left]
     begins: list[int] = []  # the pieces that begin them and those before them, since none was open

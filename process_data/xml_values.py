@@ -16,7 +16,7 @@ from shared import InputError
 
 
 def _places(ranges: dict[tuple[float, float], str]) -> dict[tuple[str, str], tuple[float, float]]:
-    """{(lowest, highest): "tag tag/attribute ..."} -> {(tag, attribute, or "" for its text): (lowest, highest)}."""
+    """Index ranges, {(lowest, highest): "tag tag/attribute ..."}, by (tag, attribute or "" for the text)."""
     return {place.partition("/")[::2]: limits for limits, places in ranges.items() for place in places.split()}
 
 
@@ -95,7 +95,7 @@ def _is_number(text: str, is_whole: bool, lowest: float, highest: float) -> bool
 
 
 def whole(text: str) -> int | None:
-    """A whole number, "2.0" included."""
+    """Read a whole number, "2.0" included; None if it is none."""
     return int(float(text)) if _is_number(text, False, -(2**31), 2**31) and not float(text) % 1 else None
 
 
@@ -124,7 +124,7 @@ def voices_and_verses(score: Element, done: Counter[str]) -> None:
 
 
 def _free_numbers(names: list[str], allowed: range, before: str = "") -> dict[str, str]:
-    """The names that are no number -> a number for each."""
+    """Assign a number to each name that is none."""
     taken, odd = 0, []
     for name in dict.fromkeys(names):
         try:
