@@ -9,12 +9,13 @@ CLAMP2_SUFFIXES = (*M3_SUFFIXES, ".txt")
 Run = Callable[[argparse.Namespace], int]
 
 
-def trainer(doc: str) -> argparse.ArgumentParser:
+def documented(doc: str) -> argparse.ArgumentParser:
+    """Make a parser without arguments yet, whose `--help` shows a docstring as it is laid out."""
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def extractor(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
-    parser = trainer(doc)
+    parser = documented(doc)
     parser.add_argument("input_dir", type=Path, help=f"a folder of {', '.join(suffixes)} files, or one such file")
     parser.add_argument("output_dir", type=Path, help="where the features go; a second start continues there")
     parser.add_argument("--remove_orphans", action="store_true", help="remove features whose file is gone")
@@ -27,7 +28,7 @@ def extractor(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
 
 
 def converter(doc: str, convert: Run | None = None) -> argparse.ArgumentParser:
-    parser = trainer(doc)
+    parser = documented(doc)
     parser.add_argument("source", metavar="WEIGHTS.pth|FOLDER", type=Path, help="a checkpoint, or a folder made of one")
     parser.add_argument("target", metavar="FOLDER|WEIGHTS.pth", type=Path, help="a new folder or checkpoint file")
     parser.set_defaults(run=convert)
@@ -35,7 +36,7 @@ def converter(doc: str, convert: Run | None = None) -> argparse.ArgumentParser:
 
 
 def probe(doc: str, train: Run | None = None, predict: Run | None = None) -> argparse.ArgumentParser:
-    parser = trainer(doc)
+    parser = documented(doc)
     commands = parser.add_subparsers(required=True, metavar="{train,predict}")
 
     def command(name: str, run: Run | None, about: str) -> argparse.ArgumentParser:

@@ -40,13 +40,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+import command_line
 import config
 import features
 import files
 import published
 import retrieval
 import semantic_search
-from command_line import trainer
 from files import InputError
 
 BOOTSTRAPS, FRECHET_BOOTSTRAPS = 1000, 50  # a Fréchet distance takes some tenths of a second
@@ -119,7 +119,7 @@ def frechet_infinity(
 
 
 def bootstrap(statistic: Callable, n: int, rng: np.random.Generator, times: int = BOOTSTRAPS) -> list[float]:
-    """Bootstrap a statistic of how often each of n pieces is drawn, int [n]."""
+    """Compute a statistic of how often each of n pieces is drawn, int [n], for `times` bootstrap samples."""
     return [statistic(rng.multinomial(n, np.full(n, 1 / n))) for _ in range(times)]
 
 
@@ -306,7 +306,7 @@ def cosine(text: str) -> float:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = trainer(__doc__)
+    parser = command_line.documented(__doc__)
     parser.add_argument(
         "generated", metavar="GENERATED", type=Path, help="a folder of generated music, or its features"
     )

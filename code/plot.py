@@ -260,7 +260,7 @@ def confusion(matrix: np.ndarray, classes: list[str], out: Path) -> None:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = command_line.trainer(__doc__)
+    parser = command_line.documented(__doc__)
     commands = parser.add_subparsers(required=True, metavar="{loss,map,similarity}")
 
     def command(name: str, function, source: str, about: str) -> argparse.ArgumentParser:

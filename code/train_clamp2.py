@@ -26,7 +26,7 @@ from pathlib import Path
 import command_line
 
 if __name__ == "__main__":
-    command_line.trainer(__doc__).parse_args()  # before the imports below, which take seconds
+    command_line.documented(__doc__).parse_args()  # before the imports below, which take seconds
 
 import torch
 from torch import Tensor

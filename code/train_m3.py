@@ -31,7 +31,7 @@ import sys
 import command_line
 
 if __name__ == "__main__":
-    command_line.trainer(__doc__).parse_args()  # before the imports below, which take seconds
+    command_line.documented(__doc__).parse_args()  # before the imports below, which take seconds
 
 import numpy as np
 import torch
