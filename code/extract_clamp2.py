@@ -40,6 +40,7 @@ import numpy as np
 import checkpoints
 import config
 import extraction
+from processes import Processes
 from texts import join_lines, load_tokenizer, read_text, tokenize
 from utils import empty_clamp2
 
@@ -51,7 +52,7 @@ def read(keep_unit_length: bool, path: Path, tokenizer) -> np.ndarray:
     return extraction.read_patches(keep_unit_length, path)
 
 
-def main(job: extraction.Processes) -> int:
+def main(job: Processes) -> int:
     args = command_line.extractor(__doc__, CLAMP2_SUFFIXES).parse_args()
     weights = extraction.find_weights(job, config.CLAMP2_WEIGHTS_PATH, args.download)
     return extraction.extract(

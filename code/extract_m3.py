@@ -35,10 +35,11 @@ if __name__ == "__main__":
 import checkpoints
 import config
 import extraction
+from processes import Processes
 from utils import M3PatchEncoder, empty, encoder_config
 
 
-def main(job: extraction.Processes) -> int:
+def main(job: Processes) -> int:
     args = command_line.extractor(__doc__, M3_SUFFIXES).parse_args()
 
     def load_model() -> M3PatchEncoder:

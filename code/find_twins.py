@@ -39,17 +39,17 @@ from files import InputError
 
 SUFFIXES = tuple(suffix for suffix in features.INPUT_SUFFIXES if suffix != ".txt")
 RARE_RUN, RUN = 8, 4  # steps in a row: that make two pieces candidates, and that count as shared
-CANDIDATES = 0.1  # of the shorter piece's rare runs, which candidates share; twins share far more
-SHARED = 0.5  # of the shorter piece's steps, which twins share
-COMMON = 50  # times in a piece: a run that comes more often begins no match, or tremolos would take hours
-RHYTHM = 1.4  # times: a shared note may be longer or shorter by so much, which is less than a dot
+CANDIDATES = 0.1  # of the shorter piece's rare runs are shared by candidates; twins share far more
+SHARED = 0.5  # of the shorter piece's steps are shared by twins
+COMMON = 50  # occurrences in a piece: a more frequent run begins no match, or tremolos would take hours
+RHYTHM = 1.4  # a shared note may be longer or shorter by this factor, which is less than a dot
 CHUNK = 512  # pieces compared with all others at a time
 TIMEOUT = 600  # seconds for a file: a book of 5,000 tunes takes six minutes
 
 
 @dataclass
 class Melody:
-    """What sounds highest in a piece: N notes, and the N - 1 steps between them."""
+    """The melody of a piece, its highest notes: N notes, and the N - 1 steps between them."""
 
     name: str
     title: str
@@ -68,7 +68,7 @@ class Melody:
 
 @dataclass
 class Twins:
-    """The rows of two melodies, and why they are one tune. The values are the second one's against the first one's."""
+    """The rows of two melodies, and why they are one tune. The values are of the second one relative to the first."""
 
     first: int
     second: int

@@ -67,7 +67,7 @@ class Paths:
         encoded = [os.fsencode(path) for path in paths]
         self.ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
         self.block = b"".join(encoded)
-        # the folder of all counts for nothing, so that it may be moved; of one file, the name counts
+        # relative to the folder of all, which may be moved; of one file, its name
         common = len(os.path.commonpath([*encoded, os.path.dirname(encoded[0])])) if encoded else 0
         self.digest = digest(*(path[common:] for path in encoded))
 

@@ -15,8 +15,8 @@ from files import InputError
 
 DRUMS = 9  # the MIDI channel whose notes have no pitch
 SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
-MOMENT = 1 / 8  # of a quarter note: by so much, notes of a melody may overlap and those of a chord come apart
-SHORTEST = 16  # notes of a melody that can be compared; fewer are found in too many pieces
+MOMENT = 1 / 8  # of a quarter note: the most that notes of a melody overlap, or that notes of a chord are apart
+SHORTEST = 16  # notes of a melody that can be compared; a shorter one is found in too many pieces
 Note = tuple[float, float, int, int]  # start, end, voice or MIDI channel, MIDI pitch
 
 
@@ -31,7 +31,7 @@ def read(path: Path) -> list[tuple[str, list[Note], str]]:
         xml, _ = musicxml.read(data)
         return [(pieces.score_title(xml), of_musicxml(xml), "")]
     if kind == ".mid":
-        return [("", _pitched(midi_to_mtf(data, "carry_delta")[0]), "")]  # the true times, which features are not of
+        return [("", _pitched(midi_to_mtf(data, "carry_delta")[0]), "")]  # with the times of left-out messages
     return [_of_piece(piece, kind) for piece in (pieces.tunes if kind == ".abc" else pieces.read)(data, kind)]
 
 

@@ -8,7 +8,7 @@ Symbols: B sequences, N tokens (or patches) of all of them, P characters of a pa
 H hidden size, A heads, D = H / A.
 """
 
-# Search remembers features: if an edit here changes them, raise FEATURE_VERSION in cache.py.
+# Search caches features: if an edit here changes them, raise FEATURE_VERSION in cache.py.
 
 import copy
 from collections.abc import Callable, Sequence
@@ -135,8 +135,8 @@ class Packed(Tensors):
         self.tokens = torch.from_numpy(tokens)
         if tokens.ndim == 2:
             real = tokens != PAD
-            sizes = real.shape[1] - real[:, ::-1].argmax(1)  # up to the last that is real
-            sizes[~real[:, -1] & (sizes == real.shape[1])] = 0  # where none is real
+            sizes = real.shape[1] - real[:, ::-1].argmax(1)  # up to the last real character
+            sizes[~real[:, -1] & (sizes == real.shape[1])] = 0  # of a patch of PADs only
             small = np.int16 if tokens.shape[1] * VOCABULARY <= 2**15 else np.int32  # to be moved fast
             places = np.arange(tokens.shape[1], dtype=small)
             used = places < sizes[:, None]  # [N, P]

@@ -197,10 +197,10 @@ def _split_abc(text: str) -> list[str]:
 
 def _mark_bar_ends(text: str) -> str:
     """Put a mark after each barline. Long ones are rare, and replacing one character is fast."""
-    pieces = _LONG_BARLINE.split(text)  # text, long barline, text, ..., text
-    pieces[0::2] = [piece.replace("|", "|" + _BAR_END) for piece in pieces[0::2]]
-    pieces[1::2] = [barline + _BAR_END for barline in pieces[1::2]]
-    return "".join(pieces)
+    parts = _LONG_BARLINE.split(text)  # text, long barline, text, ..., text
+    parts[0::2] = [part.replace("|", "|" + _BAR_END) for part in parts[0::2]]
+    parts[1::2] = [barline + _BAR_END for barline in parts[1::2]]
+    return "".join(parts)
 
 
 def _split_bars(marked_line: str) -> list[str]:

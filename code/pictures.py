@@ -33,7 +33,7 @@ def draw(source: Path) -> str:
     if kind == ".xml":
         return engrave(musicxml.read(data)[0])
     if kind == ".mid":
-        return piano_roll(midi_to_mtf(data, "carry_delta")[0])  # at the true times, which features are not of
+        return piano_roll(midi_to_mtf(data, "carry_delta")[0])  # with the times of left-out messages
     piece = (pieces.tunes if kind == ".abc" else pieces.read)(data, kind)[(number or 1) - 1]
     if not piece.ok:
         raise InputError(piece.error)

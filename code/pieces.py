@@ -53,7 +53,7 @@ def locate(name: str | Path) -> tuple[Path, int | None]:
     path = Path(name)
     file, _, number = str(name).rpartition("#")
     is_one = os.path.isfile(file) or Path(file).suffix.lower() in INPUT_SUFFIXES
-    if not os.path.exists(path) and number.isdecimal() and is_one:  # these take any text, Path's do not
+    if not os.path.exists(path) and number.isdecimal() and is_one:  # os.path takes any text; Path raises an error
         return Path(file), int(number)
     return path, None
 

@@ -24,9 +24,9 @@ from files import InputError, print_any_name, printable
 
 T = TypeVar("T")
 
-GRACE = 1.0  # seconds from a failure to the exit, at which the launcher kills the others: they print their reasons
-NO_MORE = "What the launcher prints below means no more"  # 35 lines, and exit status 1, for any status but 0
-LONGEST_SILENCE = 2 * 3600.0  # seconds of waiting without a finished file or an arriving process until it is an error
+GRACE = 1.0  # seconds from a failure to the exit, at which the launcher kills the others: time to print their reasons
+NO_MORE = "What the launcher prints below means no more"  # 35 lines, and its status is 1 for any but 0
+LONGEST_SILENCE = 2 * 3600.0  # seconds without a finished file or an arriving process, after which waiting is an error
 
 
 class OtherProcessError(Exception):
@@ -118,11 +118,11 @@ class Processes:
         """Add to a count in the store and return it. Without a store it was 0 before."""
         try:
             return more if self.store is None else self.store.add(key, more)
-        except dist.DistError:  # its host has ended
+        except dist.DistError:  # the process that serves it has ended
             return if_lost
 
     def show_progress(self) -> None:
-        """Let the processes that wait for this one wait on."""
+        """Report progress, so that processes that wait for this one keep waiting."""
         self._count("progress", 1, if_lost=0)
 
     def wait_for_all(self) -> None:
@@ -150,7 +150,7 @@ class Processes:
                     " for what is wrong on its machine, and start again"
                 )
             time.sleep(pause)
-            pause = min(1.5 * pause, 0.05)  # short, as the last one to arrive may end, and the store with its launcher
+            pause = min(1.5 * pause, 0.05)  # short: the last one to arrive may end soon, and the store with it
             arrived = store.add(meeting, 0)
 
     def broadcast(self, value: Any) -> Any:

@@ -13,7 +13,7 @@ import config
 import published
 from files import InputError, printable
 
-FACTS = ("sha256", "form", "precision", "KEEP_UNIT_LENGTH")  # in which features agree that can be compared
+FACTS = ("sha256", "form", "precision", "KEEP_UNIT_LENGTH")  # must agree for features to be compared
 SIDECAR = OLD_SIDECAR = ".extraction.json"  # beside a folder of features; in the first versions, in it
 _OLD = {"precision": "float32", "KEEP_UNIT_LENGTH": False}  # not noted by the first versions, which had no choice
 

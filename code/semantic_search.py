@@ -45,7 +45,7 @@ from features import INPUT_SUFFIXES, Features
 from files import InputError
 from queries import or_error, read_lines, read_queries, read_query, shown_file
 
-NUMBER = re.compile(r"\.\d+$")  # of one of several files of a name
+NUMBER = re.compile(r"\.\d+$")  # ends the stem of one of several files: waltz.1, waltz.2
 
 
 def read_folder(folder: Path) -> Features:

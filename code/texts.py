@@ -1,6 +1,6 @@
 """Read and tokenize texts; load the text model."""
 
-# Search remembers features: if an edit here changes them, raise FEATURE_VERSION in cache.py.
+# Search caches features: if an edit here changes them, raise FEATURE_VERSION in cache.py.
 
 from pathlib import Path
 

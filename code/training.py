@@ -28,7 +28,7 @@ from processes import OnItsWay, Processes, precision
 from run_log import RunLog, commit
 from run_state import Settings, differences, keep, load_start
 
-RELEASE_EVERY = 50  # steps on a CPU, after which memory that was freed is given back: it takes part of the next one
+RELEASE_EVERY = 50  # steps on a CPU, after which freed memory is returned to the system, at the cost of part of a step
 INTERRUPTED = 130  # exit status of a run that was stopped by a signal, saved its state and can continue
 
 

@@ -38,7 +38,7 @@ _HIDDEN = {ord(sign): _PLANE + ord(sign) for sign in '%[]{}|:\\&!$"<>()ZX'}
 _HIDDEN_IN_CHORDS = {sign: hidden for sign, hidden in _HIDDEN.items() if chr(sign) not in "()"}
 _SHOWN = {hidden: sign for sign, hidden in _HIDDEN.items()}
 _BACKSLASH, _QUOTE, _PERCENT = (chr(_PLANE + ord(sign)) for sign in '\\"%')
-_ANNOTATION = ("^", "_", "<", ">", "@")  # begin quoted text that is no chord symbol
+_ANNOTATION = ("^", "_", "<", ">", "@")  # begin an annotation: quoted text other than a chord symbol
 
 # The marks that `tidy` looks at in a line of music.
 _MARK = re.compile(
@@ -48,7 +48,7 @@ _MARK = re.compile(
     |(?P<inline>\[[A-Za-z]:[^][]*\])
     |(?P<kept>%.*|{DECORATION})
     |(?P<open>")
-    |!(?P<name>{_NAMES})(?![A-Za-z0-9])  # a decoration that does not end
+    |!(?P<name>{_NAMES})(?![A-Za-z0-9])  # a decoration without its second mark
     |(?P<break>!)               # as in old tunes
     |\+(?P<chord>(?!f+\+)(?:(?:__?|\^\^?|=)?[A-Ga-g][,']*\d*/*\d*){{2,}})\+  # +CEG+, as in old tunes
     |(?P<repeats>:(?:(?<=\|:)|(?<!::)(?=:+\|)):+)  # |:: and ::| repeat more than once

@@ -24,7 +24,7 @@ class Bar:
     text: str  # without its right barline
     sign: str  # that barline
     volta: str  # the number of an ending that begins behind it, or ""
-    has_notes: bool  # rests are none
+    has_notes: bool  # rests do not count
     has_marks: bool  # chord symbols or inline fields
     unit: Fraction  # at its start: what a length of 1 is, in whole notes
     is_compound: bool  # at its start: the meter is 6/8 or the like
@@ -79,7 +79,7 @@ class Voice:
         return one_bar
 
     def add_quoted(self, text: str) -> None:
-        is_chord_symbol = not re.match('"[\\^_<>@"]', text)  # but an annotation
+        is_chord_symbol = not re.match('"[\\^_<>@"]', text)  # the others are annotations
         self.add(text, is_mark=is_chord_symbol, is_content=is_chord_symbol)
 
     def add_volta(self, number: str) -> None:

@@ -17,7 +17,7 @@ _ELEMENT = re.compile(
     re.VERBOSE,
 )
 IN_TIME_OF = {"2": 3, "3": 2, "4": 3, "6": 2, "8": 3}  # of the other tuplets: 2, or 3 in compound meters
-MAX_FACTOR = 10**6  # no length is more; a longer number is no music
+MAX_FACTOR = 10**6  # no note is longer; a larger number is a mistake
 
 
 def bar_length(text: str, unit: Fraction, is_compound: bool = False) -> float:

@@ -75,7 +75,7 @@ class Chat:
                 choice = await self._send(request, form)
                 break
             except _Rejected as error:
-                if form < self._format:  # a request beside this one found the format
+                if form < self._format:  # a concurrent request found the format
                     form = self._format
                 elif self._is_last_form(form):
                     raise self._hopeless(error) from None
@@ -113,7 +113,7 @@ class Chat:
         failures = busy = 0
         while True:
             while (pause := self._not_before - time.monotonic()) > 0:
-                await self._pause(pause + random.uniform(0, FIRST_PAUSE))  # not all of them at the same moment
+                await self._pause(pause + random.uniform(0, FIRST_PAUSE))  # so that not all are sent at once
             status, wait = 0, 0.0
             try:
                 async with asyncio.timeout(TIMEOUT):

@@ -13,7 +13,7 @@ from abc_voices import MAX_BARS, Bar, Reader, Voice, merged
 from bar_lengths import rest
 from shared import InputError
 
-_NAMES_CLEF = re.compile(r"K:.*(\w=|treble|bass|alto|tenor|perc|soprano|baritone|\S\s+none)")  # or an octave
+_NAMES_CLEF = re.compile(r"K:.*(\w=|treble|bass|alto|tenor|perc|soprano|baritone|\S\s+none)")  # or octave=
 BARS_A_LINE = 5  # of standard ABC
 
 

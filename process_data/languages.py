@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
-# Script -> languages written in it. Scripts have the names that begin the names of their Unicode characters.
+# Script -> languages written in it. A script is named by the first word of its characters' Unicode names.
 _WRITTEN_IN = {
     "LATIN": """Afrikaans, Albanian, Azerbaijani, Basque, Bengali (Romanized), Bosnian, Breton, Catalan, Croatian,
         Czech, Danish, Dutch, Esperanto, Estonian, Filipino, Finnish, French, Galician, German, Hausa, Hindi

@@ -104,7 +104,7 @@ def _write_report(entries: list[dict], target: Path) -> None:
         _report_path(target).unlink(missing_ok=True)
         return
     with files.atomic_write(_report_path(target)) as report:
-        for entry in entries:  # half a surrogate pair, as a file name that is no UTF-8 has, is written \udcff
+        for entry in entries:  # half a surrogate pair, as a file name that is not UTF-8 has, is written \udcff
             report.write((json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 

@@ -1,7 +1,7 @@
 """Read MIDI files into the parts of MTF lines: as mido 1.3 does, many times faster; and what it cannot read too.
 
-A sound file is read exactly as mido reads it, its oddities included, since that is how the published training data came
-about. A file on which mido raises an error is read again with repairs, which are counted and named.
+An intact file is read exactly as mido reads it, its oddities included, since the published training data were made so.
+A file on which mido raises an error is read again with repairs, which are counted and named.
 """
 
 import math
@@ -94,7 +94,7 @@ def read_midi(data: bytes, left_out: Container[str] = (), forget_unknown: bool =
     """
     reader = _FileReader(_unwrapped(data), left_out, forget_unknown)
     try:
-        ticks_per_beat, tracks = reader.read_sound()
+        ticks_per_beat, tracks = reader.read_intact()
     except _Damaged:
         reader = _FileReader(data, left_out, forget_unknown)
         ticks_per_beat, tracks = reader.read_damaged()
@@ -121,7 +121,7 @@ class _FileReader:
         self.data, self.left_out, self.forget_unknown = data, left_out, forget_unknown
         self.repairs: Counter[str] = Counter()
 
-    def read_sound(self) -> tuple[int, list[Track]]:
+    def read_intact(self) -> tuple[int, list[Track]]:
         """Read a file that mido can read: (ticks per beat, tracks). Raises _Damaged otherwise."""
         data, size = self.data, self._size(0)
         if data[:4] != b"MThd" or size < 6 or len(data) < 14:
@@ -232,12 +232,12 @@ class _TrackReader:
 
     def read(self) -> tuple[list[Event], int]:
         """Read the track: (events, ticks from its start to its end)."""
-        # The loop is what reading a file costs: it deals with notes in place, with everything else in `_other`.
+        # This loop takes most of the time: it handles notes in place, everything else in `_other`.
         data, end = self.data, len(self.data)
         events: list[Event] = []
         append = events.append
         position = time = running = 0
-        pair = None  # what the lines of the running status have, if it is one of those with two data bytes
+        pair = None  # parts of a line of the running status, if that has two data bytes
         try:
             while position < end and not self.ended:
                 delta = data[position]

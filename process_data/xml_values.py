@@ -36,7 +36,7 @@ _WHOLE = _places(
 _DECIMAL = _places(
     {(0, 9999): "per-minute sound/tempo", (-math.inf, math.inf): "volume pan words/default-y rehearsal/default-y"}
 )
-_READ: dict[str, list[str]] = {}  # element -> which of its attributes
+_READ: dict[str, list[str]] = {}  # element -> its attributes that xml2abc reads
 for _tag, _attribute in (*_WHOLE, *_DECIMAL):
     _READ.setdefault(_tag, []).append(_attribute)
 _TYPES = {"breve": Fraction(8), "whole": Fraction(4), "half": Fraction(2), "quarter": Fraction(1)} | {
@@ -211,7 +211,7 @@ def durations(score: Element, done: Counter[str]) -> None:
     for part in score.iter("part"):
         if all(note.find("rest") is not None for note in part.iter("note")):
             continue
-        times: list[tuple[Element, Fraction, Fraction]] = []  # a duration or <divisions>, its value, the divisions then
+        times: list[tuple[Element, Fraction, Fraction]] = []  # a duration or <divisions>, its value, its divisions
         divisions, must_change = Fraction(0), False
         for number, measure in enumerate(part.iter("measure"), 1):
             has_notes = False
