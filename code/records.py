@@ -200,16 +200,14 @@ def metadata_lines(record: dict) -> list[str]:
     """List the lines of the metadata fields, each once, in their order. A field that does not apply gives none."""
     values: list[str] = []
     for field in METADATA:
-        value = record.get(field)
-        values += [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
+        values += [item for item in _listed(record.get(field)) if isinstance(item, str)]
     lines = (line.strip() for value in values if not is_blank(value) for line in value.split("\n"))
     return list(dict.fromkeys(filter(None, lines)))
 
 
 def summaries(value: object) -> list[str]:
     """List the texts of `summary_en` (a string or a list of strings) or `summary_nen` (a dict or a list of dicts)."""
-    items = value if isinstance(value, list) else [value]
-    texts = [item.get("summary") if isinstance(item, dict) else item for item in items]
+    texts = [item.get("summary") if isinstance(item, dict) else item for item in _listed(value)]
     return [text for text in texts if isinstance(text, str) and not is_blank(text)]
 
 

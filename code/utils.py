@@ -37,6 +37,8 @@ from unidecode import unidecode
 
 import checkpoints
 import config
+
+# By name too, where a parameter of a published signature is called `config`.
 from config import CLAMP2_HIDDEN_SIZE, CLAMP2_LOAD_M3, EVAL_SPLIT, LOGIT_SCALE, PATCH_SIZE, TEXT_MODEL_NAME
 from cpu import sum_rows, use_cheap_dropout
 from files import InputError, printable
