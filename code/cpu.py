@@ -150,7 +150,7 @@ def plain_attention(
 
 
 class _Move(torch.autograd.Function):
-    """Selects rows, and the rows of its gradient, of which those numbered in `zero` are 0: no sum, so fast on a CPU."""
+    """Selects rows; its gradient selects rows too, and sets those in `zero` to 0. It adds nothing up: fast on a CPU."""
 
     @staticmethod
     def forward(ctx, x: Tensor, rows: Tensor, gradient_rows: Tensor, zero: Tensor | None) -> Tensor:

@@ -68,7 +68,7 @@ class Melody:
 
 @dataclass
 class Twins:
-    """The rows of two melodies, and why they are one tune. The values are of the second one relative to the first."""
+    """The rows of two melodies, and why they are one tune. Values are of the second relative to the first."""
 
     first: int
     second: int

@@ -80,7 +80,7 @@ class Paths:
 
 
 class PieceDataset(Dataset):
-    """Pieces under the keys (epoch, index). What is random about a piece is drawn from (seed, epoch, index) alone.
+    """Pieces under the keys (epoch, index). All randomness of a piece is drawn from (seed, epoch, index).
 
     A bad piece is named in `problems` and replaced by another one, so that all ranks keep equal batches.
     """

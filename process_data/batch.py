@@ -205,7 +205,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 class _Interrupted(BaseException):
-    """A signal asked the run to end; like KeyboardInterrupt, no error."""
+    """A signal asked the run to end; like KeyboardInterrupt, this is not an error."""
 
 
 @contextlib.contextmanager

@@ -213,7 +213,7 @@ class _Rejected(Exception):
 
 
 class _NoCompletion(Exception):
-    """The answer is no chat completion."""
+    """The answer is not a chat completion."""
 
 
 def _message(error: openai.APIStatusError) -> str:

@@ -35,7 +35,7 @@ V = TypeVar("V")
 
 @dataclass
 class Failed:
-    """In place of a value: why there is none."""
+    """Stands in place of a value that could not be computed."""
 
     reason: str  # one line
 

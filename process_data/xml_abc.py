@@ -66,7 +66,7 @@ def _xml2abc(score: ElementTree.Element, name: str) -> tuple[str, list[str]]:
 
 
 class _Parser(xml2abc.Parser):
-    """Takes nothing that is open at the end of a part, and no key, into the next one."""
+    """Begins each part without the key of the part before, and without what that left open, such as slurs."""
 
     header_alts: ClassVar[dict[str, int]] = {}  # the accidentals of the key in the header, which holds for all parts
 
