@@ -50,7 +50,7 @@ class Entry:
 
     @classmethod
     def of(cls, found: list[Piece]) -> "Entry":
-        """Makes the entry of pieces that are not embedded yet."""
+        """Make the entry of pieces that are not embedded yet."""
         known = [[getattr(piece, name) for piece in found] for name in ("title", "error", "warning")]
         return cls(np.zeros((len(found), config.CLAMP2_HIDDEN_SIZE), np.float32), *known)
 
@@ -67,7 +67,7 @@ class FeatureCache:
         self.folder = self.root / self._model_digest()
 
     def get(self, digest: str) -> Entry | None:
-        """Returns the entry of a content, or None on a cache miss."""
+        """Return the entry of a content, or None on a cache miss."""
         with contextlib.suppress(OSError, ValueError):
             checksum, body = (self.folder / digest).read_bytes().split(b"\n", 1)
             if hashlib.sha256(body).hexdigest().encode() == checksum:
@@ -93,7 +93,7 @@ class FeatureCache:
             print(files.printable(f"features are not remembered: {path}: {error.strerror or error}"), file=sys.stderr)
 
     def _model_digest(self) -> str:
-        """Returns a digest of all that a feature depends on, except the file."""
+        """Return a digest of all that a feature depends on, except the file."""
         facts = [
             FEATURE_VERSION,
             self.sha256,
@@ -106,14 +106,14 @@ class FeatureCache:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
     def _identity(self) -> list:
-        """Returns facts of the weights file that change with its content. Raises InputError if it is not there."""
+        """Return facts of the weights file that change with its content. Raises InputError if it is not there."""
         published.provide(self.weights)
         status = self.weights.stat()
         facts = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         return [str(self.weights.resolve()), *facts]
 
     def _weights_digest(self) -> str:
-        """Returns the SHA-256 of the weights, which takes seconds and is cached as long as the file is the same."""
+        """Return the SHA-256 of the weights, which takes seconds and is cached as long as the file is the same."""
         remembered = self.root / "weights" / hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()[:32]
         with contextlib.suppress(OSError, UnicodeDecodeError):
             digest = remembered.read_text(encoding="ascii")
@@ -140,12 +140,12 @@ def _cache() -> FeatureCache:
 
 
 def made_with() -> dict:
-    """Returns the facts of the features, as `extract_clamp2.py --normalize` notes them; see `provenance`."""
+    """Return the facts of the features, as `extract_clamp2.py --normalize` notes them; see `provenance`."""
     return provenance.facts(_cache().weights, _cache().sha256, True, config.KEEP_UNIT_LENGTH)
 
 
 def _text_model_digest(name: str) -> list:
-    """Returns the digests of a text model's tokenizer and sizes (its weights are CLaMP 2's), or its name on the hub."""
+    """Return the digests of a text model's tokenizer and sizes (its weights are CLaMP 2's), or its name on the hub."""
     if not os.path.isdir(name):
         return [name]
     inputs = [path for path in Path(name).iterdir() if path.suffix in (".json", ".txt", ".model")]
@@ -153,7 +153,7 @@ def _text_model_digest(name: str) -> list:
 
 
 def features_of(sources: Iterable[Source]) -> Iterator[tuple[Source, Entry]]:
-    """Yields (source, its entry), in any order. On a cache miss, the source is read and embedded."""
+    """Yield (source, its entry), in any order. On a cache miss, the source is read and embedded."""
     cache = _cache()
     missing: list[Source] = []
     for source in sources:
@@ -171,7 +171,7 @@ def features_of(sources: Iterable[Source]) -> Iterator[tuple[Source, Entry]]:
 
 
 def _content(source: Source) -> tuple[bytes, str]:
-    """Returns the content of a source and its kind. Raises InputError, OSError."""
+    """Return the content of a source and its kind. Raises InputError, OSError."""
     if isinstance(source, str):
         return source.encode("utf-8", "surrogateescape"), ".txt"
     files.require_piece(source)
@@ -211,7 +211,7 @@ def _make(sources: list[Source], cache: FeatureCache) -> Iterator[tuple[Source, 
 
 
 def _read(sources: list[Source]) -> Iterator[tuple[Source, str, list[Piece]]]:
-    """Yields (source, digest of its content, its pieces): music before texts, so that a batch is of one kind."""
+    """Yield (source, digest of its content, its pieces): music before texts, so that a batch is of one kind."""
     for sentence in sources:
         if isinstance(sentence, str):
             yield sentence, pieces.digest(*_content(sentence)), pieces.read(*_content(sentence))

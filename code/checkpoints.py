@@ -44,7 +44,7 @@ def load_checkpoint(path: Path) -> dict:
         OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError
     ) as error:  # fmt: skip
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's message advises to load it all the same
+        if isinstance(error, pickle.UnpicklingError):  # torch's own message suggests to load it unsafely
             reason = "it is damaged, or holds more than tensors and plain values, which could run code"
         raise InputError(f"{path}: not a checkpoint that can be loaded safely ({reason})") from None
     if isinstance(checkpoint, dict) and checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):

@@ -103,7 +103,7 @@ def embed_music(model: CLaMP2Model, music: Sequence[str | Path]) -> np.ndarray:
 
 
 def _listed(what: str, items: Iterable[T], kind: type | tuple[type, ...]) -> list[T]:
-    """Returns the items as a list. Raises InputError for a string or path in its place, and for an item's type."""
+    """Return the items as a list. Raises InputError for a string or path in its place, and for an item's type."""
     if isinstance(items, str | Path):
         raise InputError(
             f"{what}: a list is needed, not a single {type(items).__name__}; write [{reprlib.repr(items)}]"
@@ -116,7 +116,7 @@ def _listed(what: str, items: Iterable[T], kind: type | tuple[type, ...]) -> lis
 
 
 def _parse(text: str) -> Piece:
-    """Reads a text of one piece; of none or several, the piece has an `error`."""
+    """Read a text of one piece; of none or several, the piece has an `error`."""
     kind = ".mtf" if text.startswith("ticks_per_beat") else ".abc"
     found = pieces.read(text.encode("utf-8", "surrogateescape"), kind)
     return found[0] if len(found) == 1 else Piece("", error=f"holds {len(found)} tunes; pass them one by one")

@@ -19,7 +19,7 @@ def has_launcher() -> bool:
 
 
 def begin(parser: argparse.ArgumentParser) -> None:
-    """Checks the arguments, and has Ctrl-C end the program in one line while its modules are imported."""
+    """Check the arguments, and has Ctrl-C end the program in one line while its modules are imported."""
     parser.parse_args()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a program under nohup ignores it
         signal.signal(signal.SIGINT, _end)
@@ -38,12 +38,13 @@ def _end(number: int, frame: object) -> None:
     os._exit(130)  # an exception might be caught by the module that is being imported
 
 
-def trainer(doc: str) -> argparse.ArgumentParser:
+def documented(doc: str) -> argparse.ArgumentParser:
+    """Make a parser without arguments yet, whose `--help` shows a docstring as it is laid out."""
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def extractor(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
-    parser = trainer(doc)
+    parser = documented(doc)
     parser.add_argument("input_dir", type=Path, help=f"a folder of {', '.join(suffixes)} files, or one such file")
     parser.add_argument("output_dir", type=Path, help="where the features go; a second start continues there")
     parser.add_argument("--remove_orphans", action="store_true", help="remove features whose file is gone")
@@ -56,7 +57,7 @@ def extractor(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
 
 
 def converter(doc: str, convert: Run | None = None) -> argparse.ArgumentParser:
-    parser = trainer(doc)
+    parser = documented(doc)
     parser.add_argument("source", metavar="WEIGHTS.pth|FOLDER", type=Path, help="a checkpoint, or a folder made of one")
     parser.add_argument("target", metavar="FOLDER|WEIGHTS.pth", type=Path, help="a new folder or checkpoint file")
     parser.set_defaults(run=convert)
@@ -64,7 +65,7 @@ def converter(doc: str, convert: Run | None = None) -> argparse.ArgumentParser:
 
 
 def probe(doc: str, train: Run | None = None, predict: Run | None = None) -> argparse.ArgumentParser:
-    parser = trainer(doc)
+    parser = documented(doc)
     commands = parser.add_subparsers(required=True, metavar="{train,predict}")
 
     def command(name: str, run: Run | None, about: str) -> argparse.ArgumentParser:

@@ -27,7 +27,7 @@ M3_MASK_RATIO = 0.45  # share of a piece's patches that are selected, for the de
 M3_MASKED_SHARE = 0.8  # share of the training pieces whose selected patches are masked
 M3_SHUFFLED_SHARE = 0.1  # share whose selected patches have their characters shuffled; those of the rest are kept
 M3_DETERMINISTIC = True  # seed 0 and deterministic cuDNN; False: a seed drawn at the start, named in the log
-M3_WANDB_LOG = False  # True: wandb, whatever LOGGER says
+M3_WANDB_LOG = False  # True: wandb, whatever LOGGER is
 M3_LOAD_CKPT = True  # continue from latest_*, or else start from M3_WEIGHTS_PATH, where they exist
 M3_WEIGHTS_PATH = ""  # empty: named after the sizes above, as the published weights are
 M3_LOGS_PATH = ""  # empty: beside the weights, with "logs" for "weights"
@@ -79,23 +79,23 @@ from files import InputError, print_error
 
 
 def resolve(path: str) -> Path:
-    """Resolves the path that a constant names, from the folder of this file."""
+    """Resolve the path that a constant names, from the folder of this file."""
     return Path(__file__).resolve().parent / Path(path).expanduser()
 
 
 def source() -> str:
-    """Names the file in which the user sets constants: this one, or that of CLAMP2_CONFIG."""
+    """Name the file in which the user sets constants: this one, or that of CLAMP2_CONFIG."""
     return os.environ.get("CLAMP2_CONFIG") or str(resolve("config.py"))
 
 
 def text_model() -> str:
-    """Returns TEXT_MODEL_NAME for `from_pretrained`: the path of a folder, if there is one, or a hub name."""
+    """Return TEXT_MODEL_NAME for `from_pretrained`: the path of a folder, if there is one, or a hub name."""
     folder = resolve(TEXT_MODEL_NAME)
     return str(folder) if folder.is_dir() else TEXT_MODEL_NAME
 
 
 def _stop(problem: str) -> NoReturn:
-    """Ends the program with a one-line error, from one process."""
+    """End the program with a one-line error, from one process."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from processes import Processes  # which imports torch
 
@@ -161,7 +161,7 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [  # constants, whether 
 
 
 def _check(names: dict) -> None:
-    """Ends the program if a constant is out of its range."""
+    """End the program if a constant is out of its range."""
     for constants, is_allowed, wanted in _RANGES:
         for name in constants.split():
             if not is_allowed(names[name]):

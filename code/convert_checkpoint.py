@@ -1,4 +1,4 @@
-"""Converts a checkpoint of M3 or CLaMP 2 into the form of the model hub, and back.
+"""Convert a checkpoint of M3 or CLaMP 2 into the form of the model hub, and back.
 
     python code/convert_checkpoint.py code/weights_m3_....pth m3-hub        -> model.safetensors, config.json, README.md
     python code/convert_checkpoint.py code/weights_clamp2_....pth clamp2-hub         the same, and the text's tokenizer
@@ -38,7 +38,7 @@ FACTS = ("epoch", "best_epoch", "min_eval_loss", "is_clamp3")  # of a checkpoint
 
 
 def to_hub(path: Path, folder: Path) -> None:
-    """Converts a checkpoint to a folder of the hub's form, whole or not at all. Raises InputError."""
+    """Convert a checkpoint to a folder of the hub's form, whole or not at all. Raises InputError."""
     checkpoint = load_checkpoint(path)
     weights = checkpoint["model"]
     is_clamp2 = any(name.startswith("text_model.") for name in weights)
@@ -68,7 +68,7 @@ def to_hub(path: Path, folder: Path) -> None:
 
 
 def from_hub(folder: Path, path: Path) -> None:
-    """Converts a folder of the hub's form to a checkpoint. Raises InputError."""
+    """Convert a folder of the hub's form to a checkpoint. Raises InputError."""
     settings = folder / "config.json"
     if not settings.is_file() or not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder}: not a folder that this script has made (config.json and model.safetensors)")
@@ -83,7 +83,7 @@ def from_hub(folder: Path, path: Path) -> None:
 
 
 def require_equal(weights: dict[str, Tensor], loaded: dict[str, Tensor], path: Path) -> None:
-    """Raises InputError unless the model holds every entry exactly as the file does."""
+    """Raise InputError unless the model holds every entry exactly as the file does."""
     for name, value in weights.items():
         if value.dtype != loaded[name].dtype or not torch.equal(value, loaded[name]):
             raise InputError(

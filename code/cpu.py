@@ -27,7 +27,7 @@ _LEVELS = 2**16
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Zeroes each element with probability p and scales the others so that the mean stays."""
+    """Zero each element with probability p and scale the others, so that the mean stays."""
     if x.device.type != "cpu":
         return F.dropout(x, p)
     dropped = round(p * _LEVELS)
@@ -42,7 +42,7 @@ class Dropout(nn.Dropout):
 
 
 def use_cheap_dropout(model: nn.Module) -> None:
-    """Replaces PyTorch's dropout in a model."""
+    """Replace PyTorch's dropout in a model."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
@@ -50,7 +50,7 @@ def use_cheap_dropout(model: nn.Module) -> None:
 
 
 def sum_rows(table: Tensor, rows: Tensor, starts: Tensor) -> Tensor:
-    """Sums rows of a table, those numbered in `rows` from one start to the next: [R, H] -> [N, H]."""
+    """Sum rows of a table, those numbered in `rows` from one start to the next: [R, H] -> [N, H]."""
     if table.device.type != "cpu":
         return F.embedding_bag(rows, table, starts, mode="sum")
     return _SumRows.apply(table, rows, starts)
@@ -65,7 +65,7 @@ class _SumRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """A row's gradient is the sum of the gradients of its sums: a sum of rows again."""
+        """Sum rows again: a row's gradient is the sum of the gradients of its sums."""
         rows, starts = (saved.numpy() for saved in ctx.saved_tensors)
         sums = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(rows)))  # the sum that each row is in
         small = rows.astype(np.min_scalar_type(ctx.count))  # 16 bits are sorted fast
@@ -108,7 +108,7 @@ class Buckets:
 
 
 def bucket_width(length: int) -> int:
-    """Returns the next of 8, 12, 16, 24, 32, 48, ...: few shapes, and at most a third of a bucket is padding."""
+    """Return the next of 8, 12, 16, 24, 32, 48, ...: few shapes, and at most a third of a bucket is padding."""
     width = 8
     while width < length:
         width += width // 2 if width & (width - 1) == 0 else width // 3
@@ -118,7 +118,7 @@ def bucket_width(length: int) -> int:
 def bucket_attention(
     query: Tensor, key: Tensor, value: Tensor, packing: "Packing", p: float, causal: bool, scale: float | None
 ) -> Tensor:
-    """Attends within each sequence of a packed row, a bucket at a time: [1, A, N, D] -> [1, N, A, D].
+    """Attend within each sequence of a packed row, a bucket at a time: [1, A, N, D] -> [1, N, A, D].
 
     Padding is at the end of its row, so that a causal kernel needs no mask.
     """
@@ -144,7 +144,7 @@ def bucket_attention(
 def plain_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float, causal: bool, scale: float | None
 ) -> Tensor:
-    """`scaled_dot_product_attention` written out: on a CPU PyTorch's has no dropout kernel, and a slow bfloat16 one."""
+    """Compute `scaled_dot_product_attention`: PyTorch has no kernel with dropout for CPUs, and a slow bfloat16 one."""
     scores = query * (scale or query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
@@ -155,7 +155,7 @@ def plain_attention(
 
 
 class _Move(torch.autograd.Function):
-    """Selects rows, and the rows of its gradient, of which those numbered in `zero` are 0: no sum, so fast on a CPU."""
+    """Selects rows; its gradient selects rows too, and sets those in `zero` to 0. It adds nothing up: fast on a CPU."""
 
     @staticmethod
     def forward(ctx, x: Tensor, rows: Tensor, gradient_rows: Tensor, zero: Tensor | None) -> Tensor:
@@ -169,7 +169,7 @@ class _Move(torch.autograd.Function):
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep freed memory: returning large blocks at once costs a third or more of a training step."""
+    """Make glibc keep freed memory: returning large blocks at once costs a third or more of a training step."""
     if hasattr(library := ctypes.CDLL(None), "gnu_get_libc_version"):
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of <malloc.h>
         library.mallopt(trim_threshold, -1)  # never return the heap's end
@@ -177,6 +177,6 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Returns the memory that `keep_freed_memory` has kept; batches of ever new shapes leave ever more holes in it."""
+    """Return the memory that `keep_freed_memory` has kept; batches of ever new shapes leave ever more holes in it."""
     if hasattr(library := ctypes.CDLL(None), "gnu_get_libc_version"):
         library.malloc_trim(0)

@@ -19,7 +19,7 @@ Key = TypeVar("Key")
 
 
 def segment_starts(length: int, limit: int) -> list[int]:
-    """Returns the starts of a piece's segments: every `limit` patches; the last segment is the last `limit` patches."""
+    """Return the starts of a piece's segments: every `limit` patches; the last segment is the last `limit` patches."""
     return [0] if length <= limit else [*range(0, length - limit, limit), length - limit]
 
 

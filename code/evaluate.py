@@ -1,4 +1,4 @@
-"""Judges generated music by comparing it with real music, and with the texts that it was made from.
+"""Judge generated music by comparing it with real music, and with the texts that it was made from.
 
 examples:
   python evaluate.py generated/ --real real/
@@ -40,13 +40,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+import command_line
 import config
 import features
 import files
 import published
 import retrieval
 import semantic_search
-from command_line import trainer
 from files import InputError
 
 BOOTSTRAPS, FRECHET_BOOTSTRAPS = 1000, 50  # a Fréchet distance takes some tenths of a second
@@ -56,7 +56,7 @@ Distance = Callable[[np.ndarray, np.ndarray], float]  # Fréchet distance of a G
 
 
 def score(music: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Cosine [N] of each piece [N, H] to its text [N, H], or to one vector [1, H]. Raises InputError."""
+    """Compute the cosine [N] of each piece [N, H] to its text [N, H], or to one vector [1, H]. Raises InputError."""
     music, texts = np.asarray(music), np.asarray(texts)
     if len(texts) not in (1, len(music)):
         raise InputError(f"{len(music)} pieces and {len(texts)} texts: each piece needs its own, or one is for all")
@@ -64,7 +64,7 @@ def score(music: np.ndarray, texts: np.ndarray) -> np.ndarray:
 
 
 def clamp2_scores(generated: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Cosine [N] of each generated piece [N, H] to the mean feature of the real ones [M, H]."""
+    """Compute the cosine [N] of each generated piece [N, H] to the mean feature of the real ones [M, H]."""
     return score(generated, real.mean(axis=0, dtype=np.float64, keepdims=True))
 
 
@@ -72,7 +72,7 @@ def clamp2_scores(generated: np.ndarray, real: np.ndarray) -> np.ndarray:
 
 
 def gaussians(vectors: np.ndarray) -> dict[str, Gaussian]:
-    """Estimates the mean and the covariance of features [N, H], by several methods."""
+    """Estimate the mean and the covariance of features [N, H], by several methods."""
     from sklearn.covariance import OAS, LedoitWolf, ShrunkCovariance
 
     shrunk = {"Ledoit-Wolf": LedoitWolf, "OAS": OAS, "shrinkage 0.1": ShrunkCovariance}
@@ -88,7 +88,7 @@ def distance_to(real: Gaussian) -> Distance:
 
 
 def sample_gaussian(vectors: np.ndarray) -> Gaussian:
-    """The same as `retrieval.gaussian`, quicker for a few thousand vectors [N, H]: their root is [N, H]."""
+    """Compute `retrieval.gaussian` faster, for a few thousand vectors [N, H]: their root is [N, H]."""
     mean = vectors.mean(axis=0, dtype=np.float64)
     return mean, (vectors - mean) / np.sqrt(len(vectors) - 1)
 
@@ -96,7 +96,7 @@ def sample_gaussian(vectors: np.ndarray) -> Gaussian:
 def frechet_infinity(
     distance: Distance, generated: np.ndarray, rng: np.random.Generator, steps: int = 25, smallest: int = 500
 ) -> dict:
-    """Extrapolates the Fréchet distance to infinitely many generated pieces (Chong and Forsyth, arXiv 1911.07023).
+    """Extrapolate the Fréchet distance to infinitely many generated pieces (Chong and Forsyth, arXiv 1911.07023).
 
     It is about linear in 1/n over samples of n of the pieces [N, H], drawn with replacement, for n up to N. Returns the
     value at 1/n = 0, the slope, the share of variance that the line explains, and its points. Raises InputError for
@@ -119,12 +119,12 @@ def frechet_infinity(
 
 
 def bootstrap(statistic: Callable, n: int, rng: np.random.Generator, times: int = BOOTSTRAPS) -> list[float]:
-    """Bootstraps a statistic of how often each of n pieces is drawn, int [n]."""
+    """Compute a statistic of how often each of n pieces is drawn, int [n], for `times` bootstrap samples."""
     return [statistic(rng.multinomial(n, np.full(n, 1 / n))) for _ in range(times)]
 
 
 def measure(statistic: Callable, n: int, rng: np.random.Generator) -> dict:
-    """The value of a statistic as of `bootstrap`, each piece drawn once, and its 95 % interval (percentiles)."""
+    """Compute a statistic as in `bootstrap`, each piece drawn once, and its 95 % interval (percentiles)."""
     interval = np.quantile(bootstrap(statistic, n, rng), [0.025, 0.975]).tolist()
     return {"value": float(statistic(np.ones(n, int))), "interval": interval}
 
@@ -134,7 +134,7 @@ def mean_of(values: np.ndarray) -> Callable[[np.ndarray], float]:
 
 
 def diversity(unit: np.ndarray, counts: np.ndarray) -> float:
-    """Mean distance (1 - cosine) of two different pieces, unit vectors [N, H], each drawn so many times, [N]."""
+    """Compute the mean distance (1 - cosine) of two different pieces, unit vectors [N, H], drawn `counts` [N] times."""
     total = counts @ unit
     same = counts @ counts  # pairs of a piece with itself, which do not count
     pairs = counts.sum() ** 2 - same
@@ -142,7 +142,7 @@ def diversity(unit: np.ndarray, counts: np.ndarray) -> float:
 
 
 def frechet_measure(distance: Distance, generated: np.ndarray, value: float, rng: np.random.Generator) -> dict:
-    """The Fréchet distance `value` of features [N, H], and its 95 % interval for samples of N pieces.
+    """Return the Fréchet distance `value` of features [N, H], with its 95 % interval for samples of N pieces.
 
     The interval is 1.96 standard deviations of the bootstrap to either side of the value, and not its percentiles:
     drawing pieces anew raises the distance once more by what a finite sample had raised it.
@@ -159,7 +159,7 @@ def frechet_measure(distance: Distance, generated: np.ndarray, value: float, rng
 
 
 def compare(generated: np.ndarray, real: np.ndarray, rng: np.random.Generator) -> tuple[dict, dict]:
-    """Compares generated with real features, [N, H] and [M, H].
+    """Compare generated with real features, [N, H] and [M, H].
 
     Returns {measure: {"value", "interval", ...}}, and {name: values of the pieces, [N]}.
     """
@@ -190,7 +190,7 @@ def compare(generated: np.ndarray, real: np.ndarray, rng: np.random.Generator) -
 
 
 def find_texts(generated: list[str], prompts: list[str]) -> dict[int, int]:
-    """Finds the text of each piece by its path: row of the piece -> row of the text. Raises InputError."""
+    """Find the text of each piece by its path: row of the piece -> row of the text. Raises InputError."""
     by_name: dict[str, int] = {}
     for row, name in enumerate(prompts):
         if (other := by_name.setdefault(features.without_suffix(name), row)) != row:
@@ -207,7 +207,7 @@ def find_texts(generated: list[str], prompts: list[str]) -> dict[int, int]:
 
 
 def compare_texts(music: np.ndarray, texts: np.ndarray, own: np.ndarray, rng: np.random.Generator) -> tuple[dict, dict]:
-    """Compares features of music [N, H] with those of texts [M, H], of which the rows `own` [N] are theirs.
+    """Compare features of music [N, H] with those of texts [M, H], of which the rows `own` [N] are theirs.
 
     Of texts that are equal, all are the nearest, or none is. Returns as `compare` does.
     """
@@ -220,7 +220,7 @@ def compare_texts(music: np.ndarray, texts: np.ndarray, own: np.ndarray, rng: np
 
 
 def best_and_worst(pieces: list[dict], by: str) -> list[dict]:
-    """Pairs the best with the worst tenth of the pieces of each text, at least one with one. Raises InputError."""
+    """Pair the best with the worst tenth of the pieces of each text, at least one with one. Raises InputError."""
     of_text: dict[str, list[dict]] = {}
     for piece in pieces:
         of_text.setdefault(piece.get("text", ""), []).append(piece)
@@ -299,14 +299,14 @@ def write_pairs(path: Path, pairs: list[dict]) -> None:
 
 
 def cosine(text: str) -> float:
-    number = float(text)  # a ValueError is argparse's to report
+    number = float(text)  # argparse reports a ValueError
     if not -1 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text}: not a cosine, from -1 to 1")
     return number
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = trainer(__doc__)
+    parser = command_line.documented(__doc__)
     parser.add_argument(
         "generated", metavar="GENERATED", type=Path, help="a folder of generated music, or its features"
     )

@@ -21,7 +21,7 @@ On a SLURM cluster, a task for each subfolder of files/, with `sbatch`:
 The weights are those of CLAMP2_WEIGHTS_PATH in config.py or, with --download, the published ones if it does not exist.
 A second start skips files that are done. A file that has changed, even into an older one, is done again; a feature
 whose file is gone is named, and removed with --remove_orphans.
-Exit status: 0 all done, 1 some file failed (OUT.errors.jsonl beside the output folder says why), 2 an error to correct.
+Exit status: 0 all done, 1 some file failed (the reasons are in OUT.errors.jsonl beside OUT), 2 an error to correct.
 Under accelerate launch and torchrun it is 1 for any of these but 0.
 """
 
@@ -40,18 +40,19 @@ import numpy as np
 import checkpoints
 import config
 import extraction
+from processes import Processes
 from texts import join_lines, load_tokenizer, read_text, tokenize
 from utils import empty_clamp2
 
 
 def read(keep_unit_length: bool, path: Path, tokenizer) -> np.ndarray:
-    """Reads a file as token ids or patches."""
+    """Read a file as token ids or patches."""
     if path.suffix.lower() == ".txt":
         return tokenize(join_lines(read_text(path), tokenizer), tokenizer)
     return extraction.read_patches(keep_unit_length, path)
 
 
-def main(job: extraction.Processes) -> int:
+def main(job: Processes) -> int:
     args = command_line.extractor(__doc__, CLAMP2_SUFFIXES).parse_args()
     weights = extraction.find_weights(job, config.CLAMP2_WEIGHTS_PATH, args.download)
     return extraction.extract(

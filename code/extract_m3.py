@@ -20,7 +20,7 @@ On a SLURM cluster, a task for each subfolder of scores/, with `sbatch`:
 The weights are those of M3_WEIGHTS_PATH in config.py or, with --download, the published ones if it does not exist.
 A second start skips files that are done. A file that has changed, even into an older one, is done again; a feature
 whose file is gone is named, and removed with --remove_orphans.
-Exit status: 0 all done, 1 some file failed (OUT.errors.jsonl beside the output folder says why), 2 an error to correct.
+Exit status: 0 all done, 1 some file failed (the reasons are in OUT.errors.jsonl beside OUT), 2 an error to correct.
 Under accelerate launch and torchrun it is 1 for any of these but 0.
 """
 
@@ -35,10 +35,11 @@ if __name__ == "__main__":
 import checkpoints
 import config
 import extraction
+from processes import Processes
 from utils import M3PatchEncoder, empty, encoder_config
 
 
-def main(job: extraction.Processes) -> int:
+def main(job: Processes) -> int:
     args = command_line.extractor(__doc__, M3_SUFFIXES).parse_args()
 
     def load_model() -> M3PatchEncoder:

@@ -74,12 +74,12 @@ def to_convert(others: list[Path]) -> str:
 
 
 def no_file(suffixes: tuple[str, ...]) -> str:
-    """Begins the message that a folder holds no file of these types."""
+    """Begin the message that a folder holds no file of these types."""
     return f"there is no {', '.join(suffixes[:-1])} or {suffixes[-1]} file"
 
 
 def find_weights(job: Processes, constant: str, download: bool) -> Path:
-    """Returns the path of the weights in config.py; downloads the published ones, once a machine, if asked."""
+    """Return the path of the weights in config.py; if asked, download the published ones, once a machine."""
     path = config.resolve(constant)
     job.together(lambda: published.provide(path, download) if job.local_rank == 0 else None)
     return path
@@ -112,7 +112,7 @@ def extract(
     base = source.parent if source.is_file() else source
 
     def open_record(part: tuple[int, int] = (1, 1)) -> tuple[Sources, dict[Path, Path]]:
-        """Opens the record of what features are made from, and names the features of all files."""
+        """Open the record of what features are made from, and name the features of all files."""
         record = Sources(beside(target, ".sources.jsonl"), source, target, part)
         return record, record.names(files, ".npy")
 
@@ -127,7 +127,7 @@ def extract(
     failures: dict[str, str] = {}  # file: reason
 
     def settle(file: Path, problem: str) -> None:
-        """Counts a file as done, or as failed if there is a problem."""
+        """Count a file as done, or as failed if there is a problem."""
         if problem:
             failures[file.as_posix()] = problem
             record.drop(file.as_posix(), [target / names[file]])
@@ -142,7 +142,7 @@ def extract(
                 yield file, content
 
     def save(file: Path, feature: np.ndarray) -> tuple[Path, str]:
-        """Writes a feature. Returns (file, what is wrong with its name); raises OSError for what concerns all files."""
+        """Write a feature. Returns (file, what is wrong with its name); raises OSError for what concerns all files."""
         path = target / names[file]
         try:
             with atomic_write(path) as output:
@@ -186,7 +186,7 @@ def extract(
 def read_ahead(
     base: Path, files: list[Path], read: Callable[[Path], np.ndarray]
 ) -> Generator[np.ndarray | str, None, None]:
-    """Yields the contents of files in their order; for a bad one, why. Worker processes read where there are many."""
+    """Yield the contents of files in their order; for a bad one, why. Worker processes read where there are many."""
     workers = min(worker_count(), len(files) // (2 * READ_TOGETHER))
     loader: DataLoader = DataLoader(
         Paths([str(base / file) for file in files]),  # type: ignore[arg-type]
@@ -214,7 +214,7 @@ def _read_each(read: Callable[[Path], np.ndarray], paths: list[Path]) -> list[np
 
 
 def find_todo(record: Sources, base: Path, target: Path, share: list[Path], names: dict[Path, Path]) -> list[Path]:
-    """Returns the files whose features are to be made, and records them as begun."""
+    """Return the files whose features are to be made, and record them as begun."""
 
     def is_finished(file: Path) -> bool:
         source, feature = base / file, target / names[file]

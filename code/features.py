@@ -64,17 +64,17 @@ def find(root: Path) -> list[Path]:
 
 
 def made_with(roots: Iterable[Path]) -> dict[str, dict]:
-    """Returns what the feature files below several roots were made with; see `provenance`. Raises as `find` does."""
+    """Return what the feature files below several roots were made with; see `provenance`. Raises as `find` does."""
     return {place: known for root in roots for place, known in provenance.of_files(root, find(root)).items()}
 
 
 def relative_name(path: Path, root: Path) -> str:
-    """Returns the name of a feature file within the folder (or the single file) `root`."""
+    """Return the name of a feature file within the folder (or the single file) `root`."""
     return path.name if path == root else path.relative_to(root).as_posix()
 
 
 def without_suffix(name: str) -> str:
-    """Returns the name that files made from one piece share: `a/b.npy`, `a/b.abc.npy` and `a/b.mid` are all `a/b`."""
+    """Return the name that files made from one piece share: `a/b.npy`, `a/b.abc.npy` and `a/b.mid` are all `a/b`."""
     for suffixes in ((".npy",), INPUT_SUFFIXES):
         if name.lower().endswith(suffixes):
             name = name[: name.rindex(".")]
@@ -158,7 +158,7 @@ def _open_packed(root: Path) -> Features:
 def _read_vectors(
     root: Path, paths: list[Path], mean_over_time: bool, skipped: list[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the name and vector [H] of each usable file; appends the others to `skipped`. Raises as `load` does."""
+    """Yield the name and vector [H] of each usable file; append the others to `skipped`. Raises as `load` does."""
     first, width = "", 0
     for path in tqdm(paths, desc=f"reading {files.printable(root)}", unit="file", delay=2, disable=None):
         try:

@@ -197,7 +197,7 @@ def remove_leftovers(root: Path, below: bool = True) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    """A zombie is not: in a container, process 1 may never collect a killed worker."""
+    """Whether a process runs. A zombie does not: in a container, process 1 may never collect a killed worker."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Finds twins: the same tune in another key, octave, tempo, voicing or file type, or under another title.
+"""Find twins: the same tune in another key, octave, tempo, voicing or file type, or under another title.
 
 examples:
   python find_twins.py music/                                       # duplicates within a collection
@@ -39,17 +39,17 @@ from files import InputError
 
 SUFFIXES = tuple(suffix for suffix in features.INPUT_SUFFIXES if suffix != ".txt")
 RARE_RUN, RUN = 8, 4  # steps in a row: that make two pieces candidates, and that count as shared
-CANDIDATES = 0.1  # of the shorter piece's rare runs, which candidates share; twins share far more
-SHARED = 0.5  # of the shorter piece's steps, which twins share
-COMMON = 50  # times in a piece: a run that comes more often begins no match, or tremolos would take hours
-RHYTHM = 1.4  # times: a shared note may be longer or shorter by so much, which is less than a dot
+CANDIDATES = 0.1  # of the shorter piece's rare runs are shared by candidates; twins share far more
+SHARED = 0.5  # of the shorter piece's steps are shared by twins
+COMMON = 50  # occurrences in a piece: a more frequent run begins no match, or tremolos would take hours
+RHYTHM = 1.4  # a shared note may be longer or shorter by this factor, which is less than a dot
 CHUNK = 512  # pieces compared with all others at a time
 TIMEOUT = 600  # seconds for a file: a book of 5,000 tunes takes six minutes
 
 
 @dataclass
 class Melody:
-    """What sounds highest in a piece: N notes, and the N - 1 steps between them."""
+    """The melody of a piece, its highest notes: N notes, and the N - 1 steps between them."""
 
     name: str
     title: str
@@ -68,7 +68,7 @@ class Melody:
 
 @dataclass
 class Twins:
-    """The rows of two melodies, and why they are one tune. The values are the second one's against the first one's."""
+    """The rows of two melodies, and why they are one tune. Values are of the second relative to the first."""
 
     first: int
     second: int
@@ -78,7 +78,7 @@ class Twins:
 
 
 def read_folder(folder: Path) -> tuple[list[Melody], list[str]]:
-    """Returns the melodies of a folder or file, and "name: reason" of what was left out. Raises InputError, OSError."""
+    """Return the melodies of a folder or file, and "name: reason" of what was left out. Raises InputError, OSError."""
     found, others = files.list_files(folder, SUFFIXES)
     if not found:
         hint = "; features hold no notes" if any(path.suffix.lower() == ".npy" for path in others) else ""
@@ -106,7 +106,7 @@ def read_folder(folder: Path) -> tuple[list[Melody], list[str]]:
 
 
 def candidates(melodies: list[Melody], others: int = 0) -> Iterator[tuple[int, int]]:
-    """Yields the rows of two melodies that share CANDIDATES of the rare runs of the one that has fewer.
+    """Yield the rows of two melodies that share CANDIDATES of the rare runs of the one that has fewer.
 
     others: so many, the first ones, are of another collection; only pairs between the two are wanted.
     """
@@ -123,7 +123,7 @@ def candidates(melodies: list[Melody], others: int = 0) -> Iterator[tuple[int, i
 
 
 def compare(first: Melody, second: Melody) -> tuple[float, int, float]:
-    """Aligns two melodies. Returns the shared part of the shorter one's steps, semitones and factor of note values."""
+    """Align two melodies. Returns the shared part of the shorter one's steps, semitones and factor of note values."""
     runs = second.runs(RUN).tolist()
     count = Counter(runs)
     matcher = SequenceMatcher(lambda run: count[run] > COMMON, first.runs(RUN).tolist(), runs, autojunk=False)
@@ -142,7 +142,7 @@ def compare(first: Melody, second: Melody) -> tuple[float, int, float]:
 
 
 def find(melodies: list[Melody], others: int = 0, threshold: float = SHARED) -> list[Twins]:
-    """Returns the pairs of melodies that are twins; `others` as in `candidates`."""
+    """Return the pairs of melodies that are twins; `others` as in `candidates`."""
     compared = (Twins(a, b, *compare(melodies[a], melodies[b])) for a, b in candidates(melodies, others))
     return [pair for pair in compared if pair.shared >= threshold]
 
@@ -151,10 +151,10 @@ def find(melodies: list[Melody], others: int = 0, threshold: float = SHARED) -> 
 
 
 def groups_of(melodies: list[Melody], twins: list[Twins], others: int = 0) -> list[dict]:
-    """Groups melodies that are twins, directly or by way of others, and chooses which to keep.
+    """Group melodies that are twins, directly or by way of others, and choose which to keep.
 
-    The `others` are kept, then, by falling number of notes, each that is no twin of one that is kept. One that is
-    dropped has the twin that is most similar to it among those.
+    The `others` are all kept. Of the rest, from most notes to fewest, a melody is kept unless it is a twin of one that
+    is kept; a dropped one is listed with the most similar of those.
     """
     rows, columns = [pair.first for pair in twins], [pair.second for pair in twins]
     graph = csr_matrix((np.ones(len(twins)), (rows, columns)), (len(melodies), len(melodies)))
@@ -248,7 +248,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def part(text: str) -> float:
-    number = float(text)  # a ValueError is argparse's to report
+    number = float(text)  # argparse reports a ValueError
     if not 0 < number <= 1:
         raise argparse.ArgumentTypeError(f"{text}: not a part, from 0 to 1")
     return number

@@ -12,7 +12,7 @@ class HubModel(PyTorchModelHubMixin):
 
     @classmethod
     def _encode_arg(cls, argument: Any) -> Any:
-        """Encodes a configuration in full, without the folder it is from."""
+        """Encode a configuration in full, without the folder it is from."""
         if not isinstance(argument, PreTrainedConfig):
             return super()._encode_arg(argument)
         values = json.loads(argument.to_json_string(use_diff=False))
@@ -27,13 +27,13 @@ class HubModel(PyTorchModelHubMixin):
 
     @classmethod
     def _from_pretrained(cls, *, config: dict | None = None, strict: bool = True, **options: Any) -> Any:
-        """Loads strictly, unlike the client by default."""
+        """Load strictly, unlike the client by default."""
         model = super()._from_pretrained(strict=strict, **options)
         model.is_clamp3 = bool((config or {}).get("checkpoint", {}).get("is_clamp3"))
         return model
 
     def generate_model_card(self, **facts: object) -> ModelCard:
-        """Describes the model: its sizes and further facts, such as the epoch of a checkpoint."""
+        """Describe the model: its sizes and further facts, such as the epoch of a checkpoint."""
         kind = type(self).__name__
         arguments: dict[str, Any] = dict(self._hub_mixin_config or {})  # type: ignore[arg-type]
         for name, values in arguments.items():

@@ -27,13 +27,13 @@ class Example:
 
 
 def from_name(name: str) -> str | None:
-    """`folder/jig_17.npy` -> `jig`: the file name up to its first underscore; None if nothing precedes one."""
+    """Return the file name up to its first underscore, `folder/jig_17.npy` -> `jig`; None if nothing precedes one."""
     label, underscore, _ = PurePosixPath(name).name.partition("_")
     return label if underscore and label else None
 
 
 def from_csv(path: Path) -> dict[str, str]:
-    """Reads a CSV of two columns, file and label, as {without_suffix(file): label}; a header line is optional.
+    """Read a CSV of two columns, file and label, as {without_suffix(file): label}; a header line is optional.
 
     Skips rows with an empty label. Raises InputError and OSError.
     """
@@ -58,7 +58,7 @@ def from_csv(path: Path) -> dict[str, str]:
 
 
 def assign(names: list[tuple[Path, str]], labels: dict[str, str] | None) -> list[str | None]:
-    """Finds the label, or None, of each (folder, name in it): by path, else by stem; in the name if `labels` is None.
+    """Find the label, or None, of each (folder, name in it): by path, else by stem; in the name if `labels` is None.
 
     Raises InputError if one entry of `labels` fits two pieces.
     """
@@ -80,7 +80,7 @@ def assign(names: list[tuple[Path, str]], labels: dict[str, str] | None) -> list
 
 
 def gather(roots: list[Path], labelled: bool, csv_file: Path | None, width: int = 0) -> tuple[list[Example], list[str]]:
-    """Lists the usable feature files below `roots`, with their labels if `labelled`; and why others were left out.
+    """List the usable feature files below `roots`, with their labels if `labelled`; and why others were left out.
 
     Raises InputError if nothing is left, or if a width is not `width` (0: that of the first).
     """
@@ -111,7 +111,7 @@ def gather(roots: list[Path], labelled: bool, csv_file: Path | None, width: int 
 
 
 def drop_small_classes(examples: list[Example], smallest: int) -> tuple[list[Example], list[str]]:
-    """Keeps the classes of at least `smallest` pieces; also returns why the other files were left out.
+    """Keep the classes of at least `smallest` pieces; also returns why the other files were left out.
 
     Raises InputError if fewer than two classes are kept.
     """
@@ -124,7 +124,7 @@ def drop_small_classes(examples: list[Example], smallest: int) -> tuple[list[Exa
 
 
 def hold_out(examples: list[Example], share: float, rng: np.random.Generator) -> tuple[list[Example], list[Example]]:
-    """Holds out `share` of each class, rounded: at least one piece, but never all. Returns (the others, held out).
+    """Hold out `share` of each class, rounded: at least one piece, but never all. Returns (the others, held out).
 
     Files of one piece stay together. (A stratified split by scikit-learn may hold out nothing of a small class.)
     """
@@ -136,13 +136,13 @@ def hold_out(examples: list[Example], share: float, rng: np.random.Generator) ->
 
 
 def folds(examples: list[Example], number: int, rng: np.random.Generator) -> list[tuple[list[Example], list[Example]]]:
-    """Holds out each piece in one of `number` folds, which differ by one piece of a class at most; see `hold_out`."""
+    """Hold out each piece in one of `number` folds, which differ by one piece of a class at most; see `hold_out`."""
     dealt = [piece for pieces in _shuffled_classes(examples, rng) for piece in pieces]
     return [_split(examples, set(dealt[fold::number])) for fold in range(number)]
 
 
 def _shuffled_classes(examples: list[Example], rng: np.random.Generator) -> list[list[tuple[str, str]]]:
-    """Shuffles the pieces of each class; the order of the files does not matter."""
+    """Shuffle the pieces of each class; the order of the files does not matter."""
     classes: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for piece in sorted({example.piece for example in examples}):
         classes[piece[0]].append(piece)
@@ -155,7 +155,7 @@ def _split(examples: list[Example], held_out: set[tuple[str, str]]) -> tuple[lis
 
 
 def scores(confusion: np.ndarray) -> dict[str, float]:
-    """Computes accuracy, macro-F1 (0: a class never right) and the largest class's share of [C true, C predicted]."""
+    """Compute accuracy, macro-F1 (0: a class never right) and the largest class's share of [C true, C predicted]."""
     true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
     f1 = 2 * confusion.diagonal() / np.maximum(true + predicted, 1)
     accuracy, majority = confusion.trace() / true.sum(), true.max() / true.sum()

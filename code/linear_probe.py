@@ -1,4 +1,4 @@
-"""Linear probe: measures how well frozen features predict a label (rhythm, composer, genre, emotion).
+"""Linear probe: measure how well frozen features predict a label (rhythm, composer, genre, emotion).
 
 Features are `.npy` files, temporal [1, T, H] or pooled [1, H], in one or several folders. A label is the beginning of a
 file's name (`jig_17.npy` -> jig), or is in a CSV of two columns: file (path or stem), label.
@@ -57,7 +57,7 @@ class LinearProbe(nn.Module):
         self.output = nn.Linear(hidden, num_classes)
 
     def forward(self, sequences: Tensor, mask: Tensor) -> Tensor:
-        """Classifies sequences [B, T, H] with masks [B, T] (0: padding): logits [B, C]."""
+        """Classify sequences [B, T, H] with masks [B, T] (0: padding): logits [B, C]."""
         hidden = torch.relu(self.hidden(sequences)) * mask.unsqueeze(-1)  # [B, T, hidden]
         return self.output(hidden.sum(dim=1) / mask.sum(dim=1, keepdim=True))
 
@@ -85,7 +85,7 @@ class FeatureDataset(Dataset):
 
 
 def collate(batch: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Pads sequences [T, H] with zeros: [B, T, H], mask [B, T], class indices [B]."""
+    """Pad sequences [T, H] with zeros: [B, T, H], mask [B, T], class indices [B]."""
     sequences, targets = zip(*batch, strict=True)
     mask = pad_sequence([torch.ones(len(sequence)) for sequence in sequences], batch_first=True)
     return pad_sequence(list(sequences), batch_first=True), mask, torch.tensor(targets)
@@ -93,7 +93,7 @@ def collate(batch: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.inference_mode()
 def predict_logits(model: LinearProbe, batches: DataLoader) -> tuple[Tensor, Tensor]:
-    """Returns logits [N, C] and class indices [N] of all examples, on the model's device."""
+    """Return logits [N, C] and class indices [N] of all examples, on the model's device."""
     model.eval()
     device = model.output.weight.device
     outputs = [(model(sequences.to(device), mask.to(device)), targets) for sequences, mask, targets in batches]
@@ -104,7 +104,7 @@ def predict_logits(model: LinearProbe, batches: DataLoader) -> tuple[Tensor, Ten
 def fit(
     train: list[Example], validation: list[Example], classes: list[str], args: argparse.Namespace
 ) -> tuple[LinearProbe, list[dict]]:
-    """Trains a probe; returns the model of lowest validation loss, and the losses of each epoch."""
+    """Train a probe. Returns the model of lowest validation loss, and the losses of each epoch."""
     torch.manual_seed(args.seed)
     width = features.read(train[0].path).shape[-1]
     device = pick_device()
@@ -155,7 +155,7 @@ def pick_device() -> torch.device:
 def evaluate(
     model: LinearProbe, examples: list[Example], classes: list[str], batch_size: int
 ) -> tuple[list[dict], np.ndarray]:
-    """Classifies examples: a record of each, and the confusion matrix [C true, C predicted] of those labelled."""
+    """Classify examples: a record of each, and the confusion matrix [C true, C predicted] of those labelled."""
     batches = DataLoader(FeatureDataset(examples, classes), batch_size, collate_fn=collate)
     logits, targets = predict_logits(model, batches)
     best, count = logits.argmax(dim=-1), len(classes)
@@ -237,7 +237,7 @@ def show(scores: dict) -> str:
 def finish(
     args: argparse.Namespace, result: dict, predictions: list[dict], confusion: np.ndarray, left_out: list[str]
 ) -> int:
-    """Reports the files left out, writes the requested files, and returns the exit status."""
+    """Report the files left out, write the requested files, and return the exit status."""
     features.report("left out", left_out)
     if args.json:
         result |= {"confusion": confusion.tolist(), "left_out": left_out, "predictions": predictions}
@@ -248,7 +248,7 @@ def finish(
 
 
 def load(path: Path) -> tuple[LinearProbe, list[str], dict]:
-    """Loads a model that `train` wrote, its classes and its `provenance`. Raises InputError and OSError."""
+    """Load a model that `train` wrote, its classes and its `provenance`. Raises InputError and OSError."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         classes, state, made_with = saved["classes"], saved["model"], saved.get("made_with", {})

@@ -27,13 +27,13 @@ MOST_WORKERS = 16  # that NUM_WORKERS = -1 chooses; each takes memory
 
 
 def require_set(name: str, value: str) -> None:
-    """Raises InputError if a constant of config.py still is its placeholder, or is empty."""
+    """Raise InputError if a constant of config.py still is its placeholder, or is empty."""
     if not value or value.startswith("<"):
         raise InputError(f"{name} is not set (it is {value!r}); set it in {config.source()}")
 
 
 def hold_out(pieces: Sequence[T], least: int, instead: str) -> tuple[list[T], list[T]]:
-    """Splits the training data into (training, evaluation). Raises InputError if fewer than `least` are held out.
+    """Split the training data into (training, evaluation). Raises InputError if fewer than `least` are held out.
 
     instead: the constant that names separate evaluation data.
     """
@@ -53,7 +53,7 @@ def hold_out(pieces: Sequence[T], least: int, instead: str) -> tuple[list[T], li
 
 
 def digest(*parts: bytes) -> str:
-    """Returns a short digest of some bytes, in this order."""
+    """Return a short digest of some bytes, in this order."""
     found = hashlib.sha256()
     for part in parts:
         found.update(b"%d " % len(part) + part)
@@ -67,7 +67,7 @@ class Paths:
         encoded = [os.fsencode(path) for path in paths]
         self.ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
         self.block = b"".join(encoded)
-        # the folder of all counts for nothing, so that it may be moved; of one file, the name counts
+        # relative to the folder of all, which may be moved; of one file, its name
         common = len(os.path.commonpath([*encoded, os.path.dirname(encoded[0])])) if encoded else 0
         self.digest = digest(*(path[common:] for path in encoded))
 
@@ -80,7 +80,7 @@ class Paths:
 
 
 class PieceDataset(Dataset):
-    """Pieces under the keys (epoch, index). What is random about a piece is drawn from (seed, epoch, index) alone.
+    """Pieces under the keys (epoch, index). All randomness of a piece is drawn from (seed, epoch, index).
 
     A bad piece is named in `problems` and replaced by another one, so that all ranks keep equal batches.
     """
@@ -94,11 +94,11 @@ class PieceDataset(Dataset):
         raise NotImplementedError
 
     def digest(self) -> str:
-        """Returns a digest of the pieces in their order."""
+        """Return a digest of the pieces in their order."""
         raise NotImplementedError
 
     def load(self, index: int, rng: random.Random) -> dict:
-        """Loads a piece, with its `name`, and `problems` of parts it can do without. Raises InputError if it is bad."""
+        """Load a piece, with its `name`, and `problems` of parts it can do without. Raises InputError if it is bad."""
         raise NotImplementedError
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
@@ -164,7 +164,7 @@ class Loader(DataLoader):
 
 
 def worker_count() -> int:
-    """The number of workers of this rank: NUM_WORKERS, or its share of the machine's cores less one for itself."""
+    """Return the number of workers of this rank: NUM_WORKERS, or its share of the cores less one for itself."""
     if config.NUM_WORKERS >= 0:
         return config.NUM_WORKERS
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -175,7 +175,7 @@ def worker_count() -> int:
 def make_loader(
     dataset: PieceDataset, batch_size: int, processes: Processes, collate: Callable[[list[dict]], Tensors]
 ) -> Loader:
-    """Returns a loader of this rank's batches, read ahead by worker processes."""
+    """Return a loader of this rank's batches, read ahead by worker processes."""
     batches = Batches(len(dataset), batch_size, processes, dataset.seed, dataset.train, dataset.batch_constant)
     workers = min(worker_count(), len(batches))
     return Loader(
@@ -202,13 +202,13 @@ def _collate(collate: Callable[[list[dict]], Tensors], samples: list[dict]) -> d
 
 
 def ignore_interrupts(_: int) -> None:
-    """Ignores Ctrl-C and a cluster's SIGTERM, which may reach every process: the parent decides when workers end."""
+    """Ignore Ctrl-C and a cluster's SIGTERM, which may reach every process: the parent decides when workers end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def close_loader(loader: DataLoader) -> None:
-    """Ends the workers of a loader, which ignore the SIGTERM that the interpreter would send them at its exit."""
+    """End the workers of a loader, which ignore the SIGTERM that the interpreter would send them at its exit."""
     if loader._iterator is not None and loader.num_workers:
         loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
         loader._iterator = None

@@ -1,4 +1,4 @@
-"""Which of its two notations the model is given: interleaved ABC or MTF. Shared by `code/` and `process_data/`."""
+"""Tell apart the notations that the model reads: interleaved ABC and MTF. Shared by `code/` and `process_data/`."""
 
 
 def is_interleaved(text: str) -> bool:

@@ -14,7 +14,7 @@ import pieces
 from conversions import midi_to_mtf, musicxml, xml_abc
 from files import InputError
 
-DRUMS = 9  # the MIDI channel whose notes are no pitches
+DRUMS = 9  # the MIDI channel whose notes have no pitch
 SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 MOMENT = 1 / 8  # of a quarter note: by so much, notes of a melody may overlap and those of a chord come apart
 SHORTEST = 16  # notes of a melody that can be compared; fewer are found in too many pieces
@@ -24,7 +24,7 @@ Tempo = tuple[float, float]  # time, quarter notes a minute from there on
 
 
 def read(path: Path) -> list[tuple[str, list[Note], str]]:
-    """Returns (title, notes, why there are none) of each piece of a file; the times are in quarter notes.
+    """Return (title, notes, why there are none) of each piece of a file; the times are in quarter notes.
 
     Raises InputError, and whatever a converter may raise.
     """
@@ -34,12 +34,12 @@ def read(path: Path) -> list[tuple[str, list[Note], str]]:
         xml, _ = musicxml.read(data)
         return [(pieces.score_title(xml), of_musicxml(xml)[0], "")]
     if kind == ".mid":
-        return [("", _pitched(midi_to_mtf(data, "carry_delta")[0]), "")]  # the true times, which features are not of
+        return [("", _pitched(midi_to_mtf(data, "carry_delta")[0]), "")]  # with the times of left-out messages
     return [_of_piece(piece, kind) for piece in (pieces.tunes if kind == ".abc" else pieces.read)(data, kind)]
 
 
 def notated(source: Path) -> tuple[str, str]:
-    """Returns one piece, `#N` of a tune included, as ".xml", ".abc" (interleaved) or ".mtf", and its text.
+    """Return one piece, `#N` of a tune included, as ".xml", ".abc" (interleaved) or ".mtf", and its text.
 
     Raises InputError, and whatever a converter may raise.
     """
@@ -67,24 +67,24 @@ def _of_piece(piece: pieces.Piece, kind: str) -> tuple[str, list[Note], str]:
 
 
 def _pitched(mtf: str) -> list[Note]:
-    """Returns the notes of MTF in quarter notes, without drums."""
+    """Return the notes of MTF in quarter notes, without drums."""
     ticks, _, _, found = of_mtf(mtf)
     beat = quarter(ticks)
     return [(start / beat, end / beat, channel, pitch) for start, end, channel, pitch in found if channel != DRUMS]
 
 
 def quarter(ticks_per_beat: int) -> float:
-    """Returns the ticks of a quarter note, which of SMPTE time is half a second."""
+    """Return the ticks of a quarter note, which of SMPTE time is half a second."""
     return ticks_per_beat if ticks_per_beat > 0 else smpte_ticks(ticks_per_beat) / 2 or 1
 
 
 def smpte_ticks(ticks_per_beat: int) -> int:
-    """Returns the ticks of a second, of SMPTE time."""
+    """Return the ticks of a second, of SMPTE time."""
     return -(ticks_per_beat >> 8) * (ticks_per_beat & 0xFF)
 
 
 def of_mtf(mtf: str) -> tuple[int, list[tuple[int, int, int]], list[Tempo], list[tuple[int, int, int, int]]]:
-    """Returns ticks in a beat, meters (time, numerator, denominator), tempos and notes, all in ticks.
+    """Return ticks in a beat, meters (time, numerator, denominator), tempos and notes, all in ticks.
 
     Raises InputError.
     """
@@ -116,7 +116,7 @@ def of_mtf(mtf: str) -> tuple[int, list[tuple[int, int, int]], list[Tempo], list
 
 
 def of_musicxml(score: str | bytes) -> tuple[list[Note], list[float], list[Tempo]]:
-    """Returns the notes of all parts as they sound, the bar lines, the last included, and the tempos, in quarter notes.
+    """Return the notes of all parts as they sound, the bar lines, the last included, and the tempos, in quarter notes.
 
     Tied notes are joined, grace notes and drums left out. A bar is as long as in the part that has most in it.
     """
@@ -142,7 +142,7 @@ def of_musicxml(score: str | bytes) -> tuple[list[Note], list[float], list[Tempo
 
 
 def _bars(part: Element) -> list[tuple[float, list[tuple[float, float, str, int, set]], list[Tempo]]]:
-    """Returns the length, notes (onset, length, voice, pitch, ties) and tempos of each bar, by the time within it."""
+    """Return the length, notes (onset, length, voice, pitch, ties) and tempos of each bar, by the time within it."""
     bars = []
     divisions, transposition = 1.0, 0
     for measure in part.iterfind("measure"):
@@ -175,7 +175,7 @@ def _bars(part: Element) -> list[tuple[float, list[tuple[float, float, str, int,
 
 
 def _tempo(element: Element) -> float:
-    """Returns the quarter notes a minute that a direction asks for, or 0."""
+    """Return the quarter notes a minute that a direction asks for, or 0."""
     sound = element if element.tag == "sound" else element.find("sound")
     try:
         if sound is not None and sound.get("tempo"):
@@ -192,9 +192,9 @@ def _midi_pitch(pitch: Element) -> int:
 
 
 def melody_of(notes: list[Note]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns pitches [N] and lengths [N - 1], to the next start, of the notes that nothing sounds above.
+    """Return pitches [N] and lengths [N - 1], to the next start, of the notes that nothing sounds above.
 
-    It is asked a moment after a note's start.
+    Judged a moment after a note's start.
     """
     coming = deque(sorted(notes))
     moments = sorted((start + min((end - start) / 2, MOMENT), start, pitch) for start, end, _, pitch in notes)
@@ -212,7 +212,7 @@ def melody_of(notes: list[Note]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def melodies(path: Path) -> list[tuple[str, np.ndarray, np.ndarray, str]]:
-    """Returns (title, pitches and lengths of the melody, why it cannot be used) of each piece of a file, as `read`."""
+    """Return (title, pitches and lengths of the melody, why it cannot be used) of each piece of a file, as `read`."""
     found = []
     for title, notes, error in read(path):
         pitches, lengths = melody_of(notes)

@@ -1,4 +1,4 @@
-"""Runs transformers models on sequences of different lengths without padding.
+"""Run transformers models on sequences of different lengths without padding.
 
 The tokens of a batch are one row [1, N, H], and attention stays within each sequence: on an NVIDIA GPU in one call of a
 fused kernel, elsewhere in buckets (cpu.py). Loader workers prepare all indices, and one copy moves a batch, so that
@@ -8,7 +8,7 @@ Symbols: B sequences, N tokens (or patches) of all of them, P characters of a pa
 H hidden size, A heads, D = H / A.
 """
 
-# Search remembers features: if an edit here changes them, raise FEATURE_VERSION in cache.py.
+# Search caches features: if an edit here changes them, raise FEATURE_VERSION in cache.py.
 
 import copy
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class Tensors:
     """A record of tensors and of further records, which moves as one block of memory."""
 
     def joined(self, pin: bool = False) -> Self:
-        """Returns the record with its tensors in one block, which moves at once."""
+        """Return the record with its tensors in one block, which moves at once."""
         tensors: list[Tensor] = []
         self._each(lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
         is_block = len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
@@ -44,11 +44,11 @@ class Tensors:
         return self._each(lambda tensor: _view(block, next(starts), tensor).copy_(tensor))
 
     def pin_memory(self) -> Self:
-        """Returns the record in pinned memory. DataLoader calls it."""
+        """Return the record in pinned memory. DataLoader calls it."""
         return self.joined(pin=True)
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Self:
-        """Returns the record on a device. The host does not wait for the copy if the record is pinned."""
+        """Return the record on a device. The host does not wait for the copy if the record is pinned."""
         blocks: list[Tensor] = []
 
         def place(tensor: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class Tensors:
         return self.joined()._each(place)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Returns a record with `change(tensor)` in place of each tensor."""
+        """Return a record with `change(tensor)` in place of each tensor."""
         record = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
@@ -73,7 +73,7 @@ class Tensors:
 
 
 def _view(block: Tensor, start: int, tensor: Tensor) -> Tensor:
-    """Views the bytes from `start` on as a tensor like `tensor`."""
+    """View the bytes from `start` on as a tensor like `tensor`."""
     return block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
 
@@ -99,20 +99,20 @@ class Packing(Tensors):
 
     @classmethod
     def of_lengths(cls, lengths: Sequence[int]) -> Self:
-        """Lays out sequences without holes."""
+        """Lay out sequences without holes."""
         return cls(np.arange(max(lengths, default=0)) < np.array(lengths, int)[:, None])
 
     def pack(self, padded: Tensor) -> Tensor:
-        """Packs [B, T, ...] as [N, ...]."""
+        """Pack [B, T, ...] as [N, ...]."""
         return padded[self.sequences, self.columns]
 
     def unpack(self, packed: Tensor) -> Tensor:
-        """Pads [N, ...] with zeros to [B, T, ...]."""
+        """Pad [N, ...] with zeros to [B, T, ...]."""
         padded = packed.new_zeros((len(self.counts), self.width, *packed.shape[1:]))
         return padded.index_put((self.sequences, self.columns), packed)
 
     def mean(self, packed: Tensor) -> Tensor:
-        """Averages over the tokens of each sequence, in float32 or wider: [N, H] -> [B, H]."""
+        """Average over the tokens of each sequence, in float32 or wider: [N, H] -> [B, H]."""
         dtype = torch.promote_types(packed.dtype, torch.float32)
         total = packed.new_zeros((len(self.counts), packed.shape[1]), dtype=dtype)
         return total.index_add(0, self.sequences, packed.to(dtype)) / self.lengths[:, None]
@@ -137,8 +137,8 @@ class Packed(Tensors):
             if tokens.max(initial=0) >= VOCABULARY or tokens.min(initial=0) < 0:
                 raise ValueError(f"patches hold ids from 0 to {VOCABULARY - 1}")  # another is that of another position
             real = tokens != PAD
-            sizes = real.shape[1] - real[:, ::-1].argmax(1)  # up to the last that is real
-            sizes[~real[:, -1] & (sizes == real.shape[1])] = 0  # where none is real
+            sizes = real.shape[1] - real[:, ::-1].argmax(1)  # up to the last real character
+            sizes[~real[:, -1] & (sizes == real.shape[1])] = 0  # of a patch of PADs only
             small = np.int16 if tokens.shape[1] * VOCABULARY <= 2**15 else np.int32  # to be moved fast
             places = np.arange(tokens.shape[1], dtype=small)
             used = places < sizes[:, None]  # [N, P]
@@ -148,7 +148,7 @@ class Packed(Tensors):
 
     @classmethod
     def of(cls, sequences: Sequence[np.ndarray]) -> Self:
-        """Packs sequences of token ids [T] or patches [T, P]."""
+        """Pack sequences of token ids [T] or patches [T, P]."""
         return cls(Packing.of_lengths([len(sequence) for sequence in sequences]), np.concatenate(sequences))
 
 
@@ -186,7 +186,7 @@ def packed_attention(
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attends within each sequence of a packed row, [1, A, N, D] -> [1, N, A, D]; causal where `module.is_causal`.
+    """Attend within each sequence of a packed row, [1, A, N, D] -> [1, N, A, D]; causal where `module.is_causal`.
 
     Has the signature of an attention function of transformers. Without `packing`, attends in padded batches.
     """
@@ -203,7 +203,7 @@ def packed_attention(
 def gpu_attention(
     query: Tensor, key: Tensor, value: Tensor, packing: Packing, p: float, causal: bool, scale: float | None
 ) -> Tensor:
-    """Computes `bucket_attention` in one call of the kernels behind PyTorch's attention over jagged tensors.
+    """Compute `bucket_attention` in one call of the kernels behind PyTorch's attention over jagged tensors.
 
     PyTorch's own attention over jagged tensors takes the host longer than the GPU, and `varlen_attn` has no dropout.
     The flash kernel has no float32, and no float16 on some GPUs; for these, the efficient kernel, but not with dropout:
@@ -228,12 +228,12 @@ def packable(config: PreTrainedConfig) -> bool:
 
 
 def first_position(config: PreTrainedConfig) -> int:
-    """Returns the position id of a sequence's first token: RoBERTa and its relatives start after the padding id."""
+    """Return the position id of a sequence's first token: RoBERTa and its relatives start after the padding id."""
     return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
 
 
 def run_packed(model: PreTrainedModel, packing: Packing, first: int = 0, **inputs: Tensor) -> Tensor:
-    """Runs a transformers model on packed `input_ids` [N] or `inputs_embeds` [N, H]: the last hidden state [N, H]."""
+    """Run a transformers model on packed `input_ids` [N] or `inputs_embeds` [N, H]: the last hidden state [N, H]."""
     inputs = {name: value[None] for name, value in inputs.items()}
     positions = packing.positions[None] + first
     # Without a mask of four dimensions, transformers would look for packed sequences in the positions, and wait for
@@ -244,14 +244,14 @@ def run_packed(model: PreTrainedModel, packing: Packing, first: int = 0, **input
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
-    """Makes a transformers model attend through `packed_attention`; called directly, it still takes padded batches."""
+    """Make a transformers model attend through `packed_attention`; called directly, it still takes padded batches."""
     AttentionInterface.register("packed", packed_attention)
     AttentionMaskInterface.register("packed", sdpa_mask)
     model.set_attn_implementation("packed")
 
 
 def compile_layers(model: torch.nn.Module) -> None:
-    """Compiles the layers of models with packed attention, for sequences of any length.
+    """Compile the layers of models with packed attention, for sequences of any length.
 
     Saves a fifth of the GPU's time in CLaMP 2's training, nothing in M3's, whose small batches keep the host busier. A
     layer that cannot be compiled, as without a C compiler, runs as it is, with PyTorch's warning.

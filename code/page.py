@@ -22,7 +22,7 @@ TEXT_LENGTH = 600  # characters of a text that are shown
 def write(
     path: Path, heading: str, query: Path | None, hits: list[dict], sources: list[Path | None], searched: str
 ) -> None:
-    """Writes the page.
+    """Write the page.
 
     Args:
         heading: the query in words.
@@ -53,7 +53,7 @@ def write(
 
 
 def preview(sources: list[Path]) -> tuple[dict[Path, tuple[str, str]], dict[Path, tuple[str, list, str]]]:
-    """Draws and reads music, and reads texts.
+    """Draw and reads music, and reads texts.
 
     Returns, by source:
         ("picture", SVG in base64), ("text", its beginning) or ("problem", error);
@@ -82,7 +82,7 @@ def preview(sources: list[Path]) -> tuple[dict[Path, tuple[str, str]], dict[Path
 
 
 def player(heard: dict, boxes: list[list[float]]) -> tuple[str, list[tuple[str, int]]]:
-    """Returns the data of page.js, and the words of each button with the millisecond at which it stops."""
+    """Return the data of page.js, and the words of each button with the millisecond at which it stops."""
     notes, bars, count = heard["notes"], heard["bars"], heard["count"]
     is_marked = len(boxes) == len(bars) - 1  # else it is unknown which bar is where
     data = json.dumps({"notes": notes, "bars": bars, "boxes": boxes if is_marked else []}, separators=(",", ":"))

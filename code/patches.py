@@ -1,4 +1,4 @@
-"""Cuts music text into patches for M3 (paper, section 3.2): bars of interleaved ABC, runs of messages of MTF.
+"""Cut music text into patches for M3 (paper, section 3.2): bars of interleaved ABC, runs of messages of MTF.
 
 Symbols: T patches of a piece, P characters of a patch (PATCH_SIZE).
 """
@@ -39,7 +39,7 @@ _SPECIAL_IDS = dict.fromkeys(range(4))
 
 
 def read_music(path: Path) -> str:
-    """Reads an interleaved ABC (.abc) or MTF (.mtf) file. Raises InputError, for a file without a note too."""
+    """Read an interleaved ABC (.abc) or MTF (.mtf) file. Raises InputError, for a file without a note too."""
     if path.suffix.lower() not in (".abc", ".mtf"):
         raise InputError(f"{path}: neither an .abc nor an .mtf file; process_data/ makes them from MusicXML and MIDI")
     text = read_utf8(path)
@@ -50,7 +50,7 @@ def read_music(path: Path) -> str:
 
 
 def checked_music(text: str, suffix: str) -> str:
-    """Returns the text of an interleaved ABC or MTF file. Raises InputError for another text, or one without a note."""
+    """Return the text of an interleaved ABC or MTF file. Raises InputError for another text, or one without a note."""
     if not text.strip():
         raise InputError("the file is empty")
     if is_mtf(text) != (suffix.lower() == ".mtf"):
@@ -66,19 +66,19 @@ def checked_music(text: str, suffix: str) -> str:
 
 
 def remove_unit_length(text: str) -> str:
-    """Removes the header lines `L:1/8`; see KEEP_UNIT_LENGTH in config.py."""
+    """Remove the header lines `L:1/8`; see KEEP_UNIT_LENGTH in config.py."""
     return _UNIT_LENGTH.sub("", "\n" + text)[1:]
 
 
 def remove_instrument_info(text: str) -> str:
-    """Removes the names of voices (ABC), or sets the programs of channels to 0 (MTF)."""
+    """Remove the names of voices (ABC), or set the programs of channels to 0 (MTF)."""
     if is_mtf(text):
         return _PROGRAM.sub(r"\1 0", text)
     return _VOICE.sub(lambda line: _VOICE_NAME.sub("", line[0]), "\n" + text)[1:]
 
 
 def random_segment(length: int, limit: int, rng: random.Random) -> slice:
-    """Chooses `limit` of `length` patches or tokens: the first, the last or a random segment, equally likely."""
+    """Choose `limit` of `length` patches or tokens: the first, the last or a random segment, equally likely."""
     last = max(0, length - limit)
     start = rng.choice((0, last, rng.randint(0, last)))
     return slice(start, start + limit)
@@ -103,7 +103,7 @@ class M3Patchilizer:
         truncate: bool = False,
         random_truncate: bool = False,
     ) -> list[list[int]]:
-        """As published: `encode_array` as lists. `patch_size` limits only how many messages of MTF are joined."""
+        """Encode as the published method does: `encode_array` as lists; `patch_size` only limits how MTF is joined."""
         return self.encode_array(item, add_special_patches, truncate, random_truncate, join_size=patch_size).tolist()
 
     def encode_array(
@@ -115,7 +115,7 @@ class M3Patchilizer:
         rng: random.Random | None = None,
         join_size: int | None = None,
     ) -> np.ndarray:
-        """Converts interleaved ABC or MTF, transliterated to ASCII, to patches, uint8 [T, P].
+        """Convert interleaved ABC or MTF, transliterated to ASCII, to patches, uint8 [T, P].
 
         Args:
             add_special_patches: put a patch of BOS before and one of EOS after.
@@ -137,7 +137,7 @@ class M3Patchilizer:
         return _patches(parts, size)
 
     def decode(self, patches: np.ndarray | Sequence[Sequence[int]]) -> str:
-        """Converts patches [T, P] to text; inverts `encode`, but for what the size of a patch cuts off."""
+        """Convert patches [T, P] to text: the inverse of `encode`, but for what the size of a patch cuts off."""
         parts = [self.patch2bar(row) for row in np.asarray(patches).tolist()]
         text = "".join(parts)
         if not is_mtf(text):
@@ -149,28 +149,28 @@ class M3Patchilizer:
         return "\n".join(lines) + ("\n" if text.endswith("\n") else "")
 
     def split_bars(self, body: str) -> list[str]:
-        """Cuts a line of ABC after each barline."""
+        """Cut a line of ABC after each barline."""
         return _split_bars(_mark_bar_ends(body))
 
     def bar2patch(self, bar: str, patch_size: int | None = None) -> list[int]:
-        """Converts the text of a patch to ids [P]."""
+        """Convert the text of a patch to ids [P]."""
         (patch,) = _patches([bar.encode("ascii", "ignore").decode()], patch_size or self.patch_size)
         return patch.tolist()
 
     def patch2bar(self, patch: Sequence[int]) -> str:
-        """Converts the ids of a patch to text."""
+        """Convert the ids of a patch to text."""
         return "".join(map(chr, patch)).translate(_SPECIAL_IDS)
 
 
 def _patches(parts: list[str], size: int) -> np.ndarray:
-    """Converts ASCII texts of patches to ids, uint8 [T, P]."""
+    """Convert ASCII texts of patches to ids, uint8 [T, P]."""
     bos, eos = chr(BOS), chr(EOS)
     rows = np.array([f"{bos}{part}{eos}" for part in parts], f"S{size}")  # cut, or padded with 0
     return rows.view(np.uint8).reshape(-1, size)
 
 
 def _split_mtf(text: str, patch_size: int) -> list[str]:
-    """Joins consecutive lines of one message type, named once, while they fit into a patch."""
+    """Join consecutive lines of one message type, named once, while they fit into a patch."""
     room = patch_size - 4  # BOS, a tab, the newline and EOS
     parts: list[str] = []
     kind, joined = None, ""
@@ -196,15 +196,15 @@ def _split_abc(text: str) -> list[str]:
 
 
 def _mark_bar_ends(text: str) -> str:
-    """Puts a mark after each barline. Long ones are rare, and replacing one character is fast."""
-    pieces = _LONG_BARLINE.split(text)  # text, long barline, text, ..., text
-    pieces[0::2] = [piece.replace("|", "|" + _BAR_END) for piece in pieces[0::2]]
-    pieces[1::2] = [barline + _BAR_END for barline in pieces[1::2]]
-    return "".join(pieces)
+    """Put a mark after each barline. Long ones are rare, and replacing one character is fast."""
+    parts = _LONG_BARLINE.split(text)  # text, long barline, text, ..., text
+    parts[0::2] = [part.replace("|", "|" + _BAR_END) for part in parts[0::2]]
+    parts[1::2] = [barline + _BAR_END for barline in parts[1::2]]
+    return "".join(parts)
 
 
 def _split_bars(marked_line: str) -> list[str]:
-    """Cuts a line after each barline. Text after the last one is kept if it holds a note or a rest."""
+    """Cut a line after each barline. Text after the last one is kept if it holds a note or a rest."""
     bars = marked_line.split(_BAR_END)
     if bars[0] in M3Patchilizer.delimiters:  # a barline that opens the line belongs to the first bar
         bars[:2] = [bars[0] + bars[1]]
@@ -219,7 +219,7 @@ def _split_bars(marked_line: str) -> list[str]:
 def mask_patches(
     target_patches: "Sequence[Sequence[int]] | np.ndarray | Tensor", patchilizer: M3Patchilizer, mode: str = "train"
 ) -> "tuple[Tensor, Tensor]":
-    """As published: `corrupt_patches` of ids [T, P] in mode "train" or "eval", by Python's `random`.
+    """Corrupt ids [T, P] as the published function does, in mode "train" or "eval", by Python's `random`.
 
     Returns the corrupted ids, int64 [T, P], and which patches were selected, float [T].
     """
@@ -234,7 +234,7 @@ def mask_patches(
 def corrupt_patches(
     patches: np.ndarray, rng: np.random.Generator, train: bool = True, mask_ratio: float = config.M3_MASK_RATIO
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Corrupts a piece, uint8 [T, P], for M3 to restore (paper, section 3.2). One draw for the piece decides how.
+    """Corrupt a piece, uint8 [T, P], for M3 to restore (paper, section 3.2). One draw for the piece decides how.
 
     Returns the corrupted patches, and which were selected, bool [T]: ceil(mask_ratio * T), left as they are unless
     `train`.

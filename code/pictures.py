@@ -1,4 +1,4 @@
-"""Draws the first bars of a piece as SVG: ABC and MusicXML engraved by verovio, MIDI and MTF as a piano roll.
+"""Draw the first bars of a piece as SVG: ABC and MusicXML engraved by verovio, MIDI and MTF as a piano roll.
 
 This takes place in worker processes, because verovio is a C++ library that a strange score can crash or keep busy.
 """
@@ -23,13 +23,13 @@ PAGE_WIDTH = 2100  # of an engraving, in tenths of a millimetre; the page that s
 
 
 def draw_all(sources: list[Path]) -> Iterator[tuple[Path, str, str]]:
-    """Yields (source, SVG, why there is none) of music files, `#N` of a tune included, in any order."""
+    """Yield (source, SVG, why there is none) of music files, `#N` of a tune included, in any order."""
     for source, svg in workers.run(draw, sources, TIMEOUT):
         yield source, *(("", svg.reason) if isinstance(svg, workers.Failed) else (svg, ""))
 
 
 def draw(source: Path) -> str:
-    """Draws one piece as SVG. Raises InputError, and whatever a converter may raise."""
+    """Draw one piece as SVG. Raises InputError, and whatever a converter may raise."""
     kind, text = notated(source)
     if kind == ".mtf":
         return piano_roll(text)
@@ -37,14 +37,14 @@ def draw(source: Path) -> str:
 
 
 def first_bars(tune: str) -> str:
-    """Cuts an interleaved tune, which has a line for each bar, after its first bars."""
+    """Cut an interleaved tune, which has a line for each bar, after its first bars."""
     lines = tune.splitlines(keepends=True)
     bars = [place for place, line in enumerate(lines) if line.startswith("[V:")]
     return "".join(lines[: bars[BARS]] if len(bars) > BARS else lines)
 
 
 def engrave(score: str) -> str:
-    """Draws the first bars of a MusicXML score as one SVG picture, without its title. Raises InputError."""
+    """Draw the first bars of a MusicXML score as one SVG picture, without its title. Raises InputError."""
     import verovio
 
     verovio.enableLog(verovio.LOG_OFF)
@@ -66,7 +66,7 @@ def engrave(score: str) -> str:
 
 
 def bar_boxes(svg: str) -> list[list[float]]:
-    """Returns left, top, width and height of the bars of an engraving or a piano roll, in percent of the picture."""
+    """Return left, top, width and height of the bars of an engraving or a piano roll, in percent of the picture."""
     picture = ElementTree.fromstring(svg)
     engraved = picture.find(f"{_SVG}svg")
     if engraved is None:
@@ -92,7 +92,7 @@ _WIDTH, _ROW, _LEFT, _BOTTOM = 840, 5, 34, 18  # in units of the picture
 
 
 def piano_roll(mtf: str) -> str:
-    """Draws the notes of the first bars that sound, by time and pitch, a colour for each channel.
+    """Draw the notes of the first bars that sound, by time and pitch, a colour for each channel.
 
     MTF without beats has no bars: in SMPTE time, 16 seconds are shown, else the whole piece.
     """
@@ -145,7 +145,7 @@ def piano_roll(mtf: str) -> str:
 def roll_lines(
     ticks_per_beat: int, meters: list[tuple[int, int, int]], notes: list[tuple[int, int, int, int]]
 ) -> tuple[int, list[Fraction]]:
-    """Returns the number, from 0, of the first bar that a piano roll shows, and the times of its lines, in ticks."""
+    """Return the number, from 0, of the first bar that a piano roll shows, and the times of its lines, in ticks."""
     earliest = min(note[0] for note in notes)
     if ticks_per_beat > 0:
         return bar_lines(ticks_per_beat, meters, earliest, BARS)
@@ -156,7 +156,7 @@ def roll_lines(
 def bar_lines(
     ticks_per_beat: int, meters: list[tuple[int, int, int]], earliest: int, bars: int
 ) -> tuple[int, list[Fraction]]:
-    """Returns the number, from 0, of the bar of `earliest`, and the times of `bars` + 1 bar lines from there on.
+    """Return the number, from 0, of the bar of `earliest`, and the times of `bars` + 1 bar lines from there on.
 
     meters: (time, numerator, denominator), by time. Each begins a bar; 4/4 before the first.
     """

@@ -1,4 +1,4 @@
-"""What music and text files hold, as the text that the model reads. Imports no torch.
+"""Read music and text files of all types, as the text that the model is given. Imports no torch.
 
 Files are converted as the scripts of `process_data/` do, in worker processes with limits of time and memory: one that
 is hostile, or sends a converter into a loop, costs itself alone.
@@ -24,7 +24,7 @@ _KINDS = {".midi": ".mid", ".kar": ".mid", ".rmi": ".mid", ".musicxml": ".xml", 
 _KNOWN = "|".join(map(re.escape, (*INPUT_SUFFIXES, ".npy")))
 _FILE = re.compile(rf".*({_KNOWN})(#\S*)?|\S+(\.[a-z]\w{{0,7}}|#\d+)", re.IGNORECASE | re.DOTALL)
 _TITLE = re.compile(r"^[^\S\n]*T:[^\S\n]*(\S.*)$", re.MULTILINE)
-_NO_TITLE = "Title"  # what xml2abc calls a piece without one
+_NO_TITLE = "Title"  # of xml2abc, for a piece without one
 
 
 @dataclass
@@ -43,17 +43,17 @@ class Piece:
 
 
 def kind(path: Path) -> str:
-    """ ".abc", ".mtf", ".mid", ".xml" or ".txt": how a file is read."""
+    """Return how a file is read: ".abc", ".mtf", ".mid", ".xml" or ".txt"."""
     suffix = path.suffix.lower()
     return _KINDS.get(suffix, suffix)
 
 
 def locate(name: str | Path) -> tuple[Path, int | None]:
-    """A file, which may not be there, and which of its tunes is meant: `book.abc#2` is the second one of `book.abc`."""
+    """Return a file, which may not exist, and the number of its tune: `book.abc#2` is the second one of `book.abc`."""
     path = Path(name)
     file, _, number = str(name).rpartition("#")
     is_one = os.path.isfile(file) or Path(file).suffix.lower() in INPUT_SUFFIXES
-    if not os.path.exists(path) and number.isdecimal() and is_one:  # these take any text, Path's do not
+    if not os.path.exists(path) and number.isdecimal() and is_one:  # os.path takes any text; Path raises an error
         return Path(file), int(number)
     return path, None
 
@@ -64,7 +64,7 @@ def looks_like_file(text: str) -> bool:
 
 
 def row(path: Path, number: int | None, count: int) -> int:
-    """Which of the `count` pieces of a file is meant. Raises InputError if there is no such one, or no choice made."""
+    """Return the row of a tune among the `count` of a file. Raises InputError if it has none, or none was chosen."""
     if number is None and count > 1:
         raise InputError(f"{path}: holds {count} tunes; choose one: {path.name}#1 is the first")
     if number is not None and not 1 <= number <= count:
@@ -73,17 +73,17 @@ def row(path: Path, number: int | None, count: int) -> int:
 
 
 def names(file: str, count: int) -> list[str]:
-    """What the pieces of a file are called."""
+    """Return the names of the `count` pieces of a file."""
     return [file] if count == 1 else [f"{file}#{number}" for number in range(1, count + 1)]
 
 
 def digest(data: bytes, kind: str) -> str:
-    """A name for the content of a file, whatever the file is called."""
+    """Return a name for the content of a file, whatever the name of the file."""
     return hashlib.sha256(data).hexdigest() + kind
 
 
 def tunes(data: bytes, kind: str) -> list[Piece]:
-    """The pieces of an ABC or MusicXML file as interleaved ABC. A tune that cannot be converted has an `error`.
+    """Convert an ABC or MusicXML file to interleaved ABC. A tune that cannot be converted has an `error`.
 
     Raises InputError if the whole file cannot be read.
     """
@@ -106,24 +106,24 @@ def _interleaved(tune: str) -> Piece:
 
 
 def score_title(xml: str) -> str:
-    """Work and movement of a MusicXML score, such as "8 Lieder, Op. 59 – Regenlied"."""
+    """Return work and movement of a MusicXML score, such as "8 Lieder, Op. 59 – Regenlied"."""
     root = ElementTree.fromstring(xml)
-    titles = [_printable(root.findtext(path, "")) for path in ("work/work-title", "movement-title")]
+    titles = [_one_line(root.findtext(path, "")) for path in ("work/work-title", "movement-title")]
     return " – ".join(dict.fromkeys(filter(None, titles)))
 
 
 def _title(abc: str) -> str:
     title = _TITLE.search(abc)
-    return _printable(title[1]) if title and title[1].strip() != _NO_TITLE else ""
+    return _one_line(title[1]) if title and title[1].strip() != _NO_TITLE else ""
 
 
-def _printable(text: str) -> str:
-    """In one line, without what would move the cursor of a terminal."""
+def _one_line(text: str) -> str:
+    """Put a text on one line, without what would move the cursor of a terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def read(data: bytes, kind: str) -> list[Piece]:
-    """The pieces that the content of a file holds, one or more. A bad one has an `error`, a bad file is a bad piece."""
+    """Read the pieces of a file, one or more. A bad one has an `error`; a bad file is one bad piece."""
     try:
         if kind in (".abc", ".xml"):
             return [_checked(piece, ".abc") for piece in tunes(data, kind)]
@@ -153,9 +153,9 @@ def _checked(piece: Piece, suffix: str) -> Piece:
 
 
 def read_files(paths: Iterable[Path]) -> Iterator[tuple[Path, str, list[Piece]]]:
-    """(path, digest of its content, its pieces) of each file, as they get ready.
+    """Yield (path, digest of its content, its pieces) of each file, as they get ready.
 
-    The digest is empty if the content is not at fault, or may not be: a time limit, a converter that crashed.
+    The digest is empty if the content may not be at fault: after a time limit, or a crash of the converter.
     """
     for path, found in workers.run(_read_file, paths):
         yield path, *(("", [Piece("", error=found.reason)]) if isinstance(found, workers.Failed) else found)

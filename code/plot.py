@@ -1,4 +1,4 @@
-"""Draws the loss curves of a training, a map of a feature folder or a matrix of similarities, as PNG or SVG.
+"""Draw the loss curves of a training, a map of a feature folder or a matrix of similarities, as PNG or SVG.
 
 examples:
   python plot.py loss logs_m3.txt loss.png
@@ -49,14 +49,14 @@ STYLE: dict = {
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), "#666666"),
     **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), "#333333"),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    "text.parse_math": False,  # a "$" is no formula
+    "text.parse_math": False,  # a "$" is a dollar sign
     "svg.hashsalt": "clamp2",  # the same picture, the same file
 }
 
 
 @contextlib.contextmanager
 def drawing(path: Path, width: float, height: float) -> Iterator[Axes]:
-    """Yields the axes of a new figure (sizes in inches), then writes it to `path`, whole or not at all."""
+    """Yield the axes of a new figure (sizes in inches), then write it to `path`, whole or not at all."""
     fonts = ["DejaVu Sans", *(font for font in FALLBACK_FONTS if font in get_font_names())]
     with mpl.rc_context(STYLE | {"font.family": fonts}):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -72,7 +72,7 @@ def shorten(text: str, limit: int = 32) -> str:
 
 
 def read_losses(log: Path) -> tuple[np.ndarray, list[str]]:
-    """Reads (epoch, training loss, evaluation loss) from a log, [E, 3], NaN for a missing loss; and unreadable lines.
+    """Read (epoch, training loss, evaluation loss) from a log, [E, 3], NaN for a missing loss; and unreadable lines.
 
     Of an epoch trained again after an interruption, the last entry counts. Raises InputError and OSError.
     """
@@ -116,7 +116,7 @@ def loss(args: argparse.Namespace) -> int:
 
 
 def load(folder: Path, csv_file: Path | None, limit: int) -> tuple[Features, list[str | None]]:
-    """Loads at most `limit` evenly spaced pieces of a folder, as vectors of length 1, and their labels.
+    """Load at most `limit` evenly spaced pieces of a folder, as vectors of length 1, and their labels.
 
     Sorted by label, then by path, so that partners in two folders are in the same row.
     """
@@ -135,7 +135,7 @@ def load(folder: Path, csv_file: Path | None, limit: int) -> tuple[Features, lis
 
 
 def report(*loaded: tuple[Features, list[str | None]]) -> int:
-    """Reports the pieces without a label (if any has one) and the skipped files; returns the exit status."""
+    """Report the pieces without a label (if any has one) and the skipped files. Returns the exit status."""
     pieces = [piece for folder, of_name in loaded for piece in zip(folder.names, of_name, strict=True)]
     unlabelled = [name for name, label in pieces if label is None]
     if len(unlabelled) < len(pieces):
@@ -146,7 +146,7 @@ def report(*loaded: tuple[Features, list[str | None]]) -> int:
 
 
 def project(matrix: np.ndarray, method: str) -> tuple[np.ndarray, list[str]]:
-    """Projects [N, H] to [N, 2] by PCA or t-SNE (van der Maaten and Hinton, 2008); returns the axes' names too."""
+    """Project [N, H] to [N, 2] by PCA or t-SNE (van der Maaten and Hinton, 2008). Returns the axes' names too."""
     from sklearn.decomposition import PCA  # here, because scikit-learn takes a second to import
     from sklearn.manifold import TSNE
 
@@ -184,7 +184,7 @@ def feature_map(args: argparse.Namespace) -> int:
 
 
 def label_groups(of_name: list[str | None]) -> list[tuple[str, list[int], dict]]:
-    """Groups rows by label: (name for the legend, rows, colour and marker), grey ones first, then by size.
+    """Group rows by label: (name for the legend, rows, colour and marker), grey ones first, then by size.
 
     Grey are the unlabelled and, if there are too many labels, the smallest.
     """
@@ -221,7 +221,7 @@ def similarity(args: argparse.Namespace) -> int:
 
 
 def name_rows(axis, names: list[str], of_name: list[str | None]) -> None:
-    """Labels the rows (or columns) of a matrix: a few by file name, many by runs of equal labels."""
+    """Label the rows (or columns) of a matrix: a few by file name, many by runs of equal labels."""
     count = len(names)
     if count <= NAMED_ROWS:
         axis.set_ticks(range(count), [shorten(features.without_suffix(name)) for name in names], fontsize=7)
@@ -238,7 +238,7 @@ def name_rows(axis, names: list[str], of_name: list[str | None]) -> None:
 
 
 def confusion(matrix: np.ndarray, classes: list[str], out: Path) -> None:
-    """Draws [C true, C predicted] counts; the colour is the share of the true class."""
+    """Draw [C true, C predicted] counts; the colour is the share of the true class."""
     count = len(classes)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(max(0.5 * count, 2.5), 12)
@@ -260,7 +260,7 @@ def confusion(matrix: np.ndarray, classes: list[str], out: Path) -> None:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = command_line.trainer(__doc__)
+    parser = command_line.documented(__doc__)
     commands = parser.add_subparsers(required=True, metavar="{loss,map,similarity}")
 
     def command(name: str, function, source: str, about: str) -> argparse.ArgumentParser:

@@ -60,7 +60,7 @@ class Processes:
         return dist.PrefixStore(f"failures and meetings {_attempt()}", store)
 
     def start(self, join: "Callable[[torch.device], object]") -> None:
-        """Joins the other processes, if there are any. Raises InputError if there are fewer GPUs than processes."""
+        """Join the other processes, if there are any. Raises InputError if there are fewer GPUs than processes."""
         if self.device.type == "cuda":
             wanted, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
             if wanted > gpus:
@@ -73,20 +73,20 @@ class Processes:
             self.store  # noqa: B018 (connects)
 
     def print(self, text: str) -> None:
-        """Prints on rank 0, above its progress bar. Escapes control characters but line breaks."""
+        """Print on rank 0, above its progress bar. Escapes control characters but line breaks."""
         if self.rank == 0:
             tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
             sys.stdout.flush()
 
     def finish(self, status: int) -> None:
-        """Explains on rank 0 a status other than 0. The others wait: a launcher ends all when the first one exits."""
+        """Explain on rank 0 a status other than 0. The others wait: a launcher ends all when the first one exits."""
         meanings = {1: "the files named above failed, all others are done", 130: "stopped and saved, see above"}
         if self.rank == 0:
             print(f"{meanings[status]}. {NO_MORE}", file=sys.stderr, flush=True)
         self.wait_for_all()
 
     def report(self, error: BaseException) -> int:
-        """Prints why this process ends, once for all processes with the same reason. Returns the exit status.
+        """Print why this process ends, once for all processes with the same reason. Returns the exit status.
 
         A user error takes one line, any other a traceback, or one line after another process's failure, of which it
         counts as a consequence (a lost connection, for example).
@@ -116,18 +116,18 @@ class Processes:
         return status
 
     def _count(self, key: str, more: int, if_lost: int) -> int:
-        """Adds to a count in the store and returns it. Without a store it was 0 before."""
+        """Add to a count in the store and return it. Without a store it was 0 before."""
         try:
             return more if self.store is None else self.store.add(key, more)
-        except dist.DistError:  # its host has ended
+        except dist.DistError:  # the process that serves it has ended
             return if_lost
 
     def show_progress(self) -> None:
-        """Lets the processes that wait for this one wait on."""
+        """Report progress, so that processes that wait for this one keep waiting."""
         self._count("progress", 1, if_lost=0)
 
     def wait_for_all(self) -> None:
-        """Waits until all processes are here, for as long as one of them makes progress.
+        """Wait until all processes are here, for as long as one of them makes progress.
 
         Raises OtherProcessError if one has failed, where a collective operation of NCCL would wait on.
         """
@@ -151,18 +151,18 @@ class Processes:
                     " for what is wrong on its machine, and start again"
                 )
             time.sleep(pause)
-            pause = min(1.5 * pause, 0.05)  # short, as the last one to arrive may end, and the store with its launcher
+            pause = min(1.5 * pause, 0.05)  # short: the last one to arrive may end soon, and the store with it
             arrived = store.add(meeting, 0)
 
     def broadcast(self, value: Any) -> Any:
-        """Returns the value of rank 0."""
+        """Return the value of rank 0."""
         values = [value]
         if self.world_size > 1:
             dist.broadcast_object_list(values, device=self.device)
         return values[0]
 
     def gather(self, value: Any) -> list:
-        """Returns the values of all ranks."""
+        """Return the values of all ranks."""
         values = [value]
         if self.world_size > 1:
             values = [None] * self.world_size
@@ -170,14 +170,14 @@ class Processes:
         return values
 
     def require_same(self, what: str, value: Any) -> None:
-        """Raises InputError on all ranks if they differ in `value`, and so would wait for each other later."""
+        """Raise InputError on all ranks if they differ in `value`, and so would wait for each other later."""
         self.wait_for_all()
         values = self.gather(value)
         if any(other != values[0] for other in values):
             raise InputError(f"the processes differ in {what}: {values}; every machine needs the same files")
 
     def together(self, action: Callable[[], T]) -> T:
-        """Runs an action on every process and waits until all have done so. Raises InputError in place of OSError."""
+        """Run an action on every process and wait until all have done so. Raises InputError in place of OSError."""
         try:
             result = action()
         except OSError as error:
@@ -186,7 +186,7 @@ class Processes:
         return result
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Adds up a tensor over all ranks, in place, without gradients."""
+        """Add up a tensor over all ranks, in place, without gradients."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -197,7 +197,7 @@ def _launcher_has_store() -> bool:
 
 
 def _attempt() -> str:
-    """The number of restarts by torchrun (--max-restarts), whose store keeps the keys of the attempt before.
+    """Return the number of restarts by torchrun (--max-restarts), whose store keeps earlier keys.
 
     0 on several nodes, whose numbers may differ; there, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes a new store.
     """
@@ -205,7 +205,7 @@ def _attempt() -> str:
 
 
 def join_group(device: torch.device) -> None:
-    """Makes the process group of torch.distributed's launchers."""
+    """Make the process group of torch.distributed's launchers."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     if _attempt() == "0":
         dist.init_process_group(backend)
@@ -216,13 +216,13 @@ def join_group(device: torch.device) -> None:
 
 
 def run(main: Callable[[Processes], int], join: Callable[[torch.device], object] = join_group) -> int:
-    """Runs the main function of a trainer or an extractor between the start and the end of the process group.
+    """Run the main function of a trainer or an extractor between the start and the end of the process group.
 
     A user error prints one line, with exit status 2. A process that fails does not end the group, which would wait for
     the others, but exits, at which its launcher ends them.
     """
     print_any_name()
-    gc.freeze()  # imported modules are no garbage: neither the collector need read them nor workers copy them
+    gc.freeze()  # imported modules stay: the collector need not scan them, nor forked workers copy them
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's workers run in parallel already
     command_line.imported()
     processes = Processes()
@@ -250,7 +250,7 @@ def run(main: Callable[[Processes], int], join: Callable[[torch.device], object]
 
 
 def precision(device: torch.device, wanted: str) -> torch.dtype:
-    """Returns the type for a constant ("auto", "float32", "bfloat16", "float16") on a device. Raises InputError."""
+    """Return the type for a constant ("auto", "float32", "bfloat16", "float16") on a device. Raises InputError."""
     on_gpu = device.type == "cuda"
     has_bfloat16 = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)  # in hardware
     if wanted == "auto":
@@ -280,5 +280,5 @@ class OnItsWay:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Returns a context of mixed precision, or an empty one for float32."""
+    """Return a context of mixed precision, or an empty one for float32."""
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

@@ -13,13 +13,13 @@ import config
 import published
 from files import InputError, printable
 
-FACTS = ("sha256", "form", "precision", "KEEP_UNIT_LENGTH")  # in which features agree that can be compared
+FACTS = ("sha256", "form", "precision", "KEEP_UNIT_LENGTH")  # must agree for features to be compared
 SIDECAR = OLD_SIDECAR = ".extraction.json"  # beside a folder of features; in the first versions, in it
 _OLD = {"precision": "float32", "KEEP_UNIT_LENGTH": False}  # not noted by the first versions, which had no choice
 
 
 def beside(target: Path, suffix: str) -> Path:
-    """Returns the path of a sidecar: beside the output folder, under its name plus `suffix`."""
+    """Return the path of a sidecar: beside the output folder, under its name plus `suffix`."""
     target = target.resolve()
     if not target.name:
         raise InputError(f"{target}: name an output folder below it; beside it stands what its features were made with")
@@ -27,7 +27,7 @@ def beside(target: Path, suffix: str) -> Path:
 
 
 def facts(weights: Path, sha256: str, pooled: bool, keep_unit_length: bool) -> dict:
-    """Returns the facts of features that are made now."""
+    """Return the facts of features that are made now."""
     return {
         "weights": weights.name,
         "sha256": sha256,
@@ -80,13 +80,13 @@ def differing(a: dict, b: dict) -> list[str]:
 
 
 def show(made_with: dict, names: list[str]) -> str:
-    """Returns some facts as text, for a message."""
+    """Return some facts as text, for a message."""
     digest = f"{made_with['weights']} ({made_with['sha256'][:12]}...)"
     return ", ".join(digest if name == "sha256" else f"{name} {made_with.get(name)}" for name in names)
 
 
 def agreed(known: dict[str, dict]) -> dict:
-    """Returns the facts in which all features agree; {} if those of some are unknown, which is reported.
+    """Return the facts in which all features agree; {} if those of some are unknown, which is reported.
 
     Args:
         known: the facts of the features of each place.

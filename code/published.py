@@ -115,7 +115,7 @@ def _fetch(path: Path) -> None:
 
 
 def _download(url: str, part: Path, size: int) -> None:
-    """Append the missing bytes to `part`, which has `size` in the end; a broken connection is retried a few times."""
+    """Append the missing bytes to `part`, of `size` in all; a broken connection is retried a few times."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
@@ -133,7 +133,7 @@ def _download(url: str, part: Path, size: int) -> None:
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """The errors of huggingface_hub when the network fails: of httpx2 or, before version 2, of httpx."""
+    """Return the errors of huggingface_hub when the network fails: of httpx2 or, before version 2, of httpx."""
     from huggingface_hub.utils import get_session
 
     library = importlib.import_module(type(get_session()).__module__.partition(".")[0])
@@ -145,7 +145,7 @@ def _reason(error: Exception) -> str:
 
 
 def origin(path: Path, digest: str) -> dict[str, str]:
-    """{"repository", "revision"} of downloaded weights; {} for others, such as those trained in their place."""
+    """Return {"repository", "revision"} of downloaded weights; {} for others, such as those trained in their place."""
     note = path.with_name(path.name + ".json")
     known = json.loads(note.read_text()) if note.is_file() else {}
     return {name: known[name] for name in ("repository", "revision")} if known.get("sha256") == digest else {}

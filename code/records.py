@@ -1,4 +1,4 @@
-"""The training records of CLaMP 2: their fields, what is checked of them, the JSONL file, a piece's text in training.
+"""The training records of CLaMP 2: their fields and checks, the JSONL file, and the choice of a text in training.
 
 Shared by `code/` and `process_data/`.
 """
@@ -30,12 +30,12 @@ class Unfit(ValueError):
 
 
 def is_blank(value: object) -> bool:
-    """Whether a value says that a field does not apply: null, blank text, "None", or an empty list."""
+    """Whether a value means that a field does not apply: null, blank text, "None", or an empty list."""
     return value is None or value == [] or (isinstance(value, str) and value.strip() in ("", "None"))
 
 
 def parse(data: bytes) -> dict:
-    """A record from its JSON text. Raises InputError that says what it is instead."""
+    """Parse a record from JSON. Raises InputError that describes what it is instead."""
     try:
         text = data.decode("utf-8-sig")
         record = json.loads(text)
@@ -59,7 +59,7 @@ def _is_python(data: bytes) -> bool:
 
 
 def parse_metadata(data: bytes) -> dict:
-    """A record from its JSON text, fields in the order of the format, missing ones as null, others behind them.
+    """Parse a record from JSON: fields in the order of the format, missing ones as null, others behind them.
 
     Raises Unfit if it is no JSON object, or a field of metadata holds anything but text.
     """
@@ -76,7 +76,7 @@ def parse_metadata(data: bytes) -> dict:
 
 
 def for_training(record: dict, folder: Path) -> tuple[dict, list[str]]:
-    """A record as training reads it, and what was left out of it, one line each.
+    """Prepare a record for training. Returns it, and what was left out of it, one line each.
 
     Args:
         record: from `parse_metadata`.
@@ -117,7 +117,7 @@ def _without_blanks(value: object) -> object:
 
 
 def _problem(path: object, folder: Path) -> str | None:
-    """Why training cannot use a path of `filepaths`, or None."""
+    """Return why training cannot use a path of `filepaths`, or None."""
     if not isinstance(path, str):
         return "not a path"
     if os.path.isabs(path):
@@ -158,11 +158,11 @@ class Jsonl:
         return len(self.starts)
 
     def where(self, index: int) -> str:
-        """File and line of a record, for messages."""
+        """Return file and line of a record, for messages."""
         return f"{self.path}, line {self.lines[index]}"
 
     def __getitem__(self, index: int) -> dict:
-        """A record, counted from 0, with usable `filepaths`. Raises InputError that names file and line."""
+        """Read a record, counted from 0, with usable `filepaths`. Raises InputError that names file and line."""
         with open(self.path, "rb") as file:
             file.seek(self.starts[index])
             text = file.readline()
@@ -177,12 +177,12 @@ class Jsonl:
 
 
 def leaves_folder(path: str) -> bool:
-    """Whether a path of a record is not below the JSONL's folder."""
+    """Whether a path of a record leads out of the JSONL's folder."""
     return os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == ".."
 
 
 def checked_paths(paths: object) -> list[str]:
-    """The paths of a record, relative to the JSONL's folder, which they may not leave. Raises InputError."""
+    """Check the paths of a record: relative to the JSONL's folder, which they may not leave. Raises InputError."""
     if not (isinstance(paths, list) and all(isinstance(path, str) or path is None for path in paths)):
         raise InputError("`filepaths` is not a list of paths")
     kept = [path for path in paths if not is_blank(path)]
@@ -197,25 +197,26 @@ def checked_paths(paths: object) -> list[str]:
 
 
 def metadata_lines(record: dict) -> list[str]:
-    """The lines of the metadata fields, each once, in their order. A field that does not apply gives none."""
+    """List the lines of the metadata fields, each once, in their order. A field that does not apply gives none."""
     values: list[str] = []
     for field in METADATA:
-        value = record.get(field)
-        values += [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
+        values += [item for item in _listed(record.get(field)) if isinstance(item, str)]
     lines = (line.strip() for value in values if not is_blank(value) for line in value.split("\n"))
     return list(dict.fromkeys(filter(None, lines)))
 
 
 def summaries(value: object) -> list[str]:
-    """The texts of `summary_en` (a string or a list of strings) or `summary_nen` (a dict or a list of dicts)."""
-    items = value if isinstance(value, list) else [value]
-    texts = [item.get("summary") if isinstance(item, dict) else item for item in items]
+    """List the texts of `summary_en` (a string or a list of strings) or `summary_nen` (a dict or a list of dicts)."""
+    texts = [item.get("summary") if isinstance(item, dict) else item for item in _listed(value)]
     return [text for text in texts if isinstance(text, str) and not is_blank(text)]
 
 
 def choose_text(record: dict, rng: random.Random) -> list[str]:
-    """The lines of text of a piece in training (paper, section 3.3, "text dropout"): with probability METADATA_SHARE
-    some of the metadata lines, LINE_SHARE of them, in random order; else a summary, English or not, equally likely."""
+    """Choose the lines of text of a piece in training (paper, section 3.3, "text dropout").
+
+    With probability METADATA_SHARE some of the metadata lines, LINE_SHARE of them, in random order; else a summary,
+    English or not, equally likely.
+    """
     metadata = metadata_lines(record)
     by_language = [
         texts for texts in (summaries(record.get("summary_en")), summaries(record.get("summary_nen"))) if texts
@@ -230,6 +231,6 @@ def choose_text(record: dict, rng: random.Random) -> list[str]:
 
 
 def fixed_text(record: dict) -> list[str]:
-    """The lines of text of a piece in evaluation: the English summary, or else another one, or else all metadata."""
+    """Choose the text of a piece in evaluation: the English summary, or else another one, or else all metadata."""
     found = summaries(record.get("summary_en")) or summaries(record.get("summary_nen"))
     return found[:1] or metadata_lines(record)

@@ -16,12 +16,12 @@ HITS = (1, 10, 100)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Scales vectors [Q, H] to length 1. Raises InputError for a vector without a direction."""
+    """Scale vectors [Q, H] to length 1. Raises InputError for a vector without a direction."""
     return vectors / _norms(vectors, 0)[:, None]
 
 
 def top_k(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the `k` references (or all, if fewer) of highest cosine to each query.
+    """Find the `k` references (or all, if fewer) of highest cosine to each query.
 
     Returns cosines and row numbers, [Q, k] each, best first; equal cosines by row number.
     """
@@ -40,7 +40,7 @@ def top_k(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.ndarr
 
 
 def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Selects the `k` highest scores of each row of [q, n], in no order, and their columns."""
+    """Select the `k` highest scores of each row of [q, n], in no order, and their columns."""
     if scores.shape[1] <= k:
         return scores, np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
     columns = np.argpartition(scores, -k, axis=1)[:, -k:]
@@ -48,7 +48,7 @@ def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ranks(queries: np.ndarray, references: np.ndarray, partners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks (from 1) each query's partner among all references; returns ranks and the partners' cosines, [Q] each.
+    """Rank (from 1) each query's partner among all references. Returns ranks and partners' cosines, [Q] each.
 
     `partners` [Q] holds row numbers of `references`. References that tie with the partner rank before it.
     """
@@ -66,7 +66,7 @@ def ranks(queries: np.ndarray, references: np.ndarray, partners: np.ndarray) -> 
 
 
 def best_of_several(queries: np.ndarray, rank: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks the best partner of queries that have several; the other partners do not rank before it.
+    """Rank the best partner of queries that have several; the other partners do not rank before it.
 
     Args:
         queries: the query's number of each pair of query and partner, [P]; `rank` and `own` [P]: see `ranks`.
@@ -80,14 +80,14 @@ def best_of_several(queries: np.ndarray, rank: np.ndarray, own: np.ndarray) -> t
 
 
 def measures(rank: np.ndarray) -> dict[str, float]:
-    """Computes mean reciprocal rank, share of ranks up to 1, 10 and 100, and median rank; ranks begin at 1."""
+    """Compute mean reciprocal rank, share of ranks up to 1, 10 and 100, and median rank; ranks begin at 1."""
     rank = np.asarray(rank)
     hits = {f"Hit@{k}": float(np.mean(rank <= k)) for k in HITS}
     return {"MRR": float(np.mean(1 / rank))} | hits | {"median rank": float(np.median(rank))}
 
 
 def chance(n: int, partners: Sequence[int] | np.ndarray = (1,)) -> dict[str, float]:
-    """Computes the measures expected of a random order of `n` references, with so many `partners` of each query."""
+    """Compute the measures expected of a random order of `n` references, with so many `partners` of each query."""
     rank = np.arange(1, n + 1)
     later = np.zeros(n + 1)  # later[r]: probability that no partner is among the first r
     for count, times in zip(*np.unique(partners, return_counts=True), strict=True):
@@ -99,20 +99,20 @@ def chance(n: int, partners: Sequence[int] | np.ndarray = (1,)) -> dict[str, flo
 
 
 def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Computes the cosine [N] of each row of [N, H] with the same row of another [N, H]."""
+    """Compute the cosine [N] of each row of [N, H] with the same row of another [N, H]."""
     _same_width(first, second)
     return np.einsum("nh,nh->n", unit(first), unit(second))
 
 
 def cosine_of_means(first: np.ndarray, second: np.ndarray) -> float:
-    """Computes the cosine of the mean vectors of two sets, [N, H] and [M, H]."""
+    """Compute the cosine of the mean vectors of two sets, [N, H] and [M, H]."""
     _same_width(first, second)
     means = [unit(features.mean(axis=0, dtype=np.float64, keepdims=True)) for features in (first, second)]
     return float(means[0][0] @ means[1][0])
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Computes the Fréchet distance of two sets, [N, H] and [M, H], as Gaussians of their means and covariances.
+    """Compute the Fréchet distance of two sets, [N, H] and [M, H], as Gaussians of their means and covariances.
 
     Both sets need two pieces or more; with fewer than H pieces the covariances are of low rank and the distance is
     biased upwards, so compare sets of equal size.
@@ -126,7 +126,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def frechet_of_gaussians(mean1: np.ndarray, root1: np.ndarray, mean2: np.ndarray, root2: np.ndarray) -> float:
-    """Computes |m1 - m2|² + tr(C1) + tr(C2) - 2 tr((C1 C2)^½)   (Heusel et al., arXiv 1706.08500)
+    """Compute |m1 - m2|² + tr(C1) + tr(C2) - 2 tr((C1 C2)^½)   (Heusel et al., arXiv 1706.08500)
 
     A root R of a covariance, [any, H], has RᵀR = C. The last trace is the sum of the singular values of R1 R2ᵀ.
     """
@@ -135,7 +135,7 @@ def frechet_of_gaussians(mean1: np.ndarray, root1: np.ndarray, mean2: np.ndarray
 
 
 def gaussian(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Computes the mean [H] and root [H, H] of the sample covariance, in float64."""
+    """Compute the mean [H] and root [H, H] of the sample covariance, in float64."""
     mean = features.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((mean.size, mean.size))
     for _, block, _ in _blocks(features):
@@ -145,14 +145,14 @@ def gaussian(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def root(covariance: np.ndarray) -> np.ndarray:
-    """Computes the square root [H, H] of a covariance."""
+    """Compute the square root [H, H] of a covariance."""
     values, vectors = np.linalg.eigh(covariance)
     values[values < values.max() * values.size * np.finfo(np.float64).eps] = 0  # rounding errors of zeros
     return (vectors * np.sqrt(values)) @ vectors.T
 
 
 def _blocks(matrix: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yields all rows in blocks: (number of the first row, rows [n, H], their norms [n])."""
+    """Yield all rows in blocks: (number of the first row, rows [n, H], their norms [n])."""
     rows = max(1, BLOCK_BYTES // (matrix.shape[1] * matrix.itemsize))
     for start in range(0, len(matrix), rows):
         block = np.asarray(matrix[start : start + rows])

@@ -29,7 +29,7 @@ class RunLog:
         self.close: Callable[[], None] = lambda: None  # writes what was plotted
 
     def begin(self, facts: dict, steps_done: int) -> None:
-        """Logs the constants of config.py and `facts`. A run that continues does so after `steps_done`."""
+        """Log the constants of config.py and `facts`. A run that continues does so after `steps_done`."""
         others = ("_", "WANDB_KEY", "CLAMP2_" if self.name == "m3" else "M3_")
         constants = {k: v for k, v in vars(config).items() if k.isupper() and not k.startswith(others)}
         width = max(map(len, [*constants, *facts]))
@@ -58,7 +58,7 @@ class RunLog:
             self._plot, self.close = lambda values, step: run.log(values, step=step), run.finish
 
     def step(self, step: int, pieces: int, seconds: float, values: dict) -> None:
-        """Plots the values of a step, counted over all epochs, with the speed (pieces of all ranks) and the memory."""
+        """Plot the values of a step, counted over all epochs, with the speed (pieces of all ranks) and the memory."""
         if not self._plot:
             return
         if torch.cuda.is_available():
@@ -68,7 +68,7 @@ class RunLog:
         self._plot({**values, "pieces_per_second": pieces / seconds, "memory_gib": memory / 2**30}, step)
 
     def epoch(self, record: dict, step: int) -> None:
-        """Logs the published lines of an epoch, then the same and more as one JSON line, after `step` steps in all."""
+        """Log the published lines of an epoch, then the same and more as one JSON line, after `step` steps in all."""
         self.write(
             f"Epoch {record['epoch']}\ntrain_loss: {record['train_loss']}\neval_loss: {record['eval_loss']}\n"
             f"time: {time.asctime()}\n{json.dumps(record)}\n\n"
@@ -85,7 +85,7 @@ class RunLog:
         self.write(printable(f"bad piece: {problem}") + "\n")
 
     def write(self, text: str) -> None:
-        """Appends to the log file, whole or not at all; a file name that is not UTF-8 is escaped. Raises InputError."""
+        """Append to the log file, whole or not at all; a file name that is not UTF-8 is escaped. Raises InputError."""
         if self.processes.rank != 0:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ class RunLog:
 
 
 def choose_logger(settings: Settings) -> str:
-    """Returns LOGGER, or "wandb" if M3_WANDB_LOG or CLAMP2_WANDB_LOG is True. Raises InputError if it is missing."""
+    """Return LOGGER, or "wandb" if M3_WANDB_LOG or CLAMP2_WANDB_LOG is True. Raises InputError if it is missing."""
     logger = "wandb" if settings.wandb_log else config.LOGGER
     if logger == "none" or importlib.util.find_spec(logger):
         return logger
@@ -115,7 +115,7 @@ def choose_logger(settings: Settings) -> str:
 
 
 def commit() -> str:
-    """Returns the git commit of this code, or "unknown"."""
+    """Return the git commit of this code, or "unknown"."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

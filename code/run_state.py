@@ -33,7 +33,7 @@ class Settings:
 
     @classmethod
     def read(cls, name: str, *evaluation: str) -> "Settings":
-        """Reads the settings from config.py; `evaluation` names the constants that the evaluation loss depends on."""
+        """Read the settings from config.py; `evaluation` names the constants that the evaluation loss depends on."""
         own = {entry.name: getattr(config, f"{name}_{entry.name}".upper()) for entry in fields(cls)[1:-1]}
         own |= {path: config.resolve(own[path]) for path in ("weights_path", "logs_path")}
         return cls(name, **own, evaluation={constant: getattr(config, constant) for constant in evaluation})
@@ -75,7 +75,7 @@ STATE = {"optimizer", "lr_sched", "scaler", *_PROGRESS}  # what every `latest_..
 
 
 def load_start(settings: Settings, processes: Processes, model: nn.Module) -> tuple[dict | None, Progress, str]:
-    """Loads the weights that the run starts from into the model, if there is a checkpoint.
+    """Load the weights that the run starts from into the model, if there is a checkpoint.
 
     Returns the complete state of a run to continue, or None; its progress; and where it starts, in words.
     """
@@ -112,7 +112,7 @@ def load_start(settings: Settings, processes: Processes, model: nn.Module) -> tu
 
 
 def differences(before: dict, now: dict) -> str:
-    """Lists the entries that differ, as `name before -> now`."""
+    """List the entries that differ, as `name before -> now`."""
     return ", ".join(
         f"{name} {before.get(name, 'unknown')} -> {value}"
         for name, value in now.items()
@@ -121,7 +121,7 @@ def differences(before: dict, now: dict) -> str:
 
 
 def keep(path: Path) -> Path | None:
-    """Gives a file a second name, with the time of its last change, so that it is not lost when it is replaced.
+    """Give a file a second name, with the time of its last change, so that it is not lost when it is replaced.
 
     Returns that name, or None if there is no file, or if it is a symbolic link.
     """

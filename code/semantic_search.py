@@ -45,7 +45,7 @@ from features import INPUT_SUFFIXES, Features
 from files import InputError
 from queries import or_error, read_lines, read_queries, read_query, shown_file
 
-NUMBER = re.compile(r"\.\d+$")  # of one of several files of a name
+NUMBER = re.compile(r"\.\d+$")  # ends the stem of one of several files: waltz.1, waltz.2
 
 
 def read_folder(folder: Path) -> Features:
@@ -93,7 +93,7 @@ def embed_folder(folder: Path, found: list[Path]) -> Features:
 
 
 def source_of(folder: Path, name: str) -> Path:
-    """Returns the file of a piece, `#N` included."""
+    """Return the file of a piece, `#N` included."""
     return (folder.parent if folder.is_file() else folder) / name
 
 

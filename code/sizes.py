@@ -1,4 +1,4 @@
-"""Infers the sizes of a model, as constants of config.py, from the names and shapes of its weights."""
+"""Infer the sizes of a model, as constants of config.py, from the names and shapes of its weights."""
 
 import re
 
@@ -17,7 +17,7 @@ _LAYERS = {r"base\.encoder\.layer\.(\d+)\.": "PATCH_NUM_LAYERS", r"base\.transfo
 
 
 def of(weights: dict[str, Tensor]) -> dict[str, int]:
-    """Returns {constant: value}."""
+    """Return {constant: value}."""
     found: dict[str, int] = {}
     for name, value in weights.items():
         for end, constants in _SHAPES.items():
@@ -30,7 +30,7 @@ def of(weights: dict[str, Tensor]) -> dict[str, int]:
 
 
 def misfits(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
-    """Lists the constants that differ between a model and weights; none if they have no entry in common."""
+    """List the constants that differ between a model and weights; none if they have no entry in common."""
     shared = own.keys() & weights.keys()
     if not shared:
         return []

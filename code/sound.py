@@ -15,7 +15,7 @@ DEFAULT_TEMPO = 120.0  # quarter notes a minute, as in MIDI
 
 
 def read(source: Path) -> dict[str, Any]:
-    """Reads one piece of music, `#N` of a tune included, from the first bar of its picture on.
+    """Read one piece of music, `#N` of a tune included, from the first bar of its picture on.
 
     Returns:
         notes: (start, length, MIDI pitch) of the first MOST ones; drums are left out.
@@ -41,7 +41,7 @@ def read(source: Path) -> dict[str, Any]:
 
 
 def _of_mtf(mtf: str) -> tuple[list[notes.Note], list[float], list[notes.Tempo]]:
-    """Returns the notes without drums, the lines of the piano roll and the tempos, in quarter notes."""
+    """Return the notes without drums, the lines of the piano roll and the tempos, in quarter notes."""
     ticks, meters, tempos, found = notes.of_mtf(mtf)
     pitched = [note for note in found if note[2] != notes.DRUMS]
     if not pitched:
@@ -54,7 +54,7 @@ def _of_mtf(mtf: str) -> tuple[list[notes.Note], list[float], list[notes.Tempo]]
 
 
 def milliseconds(times: np.ndarray, tempos: list[notes.Tempo]) -> np.ndarray:
-    """Returns times in quarter notes as milliseconds."""
+    """Return times in quarter notes as milliseconds."""
     changes = [(0.0, DEFAULT_TEMPO), *((time, tempo) for time, tempo in tempos if 0 < tempo < np.inf)]
     beats = np.array([*(time for time, _ in changes), max(times.max(), changes[-1][0])])
     lengths = np.diff(beats) * 60_000 / [tempo for _, tempo in changes]

@@ -1,7 +1,7 @@
 """Record which source each output of a folder was made from, for the extractors and the conversion scripts.
 
 A source is identified by its path in the input folder, its size and its modification time (equal, not newer). Where
-only the time differs, as in a copied folder, its content decides. The output of a changed source is made anew.
+only the time differs, as in a copied folder, its content decides. The output of a changed source is made again.
 
 The record is a file of JSON lines, one for each source: [run, source, folder, size, time, digest, name], then the
 outputs if they are not that one name. A line of size -1 is added before outputs are written, and another line after
@@ -130,7 +130,7 @@ class Sources:
         return names
 
     def finished(self, name: str, source: Path) -> tuple[str, ...]:
-        """Returns the outputs of a source if they exist and the source has not changed, else ()."""
+        """Return the outputs of a source if they exist and the source has not changed, else ()."""
         made = self.made.get(name)
         if not made or not all(os.path.exists(self.target / output) for output in made.outputs):
             return ()
@@ -302,7 +302,7 @@ def _line(run: int, source: str, made: Made) -> bytes:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, Made]]:
-    """Yields (run, source, made). Skips what a kill or a full disk left of a line."""
+    """Yield (run, source, made). Skips what a kill or a full disk left of a line."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:
             with contextlib.suppress(ValueError, TypeError):
@@ -312,7 +312,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str, Made]]:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """Returns size and modification time."""
+    """Return size and modification time."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 

@@ -1,6 +1,6 @@
 """Read and tokenize texts; load the text model."""
 
-# Search remembers features: if an edit here changes them, raise FEATURE_VERSION in cache.py.
+# Search caches features: if an edit here changes them, raise FEATURE_VERSION in cache.py.
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from packing import first_position
 
 
 def read_text(path: Path) -> list[str]:
-    """Reads the distinct lines of a text file. Raises InputError if it is not UTF-8, or blank."""
+    """Read the distinct lines of a text file. Raises InputError if it is not UTF-8, or blank."""
     lines = text_lines(read_utf8(path))
     if not lines:
         raise InputError(f"{path}: the file is empty")
@@ -27,17 +27,17 @@ def read_text(path: Path) -> list[str]:
 
 
 def text_lines(text: str) -> list[str]:
-    """Lists the distinct non-blank lines of a text, in order."""
+    """List the distinct non-blank lines of a text, in order."""
     return list(dict.fromkeys(line for line in text.split("\n") if line.strip()))
 
 
 def join_lines(lines: list[str], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Joins lines by the tokenizer's separator."""
+    """Join lines by the tokenizer's separator."""
     return (tokenizer.sep_token or "\n").join(lines)
 
 
 def tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Returns all token ids of a text, the special ones included: int64 [T]."""
+    """Return all token ids of a text, the special ones included: int64 [T]."""
     return np.array(tokenizer(text, verbose=False)["input_ids"], np.int64)
 
 
@@ -46,12 +46,12 @@ def load_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def load_text_config() -> PreTrainedConfig:
-    """Loads the text model's configuration, for a model whose weights are those of a CLaMP 2 checkpoint."""
+    """Load the text model's configuration, for a model whose weights are those of a CLaMP 2 checkpoint."""
     return _check_positions(_load(transformers.AutoConfig))
 
 
 def load_text_model(name: str = "") -> PreTrainedModel:
-    """Loads a pre-trained text model, in float32. Raises InputError if a weight lacks, except the unused pooler's."""
+    """Load a pre-trained text model, in float32. Raises InputError if a weight other than the pooler's is missing."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # every process would report the pooler
     model, info = _load(transformers.AutoModel, name, dtype=torch.float32, output_loading_info=True)
@@ -66,7 +66,7 @@ def load_text_model(name: str = "") -> PreTrainedModel:
 
 
 def _check_positions(text_config: PreTrainedConfig) -> PreTrainedConfig:
-    """Raises InputError if the text model has too few positions for MAX_TEXT_LENGTH tokens."""
+    """Raise InputError if the text model has too few positions for MAX_TEXT_LENGTH tokens."""
     if count := getattr(text_config, "max_position_embeddings", None):
         positions = count - first_position(text_config)
         if positions < config.MAX_TEXT_LENGTH:
@@ -94,7 +94,7 @@ def _load(loader, name: str = "", **options):
 
 
 def _require_hub(name: str) -> None:
-    """Raises InputError if the hub cannot be reached: transformers would retry for half a minute."""
+    """Raise InputError if the hub cannot be reached: transformers would retry for half a minute."""
     try:
         published.metadata(name, "config.json")
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Trains CLaMP 2: draws texts and music of the same piece together, and those of different pieces apart.
+"""Train CLaMP 2: contrastive learning on pairs of text and music.
 
 Set TRAIN_JSONL in config.py first (process_data/gpt4_summarize.py makes it). Then, from any folder:
 
@@ -26,7 +26,7 @@ from pathlib import Path
 import command_line
 
 if __name__ == "__main__":
-    command_line.begin(command_line.trainer(__doc__))  # before the imports below, which take seconds
+    command_line.begin(command_line.documented(__doc__))  # before the imports below, which take seconds
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ class CLaMP2Dataset(PieceDataset):
         return {"name": str(path), "text": ids, "music": patches, "problems": bad}
 
     def _read_music(self, paths: list[str], where: str, rng: random.Random) -> tuple[Path, str, list[str]]:
-        """Reads one of the files: in training a random one, in evaluation the first .abc file, if there is one.
+        """Read one of the files: in training a random one, in evaluation the first .abc file, if there is one.
 
         Returns its path, its text, and the problems of files tried before it. Raises InputError if none can be used.
         """
@@ -130,7 +130,7 @@ class PairFeatures(torch.nn.Module):
 
 
 def step(run: training.Training, batch: PairBatch) -> training.Step:
-    """Back-propagates the contrastive loss over the pairs of all processes.
+    """Back-propagate the contrastive loss over the pairs of all processes.
 
     With CLAMP2_MICRO_BATCH, features are made in parts without a graph, the loss gives their gradients, and each part
     is run again, with the same dropout, to propagate its own ("gradient caching", Gao et al. 2021): the gradient is
@@ -167,7 +167,7 @@ def step(run: training.Training, batch: PairBatch) -> training.Step:
 
 
 def evaluate(run: training.Training, loader: Loader) -> float:
-    """Returns the contrastive loss over all evaluation pairs, in groups whose size depends on their number alone."""
+    """Return the contrastive loss over all evaluation pairs, in groups whose size depends on their number alone."""
     features = []
     for batch in run.evaluation_batches(loader):
         for part in batch.parts:
@@ -184,7 +184,7 @@ def evaluate(run: training.Training, loader: Loader) -> float:
 
 
 def open_jsonl(name: str, value: str) -> Jsonl:
-    """Opens the file of pairs that the constant `name` holds. Raises InputError if it is not there or is empty."""
+    """Open the file of pairs that the constant `name` holds. Raises InputError if it is not there or is empty."""
     require_set(name, value)
     path = config.resolve(value)
     if not path.is_file():

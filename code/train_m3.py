@@ -1,4 +1,4 @@
-r"""Trains M3 on interleaved ABC and MTF: the encoder reads corrupted patches, the decoder restores their characters.
+r"""Train M3 on interleaved ABC and MTF: the encoder reads corrupted patches, the decoder restores their characters.
 
 Set TRAIN_FOLDERS in config.py first (process_data/ makes the files). Then, from any folder:
 
@@ -32,7 +32,7 @@ import command_line
 from command_line import M3_SUFFIXES
 
 if __name__ == "__main__":
-    command_line.begin(command_line.trainer(__doc__))  # before the imports below, which take seconds
+    command_line.begin(command_line.documented(__doc__))  # before the imports below, which take seconds
 
 import numpy as np
 import torch
@@ -94,7 +94,7 @@ class Restoration(torch.nn.Module):
 
 
 def step(run: training.Training, batch: M3Batch) -> training.Step:
-    """Back-propagates the mean over the characters of *all* processes, so that N processes compute what one does."""
+    """Back-propagate the mean over the characters of *all* processes, so that N processes compute what one does."""
     with autocast(run.device, run.dtype):
         output = run.parallel(batch)
     everywhere = run.processes.sum(output.characters.clone())
@@ -104,7 +104,7 @@ def step(run: training.Training, batch: M3Batch) -> training.Step:
 
 
 def evaluate(run: training.Training, loader: Loader) -> float:
-    """Returns the mean cross-entropy over the selected characters of all pieces."""
+    """Return the mean cross-entropy over the selected characters of all pieces."""
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
     for batch in run.evaluation_batches(loader):
         with autocast(run.device, run.dtype):
@@ -115,7 +115,7 @@ def evaluate(run: training.Training, loader: Loader) -> float:
 
 
 def find_files(name: str, folders: list[str]) -> list[str]:
-    """Lists the .abc and .mtf files below the folders of the constant `name`, each once where folders overlap."""
+    """List the .abc and .mtf files below the folders of the constant `name`, each once where folders overlap."""
     found: dict[str, str] = {}  # real path: path
     for folder in folders:
         require_set(name, folder)

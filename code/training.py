@@ -28,7 +28,7 @@ from processes import OnItsWay, Processes, precision
 from run_log import RunLog, commit
 from run_state import Settings, differences, keep, load_start
 
-RELEASE_EVERY = 50  # steps on a CPU, after which memory that was freed is given back: it takes part of the next one
+RELEASE_EVERY = 50  # steps on a CPU, after which freed memory is returned to the system, at the cost of part of a step
 INTERRUPTED = 130  # exit status of a run that was stopped by a signal, saved its state and can continue
 
 
@@ -101,7 +101,7 @@ class Training:
         step: Callable[["Training", Any], Step],
         evaluate: Callable[["Training", Loader], float],
     ) -> int:
-        """Runs all epochs that are left. Returns the exit status.
+        """Run all epochs that are left. Returns the exit status.
 
         Args:
             step: (training, batch) -> Step; back-propagates the loss of a batch.
@@ -129,7 +129,7 @@ class Training:
             self.log.close()
 
     def _begin(self) -> None:
-        """Compares the run with its saved state, logs its settings and evaluates weights that it starts from."""
+        """Compare the run with its saved state, log its settings and evaluate weights that it starts from."""
         progress, settings, path = self.progress, self.settings, self.settings.weights_path
         evaluates_otherwise = self._compare()
         self.log.begin(self._facts(), (progress.epoch - 1) * self.steps + progress.step)
@@ -146,7 +146,7 @@ class Training:
             self._evaluate_best()
 
     def _compare(self) -> bool:
-        """Begins the epoch anew if its order is not that of the saved state. Returns whether the evaluation differs.
+        """Begin the epoch anew if its order is not that of the saved state. Returns whether the evaluation differs.
 
         Raises InputError if the processes differ, which would wait for each other, or drift apart.
         """
@@ -177,7 +177,7 @@ class Training:
         return bool(changed)
 
     def _facts(self) -> dict:
-        """The facts that the log begins with, beside the constants of config.py."""
+        """Return the facts that the log begins with, beside the constants of config.py."""
         settings, world_size, warmup = self.settings, self.processes.world_size, config.WARMUP_STEPS
         total = self.steps * settings.num_epoch
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
@@ -208,7 +208,7 @@ class Training:
         return f"{len(self.train_loader.dataset)} for training, {len(self.eval_loader.dataset)} for evaluation"
 
     def _catch_signals(self) -> None:
-        """Has SIGTERM (a cluster's preemption) and SIGINT (Ctrl-C) end the run after a step, with its state saved."""
+        """Have SIGTERM (a cluster's preemption) and SIGINT (Ctrl-C) end the run after a step, with its state saved."""
 
         def stop(number: int, frame: Any) -> None:
             self._stop = True
@@ -241,7 +241,7 @@ class Training:
         self.save_latest()
 
     def _train_one_epoch(self) -> bool:
-        """Runs the steps of the epoch that are left. Returns False if a process received a signal to stop."""
+        """Run the steps of the epoch that are left. Returns False if a process received a signal to stop."""
         self.parallel.train()
         batches, progress, is_stopped = self.train_loader.batch_sampler, self.progress, False
         batches.epoch, batches.first_step = progress.epoch, progress.step
@@ -282,7 +282,7 @@ class Training:
         return not is_stopped
 
     def _update(self, loss: Step) -> OnItsWay:
-        """Updates the weights. Returns, over all ranks, the loss, its weight and how many received a signal to stop;
+        """Update the weights. Returns, over all ranks, the loss, its weight and how many received a signal to stop;
         and, if it is clipped or logged, the norm of the gradient before clipping."""
         norms = []
         if config.MAX_GRAD_NORM or self.log.logger != "none":
@@ -300,7 +300,7 @@ class Training:
         return OnItsWay(torch.cat([self.processes.sum(sums), *norms]))
 
     def _account(self, numbers: OnItsWay, step: int, names: list[str], seconds: float, rate: float) -> bool:
-        """Adds a step to the epoch's loss, and plots it. Returns whether a process received a signal to stop.
+        """Add a step to the epoch's loss, and plot it. Returns whether a process received a signal to stop.
 
         Args:
             numbers: of `_update`.
@@ -331,7 +331,7 @@ class Training:
         return loss
 
     def _evaluate_best(self) -> None:
-        """Evaluates the weights file, which only a lower loss replaces."""
+        """Evaluate the weights file, which only a lower loss replaces."""
         path, self.progress.min_eval_loss = self.settings.weights_path, math.inf
         if not self.processes.broadcast(path.exists()):
             return
@@ -342,7 +342,7 @@ class Training:
         self.processes.print(f"eval_loss of {path.name}: {self.progress.min_eval_loss:.6f}")
 
     def evaluation_batches(self, loader: Loader) -> Iterator[Any]:
-        """Yields the batches of an evaluation, on the device. Raises Stopped, on all ranks together."""
+        """Yield the batches of an evaluation, on the device. Raises Stopped, on all ranks together."""
         stops: OnItsWay | None = None  # how many processes received a signal to stop; read a batch later
         bar = tqdm(loader, desc="evaluation", unit="step", leave=False, disable=self.processes.rank != 0)
         for number, batch in enumerate(bar):
@@ -360,7 +360,7 @@ class Training:
         self.problems.update(batch["problems"])
 
     def _report_bad_pieces(self) -> int:
-        """Reports the bad pieces that any rank has met since the last time. Returns the number of all so far."""
+        """Report the bad pieces that any rank has met since the last time. Returns the number of all so far."""
         known = self.progress.bad_pieces
         new = sorted(set().union(*self.processes.gather(sorted(self.problems))).difference(known))
         for problem in new:
@@ -370,7 +370,7 @@ class Training:
         return len(self.progress.bad_pieces)
 
     def published_state(self, epoch: int) -> dict:
-        """Returns a checkpoint in the published form."""
+        """Return a checkpoint in the published form."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -381,7 +381,7 @@ class Training:
         }
 
     def save_latest(self) -> None:
-        """Saves the complete state, from which the run continues exactly."""
+        """Save the complete state, from which the run continues exactly."""
         self._report_bad_pieces()
         if self.processes.rank == 0:
             state = self.published_state(self.progress.epoch) | vars(self.progress)

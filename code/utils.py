@@ -37,6 +37,8 @@ from unidecode import unidecode
 
 import checkpoints
 import config
+
+# By name too, where a parameter of a published signature is called `config`.
 from config import CLAMP2_HIDDEN_SIZE, CLAMP2_LOAD_M3, EVAL_SPLIT, LOGIT_SCALE, PATCH_SIZE, TEXT_MODEL_NAME
 from cpu import sum_rows, use_cheap_dropout
 from files import InputError, printable
@@ -64,7 +66,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def split_data(data: Sequence[T], eval_ratio: float = EVAL_SPLIT) -> tuple[list[T], list[T]]:
-    """Splits data into (train, eval), neither empty, the same in every run. Raises InputError for too few pieces."""
+    """Split data into (train, eval), neither empty, the same in every run. Raises InputError for too few pieces."""
     if len(data) < 2:
         raise InputError(f"{len(data)} piece(s) cannot be split into training and evaluation data: 2 is the least")
     order = list(data)
@@ -74,14 +76,14 @@ def split_data(data: Sequence[T], eval_ratio: float = EVAL_SPLIT) -> tuple[list[
 
 
 def encoder_config() -> BertConfig:
-    """Returns the configuration of the patch encoder with the sizes of config.py."""
+    """Return the configuration of the patch encoder with the sizes of config.py."""
     size, limit = config.M3_HIDDEN_SIZE, config.PATCH_LENGTH
     sizes = {"hidden_size": size, "num_attention_heads": size // HEAD_SIZE, "intermediate_size": size * 4}
     return BertConfig(vocab_size=1, num_hidden_layers=config.PATCH_NUM_LAYERS, max_position_embeddings=limit, **sizes)
 
 
 def decoder_config() -> GPT2Config:
-    """Returns the configuration of the token decoder with the sizes of config.py."""
+    """Return the configuration of the token decoder with the sizes of config.py."""
     size = config.M3_HIDDEN_SIZE
     sizes = {"n_embd": size, "n_head": size // HEAD_SIZE, "n_inner": size * 4, "n_layer": config.TOKEN_NUM_LAYERS}
     ids = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
@@ -89,7 +91,7 @@ def decoder_config() -> GPT2Config:
 
 
 def empty(make: Callable[..., M], *args: object) -> M:
-    """Makes a model whose parameters take no memory, for `checkpoints.load` to fill."""
+    """Make a model whose parameters take no memory, for `checkpoints.load` to fill."""
     with init_empty_weights(include_buffers=False):
         model = make(*args)
     for part in model.modules():
@@ -99,23 +101,23 @@ def empty(make: Callable[..., M], *args: object) -> M:
 
 
 def empty_clamp2() -> "CLaMP2Model":
-    """Makes a CLaMP 2 of the sizes of config.py; see `empty`."""
+    """Make a CLaMP 2 of the sizes of config.py; see `empty`."""
     return empty(CLaMP2Model.from_configs, load_text_config(), encoder_config(), config.CLAMP2_HIDDEN_SIZE)
 
 
 def on_host(padded: Tensor) -> np.ndarray:
-    """Copies an input to the host, where batches are packed."""
+    """Copy an input to the host, where batches are packed."""
     padded = padded.float() if padded.dtype == torch.bfloat16 else padded  # NumPy has no bfloat16
     return padded.detach().cpu().numpy()
 
 
 def unflatten(patches: Tensor) -> Tensor:
-    """Reshapes patches, [B, T, P] or [B, T * P] as in the published trainer, to [B, T, P]."""
+    """Reshape patches, [B, T, P] or [B, T * P] as in the published trainer, to [B, T, P]."""
     return patches.reshape(len(patches), -1, PATCH_SIZE)
 
 
 def prepare(model: PreTrainedModel, packed: bool = True) -> None:
-    """Freezes a BERT's pooler, which only the published checkpoints use; installs packed attention and fast dropout."""
+    """Freeze a BERT's pooler, which only the published checkpoints use; install packed attention and fast dropout."""
     if pooler := getattr(model, "pooler", None):
         pooler.requires_grad_(False)
     use_cheap_dropout(model)
@@ -138,7 +140,7 @@ class M3PatchEncoder(nn.Module):
         self.base.embeddings.word_embeddings.requires_grad_(False)  # replaced by the patch embedding
 
     def embed(self, batch: Packed) -> Tensor:
-        """Embeds packed patches, [N, H]: the linear layer of the one-hot patches, as a sum of its weight's columns."""
+        """Embed packed patches, [N, H]: the linear layer of the one-hot patches, as a sum of its weight's columns."""
         if type(self.patch_embedding) is not nn.Linear:  # replaced, by LoRA for instance
             return self.patch_embedding(F.one_hot(batch.tokens.long(), VOCABULARY).flatten(1).to(self.base.dtype))
         columns = self.patch_embedding.weight.t().contiguous()  # [P * V, H]: row p * V + v is for id v at position p
@@ -148,13 +150,13 @@ class M3PatchEncoder(nn.Module):
         return characters + padding.index_select(0, batch.sizes) + self.patch_embedding.bias
 
     def features(self, batch: Packed, pooled: bool = False) -> Tensor:
-        """Encodes packed patches as features [N, H]."""
+        """Encode packed patches as features [N, H]."""
         if pooled:
             raise ValueError("M3 has no pooled features; CLaMP 2 has")
         return run_packed(self.base, batch.packing, inputs_embeds=self.embed(batch))
 
     def forward(self, input_patches: Tensor, input_masks: Tensor) -> BaseModelOutput:
-        """Encodes patches [B, T, P] or [B, T * P] with masks [B, T]: `last_hidden_state` [B, T, H], 0 at padding."""
+        """Encode patches [B, T, P] or [B, T * P] with masks [B, T]: `last_hidden_state` [B, T, H], 0 at padding."""
         mask = on_host(input_masks) != 0
         batch = Packed(Packing(mask), on_host(unflatten(input_patches))[mask]).to(self.base.device)
         return BaseModelOutput(last_hidden_state=batch.packing.unpack(self.features(batch)))
@@ -180,12 +182,12 @@ class M3TokenDecoder(nn.Module):
         prepare(self.base)
 
     def forward(self, patch_features: Tensor, target_patches: Tensor) -> M3Output:
-        """Computes the loss of patches [S, P] given their features [S, H]."""
+        """Compute the loss of patches [S, P] given their features [S, H]."""
         patches = on_host(target_patches.reshape(len(patch_features), -1))
         return self.restore(patch_features, Characters(patches).to(patch_features.device))
 
     def restore(self, features: Tensor, characters: Characters) -> M3Output:
-        """Computes the loss of packed characters; a patch's feature (a row of [N, H]) replaces its BOS embedding."""
+        """Compute the loss of packed characters; a patch's feature (a row of [N, H]) replaces its BOS embedding."""
         embeddings = self.base.transformer.wte(characters.inputs.int())
         features = features.index_select(0, characters.rows).to(embeddings.dtype)
         embeddings = embeddings.index_copy(0, characters.firsts, features)
@@ -195,7 +197,7 @@ class M3TokenDecoder(nn.Module):
 
     @torch.no_grad()
     def generate(self, patch_feature: Tensor, tokens: Tensor) -> Tensor:
-        """Predicts the probabilities [V] of a patch's next character, given its feature [H] and first ids [n]."""
+        """Predict the probabilities [V] of a patch's next character, given its feature [H] and first ids [n]."""
         tokens = tokens.flatten().long().to(patch_feature.device)
         packing = Packing.of_lengths([len(tokens)]).to(tokens.device)
         embeddings = self.base.transformer.wte(tokens)
@@ -229,7 +231,7 @@ class M3Model(nn.Module, HubModel):
     def forward(
         self, input_patches: Tensor, input_masks: Tensor, selected_indices: Tensor, target_patches: Tensor
     ) -> M3Output:
-        """Computes the loss of patches [B, T, P] or [B, T * P]; input_masks, selected_indices: [B, T]."""
+        """Compute the loss of patches [B, T, P] or [B, T * P]; input_masks, selected_indices: [B, T]."""
         mask = on_host(input_masks) != 0
         arrays = (on_host(x)[mask] for x in (unflatten(input_patches), selected_indices, unflatten(target_patches)))
         return self.restore(M3Batch(Packing(mask), *arrays).to(self.device))
@@ -254,7 +256,7 @@ class CLaMP2Model(nn.Module, HubModel):
         *,
         text_config: PreTrainedConfig | None = None,
     ):
-        """Makes a model of pre-trained parts to train, or, given `text_config`, one with random weights.
+        """Make a model of pre-trained parts to train, or, given `text_config`, one with random weights.
 
         Args:
             music_config: of the M3 encoder.
@@ -288,11 +290,11 @@ class CLaMP2Model(nn.Module, HubModel):
     def from_configs(
         cls, text_config: PreTrainedConfig, music_config: BertConfig, hidden_size: int = CLAMP2_HIDDEN_SIZE
     ) -> "CLaMP2Model":
-        """Makes a model with random weights."""
+        """Make a model with random weights."""
         return cls(music_config, hidden_size=hidden_size, text_config=text_config)
 
     def _start_from_m3(self, path: Path) -> None:
-        """Loads the encoder of M3 weights, if they exist, into the music encoder."""
+        """Load the encoder of M3 weights, if they exist, into the music encoder."""
         if path.exists():
             checkpoints.load(self.music_model, path, "encoder.")
             start = printable(path)
@@ -310,7 +312,7 @@ class CLaMP2Model(nn.Module, HubModel):
         return config.KEEP_UNIT_LENGTH and not self.is_clamp3
 
     def features(self, batch: Packed, pooled: bool = False) -> Tensor:
-        """Encodes packed patches or token ids as [N, H], or pooled and projected, [B, CLAMP2_HIDDEN_SIZE]."""
+        """Encode packed patches or token ids as [N, H], or pooled and projected, [B, CLAMP2_HIDDEN_SIZE]."""
         is_music = batch.tokens.ndim == 2
         hidden = self.music_model.features(batch) if is_music else self._encode_text(batch)
         if not pooled:
@@ -327,7 +329,7 @@ class CLaMP2Model(nn.Module, HubModel):
         return packing.pack(output.last_hidden_state)
 
     def get_text_features(self, text_inputs: Tensor, text_masks: Tensor, get_normalized: bool = False) -> Tensor:
-        """Encodes token ids with masks [B, T] as [B, T, H].
+        """Encode token ids with masks [B, T] as [B, T, H].
 
         get_normalized: pool and project, [B, CLAMP2_HIDDEN_SIZE]. The name is published; the norm is not 1.
         """
@@ -338,7 +340,7 @@ class CLaMP2Model(nn.Module, HubModel):
         return self._padded(Packed(Packing(mask, positions), ids[mask]), get_normalized)
 
     def get_music_features(self, music_inputs: Tensor, music_masks: Tensor, get_normalized: bool = False) -> Tensor:
-        """As `get_text_features`, for patches [B, T, P] or [B, T * P] with masks [B, T]."""
+        """Encode patches [B, T, P] or [B, T * P] with masks [B, T], as `get_text_features` does."""
         mask = on_host(music_masks) != 0
         return self._padded(Packed(Packing(mask), on_host(unflatten(music_inputs))[mask]), get_normalized)
 
@@ -349,12 +351,12 @@ class CLaMP2Model(nn.Module, HubModel):
 
     @staticmethod
     def avg_pooling(input_features: Tensor, input_masks: Tensor) -> Tensor:
-        """Averages features [B, T, H] over the true entries of masks [B, T]: [B, H]."""
+        """Average features [B, T, H] over the true entries of masks [B, T]: [B, H]."""
         packing = Packing(on_host(input_masks) != 0).to(input_features.device)
         return packing.mean(packing.pack(input_features)).to(input_features.dtype)
 
     def forward(self, text_inputs: Tensor, text_masks: Tensor, music_inputs: Tensor, music_masks: Tensor) -> Tensor:
-        """Computes the contrastive loss of pairs of texts and music; see `ClipLoss`."""
+        """Compute the contrastive loss of pairs of texts and music; see `ClipLoss`."""
         text = self.get_text_features(text_inputs, text_masks, get_normalized=True)
         music = self.get_music_features(music_inputs, music_masks, get_normalized=True)
         return self.loss_fn(text, music, LOGIT_SCALE)
@@ -395,7 +397,7 @@ class ClipLoss(nn.Module):
         logit_scale: float | Tensor = LOGIT_SCALE,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        """Compares features [B, H], with the same B on every process. output_dict: {"contrastive_loss": the loss}."""
+        """Compare features [B, H], with the same B on every process. output_dict: {"contrastive_loss": the loss}."""
         with torch.autocast(text_features.device.type, enabled=False):
             text_features, music_features = text_features.float(), music_features.float()
             all_text, all_music, first = self._all(text_features), self._all(music_features), 0
@@ -414,7 +416,7 @@ class ClipLoss(nn.Module):
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _all(self, features: Tensor) -> Tensor:
-        """Gathers features [B, H] of all processes, by rank: [B of all, H]."""
+        """Gather features [B, H] of all processes, by rank: [B of all, H]."""
         if self.world_size == 1:
             return features
         if self.gather_with_grad:

@@ -9,7 +9,7 @@ import re
 FIELD = re.compile(r"([A-Za-z+]):(?!(?<=[A-Ga-gxzXZ]:)[|:])")  # but G:| is a note and a barline
 DECORATION = r"![^!\s|[:]+!"
 # One element of a line of music. What is quoted or bracketed is one element: a | inside is no barline. Each pattern
-# excludes its own opening sign, so that a sign left open swallows nothing. An atom is the begin of a slur or tuplet, a
+# excludes its own opening sign, so that a sign left open swallows nothing. An atom is the start of a slur or tuplet, a
 # decoration, or grace notes.
 ELEMENT = re.compile(
     rf"""
@@ -27,7 +27,7 @@ ELEMENT = re.compile(
     re.VERBOSE,
 )
 
-# Decorations of ABC that are no notes.
+# Decorations of ABC, between exclamation marks.
 _NAMES = (
     "trill|roll|turnx?|invertedturnx?|(?:lower|upper)?mordent|pralltriller|arpeggio|accent|emphasis|(?:inverted)?fermata"
     "|tenuto|wedge|open|thumb|snap|plus|slide|p{1,4}|m[pf]|sfz|upbow|downbow|segno|coda|fine|dacapo|dacoda|breath"
@@ -38,7 +38,7 @@ _HIDDEN = {ord(sign): _PLANE + ord(sign) for sign in '%[]{}|:\\&!$"<>()ZX'}
 _HIDDEN_IN_CHORDS = {sign: hidden for sign, hidden in _HIDDEN.items() if chr(sign) not in "()"}
 _SHOWN = {hidden: sign for sign, hidden in _HIDDEN.items()}
 _BACKSLASH, _QUOTE, _PERCENT = (chr(_PLANE + ord(sign)) for sign in '\\"%')
-_ANNOTATION = ("^", "_", "<", ">", "@")  # begin quoted text that is no chord symbol
+_ANNOTATION = ("^", "_", "<", ">", "@")  # begin an annotation: quoted text other than a chord symbol
 
 # The marks that `tidy` looks at in a line of music.
 _MARK = re.compile(
@@ -48,7 +48,7 @@ _MARK = re.compile(
     |(?P<inline>\[[A-Za-z]:[^][]*\])
     |(?P<kept>%.*|{DECORATION})
     |(?P<open>")
-    |!(?P<name>{_NAMES})(?![A-Za-z0-9])  # a decoration that does not end
+    |!(?P<name>{_NAMES})(?![A-Za-z0-9])  # a decoration without its second mark
     |(?P<break>!)               # as in old tunes
     |\+(?P<chord>(?!f+\+)(?:(?:__?|\^\^?|=)?[A-Ga-g][,']*\d*/*\d*){{2,}})\+  # +CEG+, as in old tunes
     |(?P<repeats>:(?:(?<=\|:)|(?<!::)(?=:+\|)):+)  # |:: and ::| repeat more than once
@@ -88,7 +88,7 @@ def _reduced(line: str, user_symbols: str) -> str:
 
 
 def tidy(line: str) -> tuple[str, list[str]]:
-    """A line in plain ABC, and what was mended.
+    """Rewrite a line in plain ABC. Returns it, and what was mended.
 
     Text is hidden, unpaired quotation marks are closed or left out, ! that breaks a line is $, [] is [|],
     +CEG+ is [CEG], ["1" is [1.
@@ -141,7 +141,7 @@ def _tidy_music(line: str) -> tuple[str, list[str]]:
 
 
 def _text_left_open(line: str, start: int) -> str:
-    """The text behind an unpaired quotation mark; "" if it may be music."""
+    """Return the text behind an unpaired quotation mark; "" if it may be music."""
     chord = _CHORD_NAME.match(line, start)
     if chord:
         return chord[0]
@@ -159,7 +159,7 @@ def _without_comment_sign(text: re.Match) -> str:
 
 
 def _hidden_value(letter: str, value: str) -> str:
-    """Of a field for musicians: its quoted text; of one for readers: all."""
+    """Hide the quoted text of a field that musicians need, or the whole value of one for readers."""
     return _hide(value) if letter in _TEXT_FIELDS else _TEXT_OF_FIELD.sub(lambda text: f'"{_hide(text[1])}"', value)
 
 
@@ -177,11 +177,11 @@ def has_barline(text: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """Tidied ABC with its text as it was, without quotation marks in it."""
+    """Bring back the hidden text of tidied ABC, without quotation marks in it."""
     return text.replace(_BACKSLASH + _QUOTE, "").translate(_SHOWN)
 
 
 def plain(text: str) -> str:
-    r"""Tidied text with its text as a person reads it: `\n` is a line break, `\%` a percent sign."""
+    r"""Convert hidden text to what a person reads: `\n` is a line break, `\%` a percent sign."""
     text = text.replace(_BACKSLASH + "n", "\n")
     return re.sub(f"{_BACKSLASH}(?=[{''.join(map(chr, _SHOWN))}])", "", text).translate(_SHOWN)

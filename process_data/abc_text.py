@@ -12,7 +12,7 @@ _DROPPED = re.compile(r"[XTCWwZ]:|%%MIDI|I:\s*linebreak")
 
 
 def read_abc(data: bytes) -> str:
-    """The text of an ABC file: UTF-8, with or without BOM, UTF-16 with BOM, else Latin-1; lines end in \\n."""
+    """Decode an ABC file: UTF-8, with or without BOM, UTF-16 with BOM, else Latin-1; lines end in \\n."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = data.decode("utf-16", errors="replace")
     else:
@@ -24,12 +24,12 @@ def read_abc(data: bytes) -> str:
 
 
 def split_file(text: str) -> list[str]:
-    """The text before the first X: line, then each tune from its X: line on; without blocks of printed text."""
+    """Split a file into the text before the first X: line, and the tunes; blocks of printed text are left out."""
     return re.split(r"^(?=[^\S\n]*X:)", "\n".join(_without_blocks(text.split("\n"))), flags=re.MULTILINE)
 
 
 def split_tunes(text: str) -> list[str]:
-    """The tunes of a file, each behind the fields that the file's header gives to all; without X: all is one tune."""
+    """Split a file into tunes, each behind the fields that the file's header gives to all; without X: all is one."""
     file_header, *tunes = split_file(text)
     if not tunes:
         return [file_header]
@@ -38,7 +38,7 @@ def split_tunes(text: str) -> list[str]:
 
 
 def tidy(tune: str) -> tuple[str, list[str]]:
-    """A tune of `split_tunes` in plain ABC, and what was mended, read on or left out.
+    """Rewrite a tune of `split_tunes` in plain ABC. Returns it, and what was mended, read on or left out.
 
     A tune ends at an empty line, and free text follows. But where each line of what follows, up to the next empty line,
     reads as music from end to end, it still belongs to the tune. Each line is tidied by `abc_line.tidy`.
@@ -88,7 +88,7 @@ def _named(what: str, block: str) -> str:
 
 
 def split_header(tune: str) -> tuple[list[str], list[str]]:
-    """The lines of a tidied tune -> (header as interleaved ABC has it, body). The body is empty if there is no K: line.
+    """Split a tidied tune into (header as interleaved ABC has it, body). Without a K: line, the body is empty.
 
     The header ends at the first line of music behind K:, or at a V: line of a voice that it has defined already.
     """
@@ -135,12 +135,12 @@ def _without_blocks(lines: list[str]) -> list[str]:
 
 
 def voice_id(value: str) -> str:
-    """The id in what follows V: ("1" in `V:1 treble`), without what could not stand in [V:...]."""
+    """Return the id of a V: field ("1" of `V:1 treble`), without what could not stand in [V:...]."""
     found = re.match(r"\s*([^][\s]+)", value)
     return found[1] if found else "1"
 
 
 def without_comment(line: str) -> str:
-    """A tidied field line without its comment."""
+    """Remove the comment of a tidied field line."""
     field, comment, _ = line.partition("%")
     return field.rstrip() if comment else line

@@ -24,13 +24,13 @@ class Bar:
     text: str  # without its right barline
     sign: str  # that barline
     volta: str  # the number of an ending that begins behind it, or ""
-    has_notes: bool  # rests are none
+    has_notes: bool  # rests do not count
     has_marks: bool  # chord symbols or inline fields
     unit: Fraction  # at its start: what a length of 1 is, in whole notes
     is_compound: bool  # at its start: the meter is 6/8 or the like
 
     def length(self) -> float:
-        """In whole notes."""
+        """Return the length in whole notes."""
         return bar_length(self.text, self.unit, self.is_compound)
 
 
@@ -55,14 +55,14 @@ class Voice:
         self._start = self.unit, self.is_compound
 
     def add(self, text: str, is_note: bool = False, is_mark: bool = False, is_content: bool = False) -> None:
-        """Text of the present bar. Barlines without content between them are one barline."""
+        """Add text to the present bar. Barlines without content between them are one barline."""
         self._text.append(text)
         self._has_notes |= is_note
         self._has_marks |= is_mark
         self._has_content |= is_note or is_content
 
     def add_plain(self, text: str) -> None:
-        """Notes, rests, spaces, anything that is one character at a time."""
+        """Add notes, rests, spaces, anything that is one character at a time."""
         if (number := _NUMBER.match(text)) and self.bars and not any(map(str.strip, self._text)):
             self.add_volta(number[1])  # behind a line that ends with |\
             text = text[number.end() :]
@@ -79,7 +79,7 @@ class Voice:
         return one_bar
 
     def add_quoted(self, text: str) -> None:
-        is_chord_symbol = not re.match('"[\\^_<>@"]', text)  # but an annotation
+        is_chord_symbol = not re.match('"[\\^_<>@"]', text)  # the others are annotations
         self.add(text, is_mark=is_chord_symbol, is_content=is_chord_symbol)
 
     def add_volta(self, number: str) -> None:
@@ -125,7 +125,7 @@ class Voice:
         self._begin_bar()
 
     def end(self) -> None:
-        """Behind the last line: a missing barline becomes |, and what does not sound joins the bar before."""
+        """End the voice: a missing barline becomes |, and what does not sound joins the bar before."""
         if self._has_content:
             self.end_bar("|")
         elif self.bars and (text := "".join(self._text).strip()):
@@ -134,7 +134,7 @@ class Voice:
 
 
 def _close_grace(line: str) -> tuple[str, bool]:
-    """A line that ends within grace notes, as xml2abc may end one, with them closed; and whether it was one."""
+    """Close grace notes that a line ends within, as xml2abc may write one. Returns whether there were some, too."""
     before, brace, behind = line.rpartition("{")
     notes = behind.partition("%")[0].rstrip().removesuffix("|").rstrip()
     if not brace or not _is_grace(notes):
@@ -172,7 +172,7 @@ class Reader:
         self.name = voice_id((behind_key[-1:] or before_key[:1] or ["V:1"])[0][2:])
 
     def voice(self) -> Voice:
-        """The present one."""
+        """Return the present voice."""
         if self.name not in self.voices:
             self.voices[self.name] = Voice(self.unit, self.meter, self.is_compound)
         return self.voices[self.name]
@@ -227,7 +227,7 @@ class Reader:
             self.voices[self.name].add(" ")
 
     def _without_cut_text(self, line: str) -> str:
-        """Without quoted text and inline fields in which a patch would end."""
+        """Leave out quoted text and inline fields in which a patch would end."""
 
         def kept(text: re.Match) -> str:
             if text[0].startswith(("%", "[M:", "[V:")) or not has_barline(text[0]):
@@ -238,7 +238,7 @@ class Reader:
         return _TEXT.sub(kept, line)
 
     def _elements(self, line: str) -> list[re.Match]:
-        """The elements of a line without unpaired signs. What is left is read anew, since its parts meet."""
+        """Return the elements of a line without unpaired signs. The rest is parsed again, since its parts meet."""
         while True:
             elements = list(ELEMENT.finditer(line))
             kept = [element for element in elements if element.lastgroup != "stray"]
@@ -251,13 +251,13 @@ class Reader:
 
 @lru_cache(10_000)
 def normal(sign: str) -> str:
-    """Any barline -> one of the seven that patches are cut at: |: :: :| [| || |] |"""
+    """Convert any barline to one of the seven that patches are cut at: |: :: :| [| || |] |"""
     return _sign(*_parts(sign))
 
 
 @lru_cache(10_000)
 def merged(left: str, right: str) -> str:
-    """The one barline that stands for two adjacent ones."""
+    """Merge two adjacent barlines into one."""
     ends, starts, line = _parts(left)
     ends_too, starts_too, line_too = _parts(right)
     return _sign(ends or ends_too, starts or starts_too, max(line, line_too, key=_LINES.index))
@@ -267,7 +267,7 @@ _LINES = ("|", "||", "[|", "|]")
 
 
 def _parts(sign: str) -> tuple[bool, bool, str]:
-    """(a repeat ends, a repeat starts, the kind of line)."""
+    """Return (whether a repeat ends, whether one starts, the kind of line)."""
     ends, starts = re.search(r":\|", sign), re.search(r"\|\]?:", sign)
     line = next((line for line in reversed(_LINES) if line in sign and sign != "[|]"), "|")  # [|] is invisible
     return bool(ends) or "::" in sign, bool(starts) or "::" in sign, line

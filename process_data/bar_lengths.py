@@ -1,4 +1,4 @@
-"""How long a bar of ABC is, in whole notes: for rests of n bars, padding and the check of voices."""
+"""Compute the lengths of bars of ABC, in whole notes: for rests of n bars, padding and the check of voices."""
 
 import re
 from fractions import Fraction
@@ -17,11 +17,11 @@ _ELEMENT = re.compile(
     re.VERBOSE,
 )
 IN_TIME_OF = {"2": 3, "3": 2, "4": 3, "6": 2, "8": 3}  # of the other tuplets: 2, or 3 in compound meters
-MAX_FACTOR = 10**6  # no length is more; a longer number is no music
+MAX_FACTOR = 10**6  # no note is longer; a larger number is a mistake
 
 
 def bar_length(text: str, unit: Fraction, is_compound: bool = False) -> float:
-    """Length of a bar's text, in whole notes; of several overlaid voices (&), the longest.
+    """Compute the length of a bar, in whole notes; of several overlaid voices (&), that of the longest.
 
     Args:
         text: without barlines and multi-bar rests; inline L: and M: fields in it hold from their place on.
@@ -61,7 +61,7 @@ def bar_length(text: str, unit: Fraction, is_compound: bool = False) -> float:
 
 @lru_cache(1000)
 def _factor(number: str) -> float:
-    """The number behind a note: "" 1, "3" 3, "/" 1/2, "//" 1/4, "3/4" 3/4."""
+    """Read the number behind a note: "" 1, "3" 3, "/" 1/2, "//" 1/4, "3/4" 3/4."""
     above, slashes, below = number.partition("/")
     if not slashes:
         return float(min(int(above or 1), MAX_FACTOR))
@@ -71,18 +71,18 @@ def _factor(number: str) -> float:
 
 
 def rest(length: float, unit: Fraction, letter: str = "z") -> str:
-    """A rest of `length` whole notes: z8, z3/2, z."""
+    """Write a rest of `length` whole notes: z8, z3/2, z."""
     number = (Fraction(length) / unit).limit_denominator(256)
     return letter + (f"{number}" if number != 1 else "")
 
 
 def read_unit(value: str) -> Fraction | None:
-    """The unit length that an L: field gives, in whole notes; None if it gives none."""
+    """Read the unit length of an L: field, in whole notes; None if it gives none."""
     return _fraction(value.strip())
 
 
 def read_meter(value: str) -> tuple[Fraction | None, bool]:
-    """An M: field -> (length of a bar in whole notes, None if the meter is free; whether the meter is compound)."""
+    """Read an M: field: (length of a bar in whole notes, None if the meter is free; whether it is compound)."""
     value = value.strip()
     if value in ("C", "c"):
         return Fraction(1), False
@@ -95,7 +95,7 @@ def read_meter(value: str) -> tuple[Fraction | None, bool]:
 
 
 def default_unit(meter: Fraction | None) -> Fraction:
-    """The unit length of a tune without L: (ABC standard 2.1, section 3.1.7)."""
+    """Return the unit length of a tune without L: (ABC standard 2.1, section 3.1.7)."""
     return Fraction(1, 16) if meter is not None and meter < Fraction(3, 4) else Fraction(1, 8)
 
 

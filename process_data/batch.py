@@ -164,7 +164,7 @@ def _write_converted(convert: Convert, args: argparse.Namespace, job: jobs.Job) 
 
 
 def _importable(convert: Convert) -> Convert:
-    """The function as a worker process can import it: not of `__main__`, but of the script's own name."""
+    """Return the function as a worker can import it: not of `__main__`, but of the script's own name."""
     if convert.__module__ != "__main__":
         return convert
     return getattr(importlib.import_module(Path(sys.modules["__main__"].__file__ or "").stem), convert.__name__)
@@ -205,12 +205,12 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 class _Interrupted(BaseException):
-    """A signal asked the run to end; like KeyboardInterrupt, no error."""
+    """A signal asked the run to end; like KeyboardInterrupt, this is not an error."""
 
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Within the block, Ctrl-C and SIGTERM raise _Interrupted(signal number)."""
+    """Let Ctrl-C and SIGTERM raise _Interrupted(signal number) within the block."""
 
     def stop(number, frame):
         raise _Interrupted(number)

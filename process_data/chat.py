@@ -75,7 +75,7 @@ class Chat:
                 choice = await self._send(request, form)
                 break
             except _Rejected as error:
-                if form < self._format:  # a request beside this one found the format
+                if form < self._format:  # a concurrent request found the format
                     form = self._format
                 elif self._is_last_form(form):
                     raise self._hopeless(error) from None
@@ -113,7 +113,7 @@ class Chat:
         failures = busy = 0
         while True:
             while (pause := self._not_before - time.monotonic()) > 0:
-                await self._pause(pause + random.uniform(0, FIRST_PAUSE))  # not all of them at the same moment
+                await self._pause(pause + random.uniform(0, FIRST_PAUSE))  # so that not all are sent at once
             status, wait = 0, 0.0
             try:
                 async with asyncio.timeout(TIMEOUT):
@@ -155,14 +155,14 @@ class Chat:
             raise Stop("the run ends")
 
     def _given_up(self, reason: str) -> Exception:
-        """Failed, or Stop after UNANSWERED failures in a row."""
+        """Return Failed, or Stop after UNANSWERED failures in a row."""
         self._unanswered += 1
         if self._unanswered >= UNANSWERED:
             return Stop(f"{UNANSWERED} records in a row without an answer; the last: {reason}")
         return Failed(reason)
 
     def _hopeless(self, error: "_Rejected") -> Exception:
-        """The error for a request that is rejected in every format."""
+        """Return the error for a request that is rejected in every format."""
         if self.answers:
             return Failed(str(error))
         if error.status in (404, 405):
@@ -213,11 +213,11 @@ class _Rejected(Exception):
 
 
 class _NoCompletion(Exception):
-    """The answer is no chat completion."""
+    """The answer is not a chat completion."""
 
 
 def _message(error: openai.APIStatusError) -> str:
-    """The server's message in an error."""
+    """Return the server's message in an error."""
     body = error.body
     if isinstance(body, dict):
         body = body.get("message") or body.get("error") or body.get("detail") or body
@@ -225,7 +225,7 @@ def _message(error: openai.APIStatusError) -> str:
 
 
 def _retry_after(headers) -> float:
-    """Seconds to wait, from `retry-after-ms`, or `retry-after` in seconds or as a date; 0 if there is none."""
+    """Read how many seconds to wait, from `retry-after-ms`, or `retry-after` in seconds or as a date; else 0."""
     seconds = 0.0
     with contextlib.suppress(ValueError):
         seconds = email.utils.parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time()

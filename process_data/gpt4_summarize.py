@@ -9,11 +9,11 @@ examples:
   python gpt4_summarize.py data/metadata data/summaries --merge data/train.jsonl            asks nothing more
 
 IN holds records, one .json file each (or is one .jsonl file); OUT gets each of them, its metadata untouched, with
-`summary_en` and `summary_nen`; both are null where the model finds that the metadata say too little. The second
-language is drawn from XLM-R's list. An answer is asked for once: the same command goes on after whatever ended the last
-one, and asks again only for what failed, or whose metadata have changed. errors.jsonl in OUT names each failed record
-with its reason, warnings.jsonl those without summaries. With --merge, all records that are fit for training go to one
-JSONL file (see merge_jsonl.py).
+`summary_en` and `summary_nen`; both are null where the model finds that the metadata are not enough. The second
+language is drawn from XLM-R's list. Each answer is paid for once: the same command resumes a run that ended early, and
+asks only for records that are not finished, or whose metadata have changed. errors.jsonl in OUT names each failed
+record with its reason, warnings.jsonl those without summaries. With --merge, all records that are fit for training go
+to one JSONL file (see merge_jsonl.py).
 Exit status: 0; 1 if a record failed or was left out; 2 for wrong use.
 """
 
@@ -40,13 +40,13 @@ import prompts
 from shared import InputError, files, records
 
 ANSWERS = 3  # the first, and two more if one cannot be used
-LAST_WAIT = 60.0  # seconds; when a run must end, what is on its way may still be answered: it is paid for
+LAST_WAIT = 60.0  # seconds; when a run must end, requests under way may still be answered: they are paid for
 # For --dry_run. A token of English text is some four bytes; an answer in two languages is about as long as this.
 BYTES_PER_TOKEN, ANSWER_TOKENS, OVERHEAD_TOKENS = 4, 300, 100
 
 
 async def summarize(model: chat.Chat, facts: dict, language: str) -> tuple[str, str] | None:
-    """The summaries (English, other) of a piece, or None if too little is known of it.
+    """Ask for the summaries (English, other) of a piece; None if too little is known of it.
 
     Raises chat.Failed, and what `model.ask` raises.
     """
@@ -75,7 +75,7 @@ class Summarizer:
         self.warnings = jobs.Log("warnings", "warnings", todo)
 
     async def all(self) -> None:
-        """Raises chat.Stop or InputError if it must end early; what is answered by then is written."""
+        """Summarize all records. Raises chat.Stop or InputError if it ends early; answers until then are written."""
         with jobs.progress("record", total=len(self.jobs)) as progress:
             waiting_jobs = iter(self.jobs)
             tasks = {asyncio.create_task(self._work(waiting_jobs, progress)) for _ in range(self.args.concurrency)}
@@ -105,7 +105,7 @@ class Summarizer:
             counts = {"done": self.done, "skipped": self.skipped, "failed": self.failed, "retries": self.model.retries}
             progress.set_postfix(counts, refresh=False)
             progress.update()
-            await asyncio.sleep(0)  # also among thousands of finished records, answers are taken as they come
+            await asyncio.sleep(0)  # so that answers are read as they come, also among thousands of finished records
 
     async def _one(self, job: jobs.Job) -> None:
         record = metadata.read(job)
@@ -155,7 +155,7 @@ class Summarizer:
 
 
 def cost(tokens_in: float, tokens_out: float, price: tuple[float, float]) -> float:
-    """Dollars; `price` is dollars per million tokens in and out."""
+    """Compute a cost in dollars; `price` is dollars per million tokens in and out."""
     return (tokens_in * price[0] + tokens_out * price[1]) / 1e6
 
 
@@ -218,7 +218,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def get_jobs(args: argparse.Namespace) -> jobs.Jobs:
-    """The records as jobs, after all checks that need no answer. Raises OSError or ValueError."""
+    """Return the records as jobs, after all checks that need no answer. Raises OSError or ValueError."""
     if not (args.model or args.merge or args.dry_run):
         raise ValueError("--model is needed; or --dry_run, or --merge alone")
     if args.merge:
@@ -232,7 +232,7 @@ def get_jobs(args: argparse.Namespace) -> jobs.Jobs:
 
 
 def get_model(args: argparse.Namespace) -> chat.Chat:
-    """The model at its server. Raises InputError if the key or the address cannot be right."""
+    """Return the model at its server. Raises InputError if the key or the address cannot be right."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not key:
         raise InputError("set OPENAI_API_KEY to the key of the server, or to any word if it has no keys")

@@ -1,4 +1,4 @@
-"""Standard ABC (voice after voice) to interleaved ABC (all voices of a bar in one line) and back (paper, section 3.1).
+"""Convert standard ABC (voice after voice) to interleaved ABC (a bar a line) and back (paper, section 3.1).
 
 An interleaved tune is a header and one line for each bar: `[V:1]A2 B2|[V:2]E4|`. So a model that reads a few bars has
 them of all voices. `interleave` also takes what is interleaved already, and leaves it as it is.
@@ -13,12 +13,12 @@ from abc_voices import MAX_BARS, Bar, Reader, Voice, merged
 from bar_lengths import rest
 from shared import InputError
 
-_NAMES_CLEF = re.compile(r"K:.*(\w=|treble|bass|alto|tenor|perc|soprano|baritone|\S\s+none)")  # or an octave
+_NAMES_CLEF = re.compile(r"K:.*(\w=|treble|bass|alto|tenor|perc|soprano|baritone|\S\s+none)")  # or octave=
 BARS_A_LINE = 5  # of standard ABC
 
 
 def interleave(text: str) -> list[tuple[str, list[str]]]:
-    """The text of an ABC file -> (interleaved tune, warnings) of each of its tunes.
+    """Interleave the tunes of an ABC file: (interleaved tune, warnings) of each.
 
     A tune that is refused is named in the warnings of the tune before it, or else of the first one.
 
@@ -52,7 +52,7 @@ def _interleave_tune(text: str) -> tuple[str, list[str]]:
 
 
 def deinterleave(text: str) -> tuple[str, list[str]]:
-    """Interleaved ABC -> (standard ABC: one voice after another, warnings). `interleave` gives the same text again.
+    """Convert interleaved ABC to standard ABC: (text, warnings). `interleave` gives the same text again.
 
     Raises:
         InputError: it has no K: line or no note.
@@ -70,7 +70,7 @@ def deinterleave(text: str) -> tuple[str, list[str]]:
 
 
 def _parse(text: str) -> tuple[list[str], dict[str, Voice], list[str]]:
-    """One tune -> (header lines, voices by id, warnings); text in them is hidden as by `tidy`."""
+    """Parse a tune: (header lines, voices by id, warnings); text in them is hidden as by `tidy`."""
     tidied, warnings = tidy(text)
     header, body = split_header(tidied)
     if not body:
@@ -104,7 +104,7 @@ def _written(voice: Voice) -> list[str]:
 
 
 def _pad(voices: dict[str, Voice]) -> list[str]:
-    """Fills voices that end early with rests, as long as the bars of the others."""
+    """Fill voices that end early with rests, as long as the bars of the others."""
     number, warnings = _number_of_bars(voices), []
     if number * len(voices) > MAX_BARS:
         raise InputError(f"{len(voices)} voices of {number} bars: no piece of music")
@@ -120,7 +120,7 @@ def _pad(voices: dict[str, Voice]) -> list[str]:
 
 
 def _strip(voices: dict[str, Voice]) -> None:
-    """Takes away the bars at both ends that are empty in all voices; the outer barlines stay."""
+    """Remove the bars at both ends that are empty in all voices; the outer barlines stay."""
     rows = zip(*(voice.bars for voice in voices.values()), strict=True)
     filled = [index for index, bars in enumerate(rows) if any(bar.has_notes or bar.has_marks for bar in bars)]
     first, last = filled[0], filled[-1]

@@ -29,7 +29,7 @@ class Job:
         return self.stem.with_name(f"{self.stem.name}.{number}{self.output.suffix}")
 
     def outputs(self) -> list[Path]:
-        """The outputs that are there, complete."""
+        """List the outputs that are there, complete."""
         # Unlike Path.exists, this takes a name that is too long for any file: the error comes when it is written.
         if os.path.exists(self.output):
             return [self.output]
@@ -120,7 +120,7 @@ class Jobs:
 
 
 def _numbered_stems(names: dict[Path, Path], suffix: str) -> dict[Path, Path]:
-    """Input -> what `.1.abc`, `.2.abc`, ... are appended to, such that no number meets another input's output.
+    """Name for each input what `.1.abc`, `.2.abc`, ... are appended to, such that no two inputs share an output.
 
     `a.abc` -> `a`; but, with an input `a.1.abc` beside it, `a.abc` (so: `a.abc.1.abc`).
     """
@@ -137,7 +137,7 @@ def _numbered_stems(names: dict[Path, Path], suffix: str) -> dict[Path, Path]:
 
 
 def _refuse_overlap(source: Path, output: Path, names: Iterable[Path]) -> None:
-    """Raises ValueError if outputs would be taken for inputs, or written over them."""
+    """Raise ValueError if outputs would be taken for inputs, or written over them."""
     source, output = source.resolve(), output.resolve()
     if source.is_dir() and (output == source or source in output.parents):
         raise ValueError(f"OUTPUT_DIR {output} is inside INPUT_DIR {source}: choose a folder outside of it")
@@ -187,7 +187,7 @@ class Log:
             self.path.unlink(missing_ok=True)
 
     def _line(self, file: str, text: str | list[str]) -> bytes:
-        # A file name that is no UTF-8 has lone surrogates; `\udcff` is how JSON writes one.
+        # A file name that is not UTF-8 has lone surrogates; `\udcff` is how JSON writes one.
         entry = json.dumps({"file": file, self.field: text}, ensure_ascii=False)
         return (entry + "\n").encode("utf-8", "backslashreplace")
 
@@ -208,19 +208,19 @@ def finish_logs(errors: Log, warnings: Log, of_what: str) -> None:
 
 
 def progress(unit: str, items: Iterable | None = None, total: int | None = None) -> tqdm:
-    """A progress bar; in a file, where each refresh is a line to scroll past, it is refreshed less often."""
+    """Make a progress bar; in a file, where each refresh is a line to scroll past, it is refreshed less often."""
     return tqdm(items, total=total, unit=unit, mininterval=0.5 if sys.stderr.isatty() else 30)
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-    """A parser whose `--help` begins with the first paragraph of a script's docstring and ends with the rest."""
+    """Make a parser whose `--help` begins with the first paragraph of a script's docstring and ends with the rest."""
     description, _, epilog = doc.strip().partition("\n\n")
     layout = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=layout)
 
 
 def positive(kind: type) -> Callable[[str], float]:
-    """For argparse: reads a number above 0."""
+    """Make a type for argparse that reads a number above 0."""
 
     def parse(text: str) -> float:
         value = kind(text)

@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
-# Script -> languages written in it. Scripts have the names that begin the names of their Unicode characters.
+# Script -> languages written in it. A script is named by the first word of its characters' Unicode names.
 _WRITTEN_IN = {
     "LATIN": """Afrikaans, Albanian, Azerbaijani, Basque, Bengali (Romanized), Bosnian, Breton, Catalan, Croatian,
         Czech, Danish, Dutch, Esperanto, Estonian, Filipino, Finnish, French, Galician, German, Hausa, Hindi
@@ -60,7 +60,7 @@ _ENGLISH_SHARE = 0.25
 
 
 def read(path: Path) -> list[str]:
-    """The languages that a file names, one a line. Raises ValueError if it names none, one twice, or English."""
+    """Read the languages in a file, one a line. Raises ValueError if it names none, one twice, or English."""
     lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:
@@ -74,7 +74,7 @@ def read(path: Path) -> list[str]:
 
 
 def draw(languages: list[str], seed: int, name: str) -> str:
-    """The language for the record `name`: each equally likely, the same in every run."""
+    """Draw the language for the record `name`: each equally likely, the same in every run."""
     digest = hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
     return languages[int.from_bytes(digest[:8], "big") % len(languages)]
 
@@ -86,7 +86,7 @@ def is_name_of(name: str, language: str) -> bool:
 
 
 def misfit(text: str, language: str) -> str | None:
-    """Why a text cannot be in a language, or None if it may be.
+    """Return why a text cannot be in a language, or None if it may be.
 
     It recognizes wrong scripts, and English: the usual mistakes of a model. It does not distinguish Danish from
     Norwegian. For a language that is not in the list it recognizes English alone.

@@ -49,7 +49,7 @@ def join_lines(xml: str) -> tuple[str, list[str]]:
 
 
 def mend(score: Element) -> list[str]:
-    """Apply all rules in place; returns what was changed, one line each.
+    """Apply all rules in place. Returns what was changed, one line each.
 
     Raises InputError if the lengths of notes are unknown.
     """
@@ -90,7 +90,7 @@ def _accidentals(score: Element, done: Counter[str]) -> None:
 
 
 def _fingerings(score: Element, done: Counter[str]) -> None:
-    """Leave out what is no decoration, as which xml2abc writes it: with a barline or a space it would become music."""
+    """Leave out fingerings that would be no decoration in ABC: with a barline or a space they would become music."""
     for technical in score.iter("technical"):
         for fingering in technical.findall("fingering"):
             fingering.text = (fingering.text or "").strip()
@@ -123,7 +123,7 @@ def _keys(score: Element, done: Counter[str]) -> None:
 
 
 def _notes(score: Element, done: Counter[str]) -> None:
-    """Leave out the start of a tuplet on a note that is in none for xml2abc, and chord marks without a first note."""
+    """Leave out starts of tuplets on notes that xml2abc takes for plain ones, and chord marks without a first note."""
     for note in score.iter("note") if next(score.iter("tuplet"), None) is not None else ():
         if not any(tuplet.get("type") == "start" for tuplet in note.iterfind("notations/tuplet")):
             continue
@@ -213,7 +213,7 @@ def _offsets(score: Element, done: Counter[str]) -> None:
 
 
 def _split_rest(measure: Element, notes: list[tuple[int, Element]], time: int) -> Element | None:
-    """Split the rest at a time in two; returns its second part, or None if there is no rest."""
+    """Split the rest at a time in two. Returns its second part, or None if there is no rest."""
     for start, note in notes:
         length = int(note.findtext("duration") or 0)
         if start < time < start + length and note.find("rest") is not None and note.find("time-modification") is None:
@@ -249,7 +249,7 @@ def _staves(score: Element, done: Counter[str]) -> None:
 
 
 def _part_list(score: Element, done: Counter[str]) -> None:
-    """Add parts that the part list lacks to it, without a name."""
+    """Add missing parts to the part list, without a name."""
     part_list = score.find("part-list")
     if part_list is None:
         part_list = Element("part-list")

@@ -65,20 +65,20 @@ def merge(found: Iterable[tuple[str, Callable[[], dict]]], target: Path) -> int:
 
 
 def _most_common(kinds: Counter[str], report: list[dict]) -> str:
-    """The most frequent reason why records are left out, with its first example."""
+    """Describe the most frequent reason why records are left out, with its first example."""
     [(kind, count)] = kinds.most_common(1)
     example = next(entry for entry in report if entry["error"].startswith(kind))
     return f"the most frequent reason ({count} times), as in {example['file']}: {example['error']}"
 
 
 def check_target(target: Path) -> None:
-    """Raises InputError if `target` is no place for a JSONL file."""
+    """Raise InputError if `target` is no place for a JSONL file."""
     if target.suffix != ".jsonl" or target.is_dir():
         raise InputError(f"{target}: the merged file must be named something.jsonl")
 
 
 def read(path: Path) -> dict:
-    """The record of a .json file. Raises Unfit."""
+    """Read the record of a .json file. Raises Unfit."""
     try:
         files.require_piece(path)
         return records.parse_metadata(path.read_bytes())
@@ -104,7 +104,7 @@ def _write_report(entries: list[dict], target: Path) -> None:
         _report_path(target).unlink(missing_ok=True)
         return
     with files.atomic_write(_report_path(target)) as report:
-        for entry in entries:  # half a surrogate pair, as a file name that is no UTF-8 has, is written \udcff
+        for entry in entries:  # half a surrogate pair, as a file name that is not UTF-8 has, is written \udcff
             report.write((json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 

@@ -23,7 +23,7 @@ class Lines(jobs.Jobs):
     """The records of a .jsonl file as jobs: line 12 of set.jsonl goes to OUT/set/0000012.json."""
 
     def __init__(self, source: Path, output: Path):
-        """Raises ValueError if there is no record, or `output` is a file; OSError if the file cannot be read."""
+        """Raise ValueError if there is no record, or `output` is a file; OSError if the file cannot be read."""
         self.source, self.output = source, output
         self.is_folder, self.other_files = True, 0
         if output.exists() and not output.is_dir():
@@ -44,12 +44,12 @@ class Lines(jobs.Jobs):
 
 
 def read(job: jobs.Job) -> dict:
-    """The record of a job. Raises Unfit."""
+    """Read the record of a job. Raises Unfit."""
     return records.parse_metadata(job.text) if isinstance(job, Line) else merge_jsonl.read(job.source)
 
 
 def read_output(job: jobs.Job, record: dict) -> dict | None:
-    """The output of an earlier start for a record, if the model would be sent the same now; else None."""
+    """Read the output of an earlier start for a record, if the model would be sent the same now; else None."""
     try:
         output = records.parse_metadata(job.output.read_bytes())
     except (OSError, records.Unfit):
@@ -58,7 +58,7 @@ def read_output(job: jobs.Job, record: dict) -> dict | None:
 
 
 def finished(job: jobs.Job) -> dict:
-    """The record with the summaries that an earlier start wrote. Raises Unfit."""
+    """Read a record with the summaries that an earlier start wrote. Raises Unfit."""
     record = read(job)
     output = read_output(job, record)
     if output is None:

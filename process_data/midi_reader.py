@@ -1,7 +1,7 @@
 """Read MIDI files into the parts of MTF lines: as mido 1.3 does, many times faster; and what it cannot read too.
 
-A sound file is read exactly as mido reads it, its oddities included, since that is how the published training data came
-about. A file on which mido raises an error is read again with repairs, which are counted and named.
+An intact file is read exactly as mido reads it, its oddities included, since the published training data were made so.
+A file on which mido raises an error is read again with repairs, which are counted and named.
 """
 
 import math
@@ -84,7 +84,7 @@ class Midi:
 
 
 def read_midi(data: bytes, left_out: Container[str] = (), forget_unknown: bool = False) -> Midi:
-    """Reads the content of a MIDI file.
+    """Read the content of a MIDI file.
 
     Args:
         left_out: types of messages of which only the times are wanted.
@@ -94,7 +94,7 @@ def read_midi(data: bytes, left_out: Container[str] = (), forget_unknown: bool =
     """
     reader = _FileReader(_unwrapped(data), left_out, forget_unknown)
     try:
-        ticks_per_beat, tracks = reader.read_sound()
+        ticks_per_beat, tracks = reader.read_intact()
     except _Damaged:
         reader = _FileReader(data, left_out, forget_unknown)
         ticks_per_beat, tracks = reader.read_damaged()
@@ -103,7 +103,7 @@ def read_midi(data: bytes, left_out: Container[str] = (), forget_unknown: bool =
 
 
 def _unwrapped(data: bytes) -> bytes:
-    """The MIDI file that a RIFF file of type RMID (.rmi) holds as its chunk "data"; other data as they are."""
+    """Return the MIDI file in a RIFF file of type RMID (.rmi), its chunk "data"; other data as they are."""
     start = data.find(b"MThd")
     size = int.from_bytes(data[start - 4 : start], "little")
     names = data[:4] + data[8:12] + data[start - 8 : start - 4]
@@ -121,8 +121,8 @@ class _FileReader:
         self.data, self.left_out, self.forget_unknown = data, left_out, forget_unknown
         self.repairs: Counter[str] = Counter()
 
-    def read_sound(self) -> tuple[int, list[Track]]:
-        """(ticks per beat, tracks) of a file that mido can read; raises _Damaged otherwise."""
+    def read_intact(self) -> tuple[int, list[Track]]:
+        """Read a file that mido can read: (ticks per beat, tracks). Raises _Damaged otherwise."""
         data, size = self.data, self._size(0)
         if data[:4] != b"MThd" or size < 6 or len(data) < 14:
             raise _Damaged
@@ -141,7 +141,7 @@ class _FileReader:
         return ticks_per_beat, tracks
 
     def read_damaged(self) -> tuple[int, list[Track]]:
-        """The same of a file that mido cannot read, as far as it goes."""
+        """Read a file that mido cannot read, as far as it goes: (ticks per beat, tracks)."""
         data = self.data
         start = data.find(b"MThd")
         if start < 0 or len(data) < start + 14:
@@ -170,7 +170,7 @@ class _FileReader:
         return ticks_per_beat, tracks
 
     def _read_chunk(self, position: int, tracks: list[Track]) -> int:
-        """Adds the track at `position` to `tracks`, or skips what else is there; returns the position after it."""
+        """Add the track at `position` to `tracks`, or skip what else is there. Returns the position after it."""
         name, size = self.data[position : position + 4], self._size(position)
         end = position + 8 + size
         if name != b"MTrk" and self._is_chunk(position):
@@ -194,7 +194,7 @@ class _FileReader:
         return end
 
     def _next_track(self, position: int) -> int:
-        """Where the next track, or else the file's end, is: for when lengths cannot be trusted."""
+        """Find the start of the next track, or the end of the file, where lengths cannot be trusted."""
         found = self.data.find(b"MTrk", position + 1)
         return len(self.data) if found < 0 else found
 
@@ -231,13 +231,13 @@ class _TrackReader:
         self.ended = False
 
     def read(self) -> tuple[list[Event], int]:
-        """(events, ticks from the start to the end of the track)."""
-        # The loop is what reading a file costs: it deals with notes in place, with everything else in `_other`.
+        """Read the track: (events, ticks from its start to its end)."""
+        # This loop takes most of the time: it handles notes in place, everything else in `_other`.
         data, end = self.data, len(self.data)
         events: list[Event] = []
         append = events.append
         position = time = running = 0
-        pair = None  # what the lines of the running status have, if it is one of those with two data bytes
+        pair = None  # parts of a line of the running status, if that has two data bytes
         try:
             while position < end and not self.ended:
                 delta = data[position]
@@ -292,7 +292,7 @@ class _TrackReader:
         return data
 
     def _take_data(self, count: int) -> bytes:
-        """The data bytes of a message: 0 ... 127."""
+        """Take the data bytes of a message: 0 ... 127."""
         data = self._take(count)
         if max(data, default=0) > 127:
             self._repair("data byte over 127 lowered to 127")
@@ -309,7 +309,7 @@ class _TrackReader:
         return length
 
     def _other(self, status: int, delta: int) -> tuple[str, str] | None:
-        """One message of any kind, from after its status byte on: its line before and after the time.
+        """Read a message of any kind, from after its status byte on: its line before and after the time.
 
         A `status` below 128 is no status but the first data byte, which then comes again.
         """

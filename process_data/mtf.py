@@ -27,7 +27,7 @@ NOT_M3 = frozenset(TEXT_METAS.values()) | {"sequencer_specific", "sysex"}  # wha
 
 
 def midi_to_mtf(data: bytes, messages: str = "m3_compatible") -> tuple[str, list[str]]:
-    """The content of a MIDI file as MTF: (text without a final newline, warnings of what was repaired or lost).
+    """Convert a MIDI file to MTF: (text without a final newline, warnings of what was repaired or lost).
 
     Args:
         data: the file's content.
@@ -61,7 +61,7 @@ def midi_to_mtf(data: bytes, messages: str = "m3_compatible") -> tuple[str, list
 
 
 def _warnings(ticks_per_beat: int, lost: int) -> list[str]:
-    """Reasons why the times of MTF may not be those of the music."""
+    """List reasons why the times of MTF may not be those of the music."""
     found = []
     if lost:
         left_out = "text and system exclusive messages"
@@ -76,7 +76,7 @@ def _warnings(ticks_per_beat: int, lost: int) -> list[str]:
 
 
 def mtf_to_midi(text: str) -> bytes:
-    """MTF as the content of a MIDI file of one track (type 0), which "all_messages" reads as the same text again.
+    """Convert MTF to a MIDI file of one track (type 0), which "all_messages" reads as the same text again.
 
     So do the other modes, but for the lines that they leave out, and "m3_compatible" for times of `unknown_meta`.
 
@@ -108,7 +108,7 @@ def mtf_to_midi(text: str) -> bytes:
 
 
 def _message(kind: str, line: str) -> mido.Message | mido.MetaMessage:
-    """The message of a line without its type; ValueError, TypeError or LookupError if it is none."""
+    """Parse the message of a line without its type. Raises ValueError, TypeError or LookupError if it is none."""
     fields = _fields(kind)
     # One value of a line may hold spaces itself: text, or a list of bytes.
     open_field = next((index for index, field in enumerate(fields) if field in ("text", "name", "data")), None)
@@ -126,7 +126,7 @@ def _message(kind: str, line: str) -> mido.Message | mido.MetaMessage:
 
 @functools.cache
 def _fields(kind: str) -> tuple[str, ...]:
-    """Names of the values that follow the type in a line, in mido's order."""
+    """Name the values that follow the type in a line, in mido's order."""
     if kind == "unknown_meta":
         return ("type_byte", "data", "time")
     if kind == "reset":
@@ -139,7 +139,7 @@ def _fields(kind: str) -> tuple[str, ...]:
 
 
 def _value(kind: str, field: str, text: str) -> int | float | str | list[int] | tuple[int, ...]:
-    """A value from how MTF writes it; ValueError if MTF would write it otherwise."""
+    """Parse a value. Raises ValueError if MTF would write it otherwise."""
     if field == "key":
         return text
     if field == "frame_rate":
@@ -171,7 +171,7 @@ def _integer(text: str) -> int:
 
 
 def _encode(message: mido.Message | mido.MetaMessage) -> bytes:
-    """A message in a track, with its time. (mido's own writer refuses what its reader takes, such as `clock`.)"""
+    """Encode a message with its time. (mido's own writer refuses what its reader takes, such as `clock`.)"""
     if message.type == "sysex":
         data = b"\xf0" + _variable_length(len(message.data) + 1) + bytes(message.data) + b"\xf7"
     else:
@@ -180,7 +180,7 @@ def _encode(message: mido.Message | mido.MetaMessage) -> bytes:
 
 
 def _variable_length(number: int) -> bytes:
-    """A number as MIDI files write times and lengths: seven bits a byte, all but the last with the high bit set."""
+    """Encode a number as MIDI files do: seven bits a byte, all but the last with the high bit set."""
     if not 0 <= number < 2**63:
         raise ValueError(f"time {number} is out of range")
     data = [number & 127]

@@ -30,7 +30,7 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError
 
 
 def read(data: bytes) -> tuple[str, list[str]]:
-    """The bytes of a file, compressed (.mxl) or not -> (text of the score without its XML declaration, warnings).
+    """Read a file, compressed (.mxl) or not: (text of the score without its XML declaration, warnings).
 
     Raises InputError if it is no well-formed, partwise MusicXML with a part in it, or could do harm: entities,
     attribute declarations, or more than MAX_BYTES unpacked.
@@ -46,7 +46,7 @@ def read(data: bytes) -> tuple[str, list[str]]:
 
 
 def _unzip(data: bytes) -> tuple[bytes, list[str]]:
-    """The score in a compressed MusicXML file: what META-INF/container.xml names, or the only one it can be."""
+    """Unpack the score of a compressed MusicXML file: what META-INF/container.xml names, or the only one it can be."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = [member.filename for member in archive.infolist() if not member.is_dir()]
@@ -64,7 +64,7 @@ def _unzip(data: bytes) -> tuple[bytes, list[str]]:
 
 
 def _rootfile(archive: zipfile.ZipFile, names: list[str]) -> tuple[str, str]:
-    """(name of the member that the container names as the score, "") or ("", why there is none)."""
+    """Return (name of the member that the container names as the score, "") or ("", why there is none)."""
     if "META-INF/container.xml" not in names:
         return "", "META-INF/container.xml is missing"
     try:
@@ -95,7 +95,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _decode(data: bytes) -> tuple[str, list[str]]:
-    """Bytes of XML -> text. expat itself knows four encodings; Python knows all that files declare."""
+    """Decode XML: bytes -> text. expat itself knows four encodings; Python knows all that files declare."""
     warnings = []
     encoding = next((encoding for bom, encoding in _BOMS if data.startswith(bom)), None)
     if not encoding:
@@ -135,7 +135,7 @@ def _check(text: str) -> None:
 
 
 def _parse(text: str) -> list[str]:
-    """The tags of the first two levels. Raises InputError if `text` is not well-formed, or declares what could do harm.
+    """Parse the tags of the first two levels. Raises InputError if `text` is malformed, or declares what could do harm.
 
     A DOCTYPE is normal in MusicXML, and expat does not fetch the DTD that it names. Entities (expansion, other files)
     and default attributes (which expand too) can only be declared in a DOCTYPE of the file itself.

@@ -17,7 +17,7 @@ _TOKEN = re.compile(
 
 @dataclass
 class _Voice:
-    ends: list[int] = field(default_factory=list)  # of each bar, the piece of text at its end: what is overlaid
+    ends: list[int] = field(default_factory=list)  # of each bar, the part at its end: what is overlaid
     text: str = ""  # since the last barline
     at: int | None = None  # the bar into which it is overlaid at present
     begin: int | None = None  # the bar of the last (&
@@ -25,36 +25,36 @@ class _Voice:
 
 
 def spread(lines: list[str]) -> list[str]:
-    """The lines of a tidied tune; && goes back one bar more than &, and & within (& ... &) to the bar of its begin."""
+    """Spread overlays over their bars: && goes back one bar more than &; & within (& ... &), to the bar of its (&."""
     if not any("&&" in line or "(&" in line for line in lines):
         return lines
-    pieces: list[str] = []
+    parts: list[str] = []
     voices: defaultdict[str, _Voice] = defaultdict(_Voice)
     name = ""
     for line in lines:
         if line.startswith("%") or FIELD.match(line):
             name = line[2:].split()[0] if re.match(r"V:\s*\S", line) else name
-            pieces.append(line)
+            parts.append(line)
         else:
             for token in _TOKEN.finditer(line):
                 name = token["voice"] or name
                 if token["voice"] or token["ignored"]:
-                    pieces.append(token[0])
+                    parts.append(token[0])
                 else:
-                    _read(token, voices[name], pieces)
-        pieces.append("\n")
+                    _read(token, voices[name], parts)
+        parts.append("\n")
     for voice in voices.values():
         if voice.at is not None:
-            _put(voice, pieces)
-    return [line for line in "".join(pieces).split("\n") if line.strip()]
+            _put(voice, parts)
+    return [line for line in "".join(parts).split("\n") if line.strip()]
 
 
 def apart(text: str) -> str:
-    """The text of a bar in which signs that have come together, as ( and &, begin no overlay over several bars."""
+    """Separate signs of a bar that have come together, as ( and &, and would begin an overlay over several bars."""
     return re.sub(r"\((?=&)|&(?=[&)])", r"\g<0> ", text) if "&" in text else text
 
 
-def _read(token: re.Match, voice: _Voice, pieces: list[str]) -> None:
+def _read(token: re.Match, voice: _Voice, parts: list[str]) -> None:
     if token["begin"]:
         voice.begin, length = len(voice.ends), bar_length(voice.text, Fraction(1))
         voice.gap = rest(length, Fraction(1), "x") if length else ""
@@ -62,36 +62,36 @@ def _read(token: re.Match, voice: _Voice, pieces: list[str]) -> None:
         voice.begin = None
     elif token["back"] and (voice.begin is not None or len(token[0]) > 1):
         if voice.at is None:
-            voice.ends.append(len(pieces))
-            pieces.append("")
+            voice.ends.append(len(parts))
+            parts.append("")
         else:
-            _put(voice, pieces)
+            _put(voice, parts)
         voice.at = max(len(voice.ends) - len(token[0]), 0) if voice.begin is None else voice.begin
         voice.text = "" if voice.begin is None else voice.gap
     elif token["bar"]:
-        _end_bar(token[0], voice, pieces)
+        _end_bar(token[0], voice, parts)
     else:
         voice.text += token[0]
         if voice.at is None:
-            pieces.append(token[0])
+            parts.append(token[0])
 
 
-def _end_bar(sign: str, voice: _Voice, pieces: list[str]) -> None:
+def _end_bar(sign: str, voice: _Voice, parts: list[str]) -> None:
     if voice.at is None:
         if voice.text.strip():
-            voice.ends.append(len(pieces))
-            pieces.append("")
-        pieces.append(sign)
+            voice.ends.append(len(parts))
+            parts.append("")
+        parts.append(sign)
     elif voice.text.strip():
-        _put(voice, pieces)
+        _put(voice, parts)
         voice.at += 1
         if voice.at == len(voice.ends):  # the bar in which the overlay was written
             voice.at = None
-            pieces.append(sign)
+            parts.append(sign)
     voice.text = ""
 
 
-def _put(voice: _Voice, pieces: list[str]) -> None:
+def _put(voice: _Voice, parts: list[str]) -> None:
     if voice.text.strip():
-        pieces[voice.ends[voice.at or 0]] += "&" + voice.text
+        parts[voice.ends[voice.at or 0]] += "&" + voice.text
     voice.text = ""

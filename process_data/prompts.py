@@ -6,7 +6,7 @@ import re
 import languages
 from shared import records
 
-LONGEST_FIELD = 4000  # characters of a field that are sent: of lyrics, the first pages say enough
+LONGEST_FIELD = 4000  # characters of a field that are sent: of lyrics, the first pages are enough
 INSTRUCTIONS = """\
 You write short texts for a catalogue of sheet music and MIDI files. A reader decides by them whether a piece is what
 they are looking for. You are given what is known of one piece, as a JSON object, and the name of a language.
@@ -49,7 +49,7 @@ class Unusable(ValueError):
 
 
 def known(record: dict) -> tuple[dict, list[str]]:
-    """The metadata to send, without empty fields, and a warning for each field that is cut."""
+    """Return the metadata to send, without empty fields, and a warning for each field that is cut."""
     facts, cut = {}, []
     for field in records.METADATA:
         value, room = record[field], LONGEST_FIELD
@@ -66,7 +66,7 @@ def known(record: dict) -> tuple[dict, list[str]]:
 
 
 def question(facts: dict, language: str, fault: str | None = None) -> str:
-    """The prompt for a piece; `fault` is the reason why an earlier answer could not be used."""
+    """Write the prompt for a piece; `fault` is the reason why an earlier answer could not be used."""
     text = f"Language: {language}\n\n{json.dumps(facts, ensure_ascii=False, indent=1)}"
     if fault:
         text += f"\n\nAn earlier answer could not be used: {fault}. Answer with the JSON object, as described."
@@ -74,7 +74,7 @@ def question(facts: dict, language: str, fault: str | None = None) -> str:
 
 
 def read_answer(text: str, language: str) -> tuple[str, str] | None:
-    """The summaries (English, other) of an answer, or None if too little is known. Raises Unusable."""
+    """Read the summaries (English, other) of an answer; None if too little is known. Raises Unusable."""
     answer = _find_object(text)
     if str(answer.get("sufficient")).lower() == "false":
         return None
@@ -94,7 +94,7 @@ def read_answer(text: str, language: str) -> tuple[str, str] | None:
 
 
 def _find_object(text: str) -> dict:
-    """The JSON object in an answer, whatever stands around it: nothing, a Markdown fence, prose, thoughts."""
+    """Find the JSON object in an answer, whatever stands around it: nothing, a Markdown fence, prose, thoughts."""
     text = text.rpartition("</think>")[2]
     if not text.strip():
         raise Unusable("it is empty")
@@ -109,5 +109,5 @@ def _find_object(text: str) -> dict:
 
 
 def _sendable(text: str) -> str:
-    """The text, with half surrogate pairs, which UTF-8 does not have, as question marks."""
+    """Replace half surrogate pairs, which UTF-8 does not have, by question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -22,7 +22,7 @@ _TUPLET = re.compile(
 
 
 def simplified(text: str) -> tuple[str, list[str]]:
-    """The lines of a tune; and what was left out, one line each."""
+    """Rewrite a tune for abc2xml. Returns it, and what was left out, one line each."""
     done: Counter[str] = Counter()
     lines, is_compound = text.split("\n"), False
     for number, line in enumerate(lines):
@@ -40,7 +40,7 @@ def simplified(text: str) -> tuple[str, list[str]]:
 
 
 def _grace_notes(grace: re.Match, done: Counter[str]) -> str:
-    """Without rests, which would take time; with text and fields, as a change of staff, between two groups of them."""
+    """Remove rests, which would take time; put text and fields, such as a change of staff, between two groups."""
 
     def replaced(mark: re.Match) -> str:
         done["rest in grace notes left out"] += bool(mark["rest"])
@@ -50,43 +50,43 @@ def _grace_notes(grace: re.Match, done: Counter[str]) -> str:
 
 
 def _text_before(chord: re.Match) -> str:
-    """["C"EG] as "C"[EG]."""
+    """Write ["C"EG] as "C"[EG]."""
     notes = _TEXT.sub("", chord[1])
     return "".join(_TEXT.findall(chord[1])) + (f"[{notes}]" if notes else "")
 
 
 def _flat_tuplets(line: str, is_compound: bool) -> str:
-    """(3:2:4(3CDEF as (9:4:3CDE(3:2:1F: one tuplet after another, where they were within each other."""
-    pieces: list[str] = []
+    """Write nested tuplets one after another: (3:2:4(3CDEF as (9:4:3CDE(3:2:1F."""
+    parts: list[str] = []
     tuplets: list[list] = []  # the open ones: [ratio, number of notes left]
-    begins: list[int] = []  # the pieces that begin them and those before them, since none was open
-    notes: list[tuple[int, Fraction]] = []  # the pieces that are notes since then, and their ratios
+    begins: list[int] = []  # the parts that begin them and those before them, since none was open
+    notes: list[tuple[int, Fraction]] = []  # the parts that are notes since then, and their ratios
     for token in _TUPLET.finditer(line):
         if token["meter"]:
             is_compound = read_meter(token["meter"])[1]
         elif token["p"]:
             in_time_of = int(token["q"] or 0) or IN_TIME_OF.get(token["p"], 3 if is_compound else 2)
             tuplets.append([Fraction(in_time_of, int(token["p"])), int(token["r"] or token["p"])])
-            begins.append(len(pieces))
+            begins.append(len(parts))
         elif token["note"] and tuplets:
-            notes.append((len(pieces), math.prod(ratio for ratio, _ in tuplets)))
+            notes.append((len(parts), math.prod(ratio for ratio, _ in tuplets)))
             tuplets = [[ratio, left - 1] for ratio, left in tuplets if left > 1]
         elif token["bar"]:
             tuplets = []
-        pieces.append(token[0])
+        parts.append(token[0])
         if not tuplets:
-            _flatten(pieces, begins, notes)
+            _flatten(parts, begins, notes)
             begins, notes = [], []
-    _flatten(pieces, begins, notes)
-    return "".join(pieces)
+    _flatten(parts, begins, notes)
+    return "".join(parts)
 
 
-def _flatten(pieces: list[str], begins: list[int], notes: list[tuple[int, Fraction]]) -> None:
+def _flatten(parts: list[str], begins: list[int], notes: list[tuple[int, Fraction]]) -> None:
     if len(begins) < 2:
         return
     for begin in begins:
-        pieces[begin] = ""
+        parts[begin] = ""
     for ratio, same in groupby(notes, key=lambda note: note[1]):
         first, *others = same
         if ratio != 1:
-            pieces[first[0]] = f"({ratio.denominator}:{ratio.numerator}:{1 + len(others)}{pieces[first[0]]}"
+            parts[first[0]] = f"({ratio.denominator}:{ratio.numerator}:{1 + len(others)}{parts[first[0]]}"

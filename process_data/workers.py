@@ -35,7 +35,7 @@ V = TypeVar("V")
 
 @dataclass
 class Failed:
-    """In place of a value: why there is none."""
+    """Stands in place of a value that could not be computed."""
 
     reason: str  # one line
 
@@ -126,7 +126,7 @@ class _Worker:
             self.connection.send((function, item, timeout))
 
     def stop(self) -> int:
-        """Kill the process if it is still there; returns its exit status."""
+        """Kill the process if it is still there. Returns its exit status."""
         self.connection.close()
         self.process.kill()
         return self.process.wait()

@@ -1,4 +1,4 @@
-"""MusicXML <-> standard ABC, with the scripts xml2abc and abc2xml of abctoolkit, whose printed lines are warnings."""
+"""Convert MusicXML to standard ABC and back with abctoolkit's xml2abc and abc2xml; what they print are warnings."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ _TEXT_LINE = re.compile(r"^[TCZw]:.*%.*$", re.MULTILINE)  # there, a percent sig
 
 
 def musicxml_to_abc(data: bytes, name: str) -> tuple[str, list[str]]:
-    """MusicXML -> standard ABC as xml2abc version 143 writes it, and its warnings. Not for several threads.
+    """Convert MusicXML to standard ABC, as xml2abc version 143 writes it: (ABC, warnings). Not thread-safe.
 
     Args:
         data: the file's bytes, compressed (.mxl) or not, in any encoding.
@@ -36,7 +36,7 @@ def musicxml_to_abc(data: bytes, name: str) -> tuple[str, list[str]]:
 
 
 def score_to_abc(xml: str, name: str) -> tuple[str, list[str]]:
-    """The same of a text of `musicxml.read`."""
+    """Convert the text of `musicxml.read`, as `musicxml_to_abc` does."""
     xml, warnings = mending.join_lines(xml)
     score = ElementTree.fromstring(xml)
     warnings += mending.mend(score)
@@ -50,7 +50,7 @@ def score_to_abc(xml: str, name: str) -> tuple[str, list[str]]:
 
 
 def _xml2abc(score: ElementTree.Element, name: str) -> tuple[str, list[str]]:
-    """(the tune or "", printed lines). Everything is set up anew for each file, since xml2abc keeps its state."""
+    """Run xml2abc: (the tune or "", printed lines). All is set up anew for each file, since it keeps its state."""
     # The command line `xml2abc -d 8 -x`: unit length 1/8, no line breaks; all else as it is by default.
     options = SimpleNamespace(**dict.fromkeys("umcnbvjtsi"), v1=None, stm=None, ped=True, p=[], o="", d=8, x=True)
     options.m = options.c = options.n = options.b = options.v = 0
@@ -66,7 +66,7 @@ def _xml2abc(score: ElementTree.Element, name: str) -> tuple[str, list[str]]:
 
 
 class _Parser(xml2abc.Parser):
-    """Takes nothing that is open at the end of a part, and no key, into the next one."""
+    """Begins each part without the key of the part before, and without what that left open, such as slurs."""
 
     header_alts: ClassVar[dict[str, int]] = {}  # the accidentals of the key in the header, which holds for all parts
 
@@ -85,7 +85,7 @@ class _Parser(xml2abc.Parser):
             self.pedVce = None
 
     def findVoice(self, i, es):
-        """A voice of this part, though no note of the staff may be in the voices that are written on it."""
+        """Find a voice of this part, though no note of the staff may be in the voices that are written on it."""
         staff, *voices = super().findVoice(i, es)
         first = next(iter(self.msc.vnums))
         return staff, *(voice if voice in self.msc.vnums else first for voice in voices)
@@ -124,12 +124,12 @@ _NO_TEXT = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[\x8
 
 
 def abc_to_musicxml(text: str) -> bytes:
-    """`tune_to_musicxml` without the warnings."""
+    """Convert a tune as `tune_to_musicxml` does, without the warnings."""
     return tune_to_musicxml(text)[0]
 
 
 def tunes_to_musicxml(text: str) -> tuple[list[bytes], list[str]]:
-    """Each tune of an ABC file -> (MusicXML in UTF-8 of each, warnings). Raises InputError that names the tune."""
+    """Convert the tunes of an ABC file: (MusicXML in UTF-8 of each, warnings). Raises InputError with the tune."""
     header, *tunes = abc_text.split_file(text)  # the header is of the whole file
     scores, warnings = [], []
     for number, tune in enumerate(tunes or [""], 1):
@@ -144,7 +144,7 @@ def tunes_to_musicxml(text: str) -> tuple[list[bytes], list[str]]:
 
 
 def tune_to_musicxml(text: str) -> tuple[bytes, list[str]]:
-    """The first tune of standard ABC, or an interleaved one -> (MusicXML in UTF-8, warnings). Not for several threads.
+    """Convert the first tune of standard ABC, or an interleaved one: (MusicXML in UTF-8, warnings). Not thread-safe.
 
     Raises InputError with the place where abc2xml stops.
     """
@@ -194,7 +194,7 @@ class _MusicXml(abc2xml.MusicXml):
         self.divisions *= 2
 
     def mkPitch(self, accidental, note, octave, level):
-        """An accidental decides, and holds for the bar, on a tied note too; a tie of another overlay is none."""
+        """Let an accidental hold for the bar, on a tied note too; a tie of another overlay is none."""
         tie = self.ties.get((note, octave))
         if tie and (accidental or tie[2] != self.overlayVnum):
             del self.ties[note, octave]
@@ -205,7 +205,7 @@ class _MusicXml(abc2xml.MusicXml):
 
 
 def _halve_divisions(score: ElementTree.Element) -> None:
-    """Back to abc2xml's own divisions, in scores that can be written in them."""
+    """Return to abc2xml's own divisions, in scores that can be written in them."""
     times = [*score.iter("divisions"), *score.iter("duration")]
     if all(int(time.text or 0) % 2 == 0 for time in times):
         for time in times:
@@ -213,7 +213,7 @@ def _halve_divisions(score: ElementTree.Element) -> None:
 
 
 def _add_clefs(score: ElementTree.Element) -> None:
-    """A treble clef for each staff without a clef: that is what ABC means, but readers of MusicXML need one."""
+    """Add a treble clef to each staff without a clef: that is what ABC means, but readers of MusicXML need one."""
     for part in score.iter("part"):
         attributes = part.find("measure/attributes")
         if attributes is None:
@@ -245,9 +245,9 @@ MAX_LINES = 50  # of one file: a score of 700 bars may have 700 overlapping note
 
 @contextlib.contextmanager
 def _printed_lines() -> Iterator[list[str]]:
-    """Within the block, what is printed to stdout and stderr goes to the list, one line each, when the block ends.
+    """Collect what the block prints to stdout and stderr, one line each, in a list that is filled when it ends.
 
-    Process-wide, as sys.stderr is: not for several threads.
+    Process-wide, as sys.stderr is: not thread-safe.
     """
     lines: list[str] = []
     sink = io.StringIO()
@@ -259,7 +259,7 @@ def _printed_lines() -> Iterator[list[str]]:
 
 
 def _shortened(lines: list[str]) -> list[str]:
-    """Each line once, in order; those over MAX_LINES are counted."""
+    """Keep each line once, in order; those over MAX_LINES are counted."""
     lines = list(dict.fromkeys(lines))
     more = len(lines) - MAX_LINES
     return lines if more <= 0 else [*lines[:MAX_LINES], f"... and {more} more"]

@@ -16,7 +16,7 @@ from shared import InputError
 
 
 def _places(ranges: dict[tuple[float, float], str]) -> dict[tuple[str, str], tuple[float, float]]:
-    """{(lowest, highest): "tag tag/attribute ..."} -> {(tag, attribute, or "" for its text): (lowest, highest)}."""
+    """Index ranges, {(lowest, highest): "tag tag/attribute ..."}, by (tag, attribute or "" for the text)."""
     return {place.partition("/")[::2]: limits for limits, places in ranges.items() for place in places.split()}
 
 
@@ -36,7 +36,7 @@ _WHOLE = _places(
 _DECIMAL = _places(
     {(0, 9999): "per-minute sound/tempo", (-math.inf, math.inf): "volume pan words/default-y rehearsal/default-y"}
 )
-_READ: dict[str, list[str]] = {}  # element -> which of its attributes
+_READ: dict[str, list[str]] = {}  # element -> its attributes that xml2abc reads
 for _tag, _attribute in (*_WHOLE, *_DECIMAL):
     _READ.setdefault(_tag, []).append(_attribute)
 _TYPES = {"breve": Fraction(8), "whole": Fraction(4), "half": Fraction(2), "quarter": Fraction(1)} | {
@@ -95,7 +95,7 @@ def _is_number(text: str, is_whole: bool, lowest: float, highest: float) -> bool
 
 
 def whole(text: str) -> int | None:
-    """A whole number, "2.0" included."""
+    """Read a whole number, "2.0" included; None if it is none."""
     return int(float(text)) if _is_number(text, False, -(2**31), 2**31) and not float(text) % 1 else None
 
 
@@ -124,7 +124,7 @@ def voices_and_verses(score: Element, done: Counter[str]) -> None:
 
 
 def _free_numbers(names: list[str], allowed: range, before: str = "") -> dict[str, str]:
-    """The names that are no number -> a number for each."""
+    """Assign a number to each name that is none."""
     taken, odd = 0, []
     for name in dict.fromkeys(names):
         try:
@@ -211,7 +211,7 @@ def durations(score: Element, done: Counter[str]) -> None:
     for part in score.iter("part"):
         if all(note.find("rest") is not None for note in part.iter("note")):
             continue
-        times: list[tuple[Element, Fraction, Fraction]] = []  # a duration or <divisions>, its value, the divisions then
+        times: list[tuple[Element, Fraction, Fraction]] = []  # a duration or <divisions>, its value, its divisions
         divisions, must_change = Fraction(0), False
         for number, measure in enumerate(part.iter("measure"), 1):
             has_notes = False
