@@ -145,7 +145,7 @@ def step(run: training.Training, batch: PairBatch) -> training.Step:
         run.scaler.scale(loss).backward()
         return training.Step(loss, torch.ones_like(loss))
 
-    generator = torch.cuda if run.device.type == "cuda" else torch
+    generator = torch if run.device.type == "cpu" else torch.get_device_module(run.device)
     states, features = [], []
     for part in parts:
         states.append(generator.get_rng_state())
