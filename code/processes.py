@@ -241,6 +241,8 @@ def run(main: Callable[[Processes], int], join: Callable[[torch.device], object]
         if status and _launcher_has_store():
             processes.finish(status)
         if dist.is_initialized():
+            if not _launcher_has_store():
+                dist.barrier()  # rank 0, whose end is that of the store, must not end while another one asks it
             dist.destroy_process_group()
     except BaseException as error:
         is_users = isinstance(error, (InputError, KeyboardInterrupt)) or (isinstance(error, OSError) and error.filename)
