@@ -73,10 +73,13 @@ class Training:
         state, self.progress, self.started_from = load_start(settings, processes, model)
         self.continues, steps_done, rate = state is not None, 0, settings.learning_rate
         self.model.to(self.device)
-        self.optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "initial_lr": rate}], rate, fused=True)
+        self.parallel = self.module = wrap(model)
+        parameters = list(model.parameters())
+        self.optimizer = torch.optim.AdamW([{"params": parameters, "initial_lr": rate}], rate, fused=True)
         if state:
             # of the optimizer, the moments: its options, such as the learning rate, are those of this run
-            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]["state"]})
+            moments = {i: of for i, of in state["optimizer"]["state"].items() if parameters[i].requires_grad}
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
             steps_done, before = state["lr_sched"]["last_epoch"], state["lr_sched"]["base_lrs"][0]
             if state["scaler"]:  # a run in another precision has none
                 self.scaler.load_state_dict(state["scaler"])
@@ -86,7 +89,6 @@ class Training:
             self.evaluation = state.get("evaluation", {})
         self.lr_sched = get_constant_schedule_with_warmup(self.optimizer, config.WARMUP_STEPS, steps_done - 1)
         self.lr_sched._step_count = steps_done + 1
-        self.parallel = self.module = wrap(model)
         if processes.world_size > 1:
             ids = [processes.local_rank] if self.device.type != "cpu" else None
             self.parallel = DistributedDataParallel(self.module, device_ids=ids, gradient_as_bucket_view=True)
