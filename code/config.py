@@ -38,6 +38,7 @@ TEXT_MODEL_NAME = "FacebookAI/xlm-roberta-base"  # a name on the hub, or a folde
 CLAMP2_NUM_EPOCH = 100
 CLAMP2_LEARNING_RATE = 5e-5
 CLAMP2_BATCH_SIZE = 128  # pairs per process (GPU) and step; every pair of all processes is a negative of every other
+CLAMP2_FREEZE = ""  # "text" or "music": this tower and its projection stay as they are, without dropout; cheaper, too
 CLAMP2_MICRO_BATCH = 0  # pairs per forward pass; the gradient is that of the whole batch. 0: the batch in one pass
 LOGIT_SCALE = 1  # factor on the dot products of the contrastive loss
 MAX_TEXT_LENGTH = 128  # tokens of a text
@@ -136,6 +137,7 @@ def _override(names: dict, file: Path) -> None:
         names[name] = value
 
 
+_TOWERS = ("text", "music")
 _PRECISIONS, _LOGGERS = ("auto", "float32", "bfloat16", "float16"), ("none", "tensorboard", "wandb")
 _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [  # constants, whether a value is allowed, in words
     ("PATCH_SIZE", lambda n: n > 1, "a number from 2"),
@@ -153,6 +155,7 @@ _RANGES: list[tuple[str, Callable[[Any], bool], str]] = [  # constants, whether 
      lambda x: 0 <= x <= 1, "a share from 0 to 1"),
     ("M3_SHUFFLED_SHARE", lambda x: x >= 0 and x + M3_MASKED_SHARE <= 1,
      "a share from 0 to 1 - M3_MASKED_SHARE"),
+    ("CLAMP2_FREEZE", lambda text: text in ("", *_TOWERS), f"\"\" or one of {', '.join(_TOWERS)}"),
     ("PRECISION EXTRACT_PRECISION", lambda text: text in _PRECISIONS, f"one of {', '.join(_PRECISIONS)}"),
     ("LOGGER", lambda text: text in _LOGGERS, f"one of {', '.join(_LOGGERS)}"),
     ("TRAIN_FOLDERS EVAL_FOLDERS", lambda names: all(type(name) is str for name in names), "a list of folders' paths"),

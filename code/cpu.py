@@ -169,7 +169,10 @@ class _Move(torch.autograd.Function):
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory: returning large blocks at once costs a third or more of a training step."""
+    """Make glibc keep freed memory: returning large blocks at once costs a third or more of a training step.
+
+    Does nothing with another C library, such as a Mac's.
+    """
     if hasattr(library := ctypes.CDLL(None), "gnu_get_libc_version"):
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of <malloc.h>
         library.mallopt(trim_threshold, -1)  # never return the heap's end

@@ -41,7 +41,7 @@ def embed(
         batch_tokens: patches or tokens in a forward pass, about; -1: as many as keep the model's device busy.
     """
     if batch_tokens < 0:
-        batch_tokens = BATCH_TOKENS_GPU if next(model.parameters()).is_cuda else BATCH_TOKENS_CPU
+        batch_tokens = BATCH_TOKENS_CPU if next(model.parameters()).is_cpu else BATCH_TOKENS_GPU
     running: list[_Pass] = []
     for segments in _passes(items, batch_tokens):
         running.append(_Pass(model, segments, pooled, dtype))  # a GPU computes it while the next one is collected

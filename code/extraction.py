@@ -17,7 +17,6 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from torch import nn
 from torch.utils.data import DataLoader
@@ -156,9 +155,8 @@ def extract(
 
     model = job.together(lambda: load_model() if todo else None)
     dtype = precision(job.device, config.EXTRACT_PRECISION)
-    device = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "CPU"
     kind = str(dtype).removeprefix("torch.")
-    job.print(printable(f"{len(files)} files, {job.world_size} x {device}, {kind}, {weights_path}"))
+    job.print(printable(f"{len(files)} files, {job.world_size} x {job.device_name}, {kind}, {weights_path}"))
     if model is not None:
         with (
             tqdm(total=len(todo), desc="extraction", unit="file", disable=job.rank != 0) as bar,

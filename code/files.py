@@ -96,6 +96,11 @@ def require_piece(path: Path) -> None:
         raise InputError(f"over {MAX_BYTES // 2**20} MiB, which no piece has")
 
 
+def core_count() -> int:
+    """Count the cores that this process may use; all, on a system that binds no process to some, such as macOS."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -197,13 +202,16 @@ def remove_leftovers(root: Path, below: bool = True) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    """Whether a process runs. A zombie does not: in a container, process 1 may never collect a killed worker."""
+    """Whether a process runs. A zombie does not: in a container, process 1 may never collect a killed worker.
+
+    Where there is no /proc, as on a Mac, a zombie counts as running, and what it left stays.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:  # another user's
         return True
-    with contextlib.suppress(OSError):  # where there is no /proc, as on a Mac
+    with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True

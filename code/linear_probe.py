@@ -42,6 +42,7 @@ import plot
 import provenance
 from files import InputError
 from labels import Example
+from processes import Processes
 
 TEST_SHARE = 0.2  # of the pieces of each class
 VALIDATION_SHARE = 0.1  # of the other pieces
@@ -149,7 +150,7 @@ def best_epoch(history: list[dict]) -> int:
 
 
 def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Processes().device
 
 
 def evaluate(

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 import config
-from files import InputError
+from files import InputError, core_count
 from packing import Tensors
 from processes import Processes
 from utils import split_data
@@ -167,8 +166,7 @@ def worker_count() -> int:
     """Return the number of workers of this rank: NUM_WORKERS, or its share of the cores less one for itself."""
     if config.NUM_WORKERS >= 0:
         return config.NUM_WORKERS
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    share = core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(max(share - 1, 1), MOST_WORKERS)
 
 
@@ -185,7 +183,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0 and dataset.train,  # an evaluation starts its own
         prefetch_factor=2 if workers else None,  # in shared memory, up to 12 MB a batch of CLaMP 2
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=processes.device.type == "cuda",
         worker_init_fn=ignore_interrupts,
     )
 

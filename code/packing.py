@@ -47,14 +47,14 @@ class Tensors:
         """Return the record in pinned memory. DataLoader calls it."""
         return self.joined(pin=True)
 
-    def to(self, device: torch.device, non_blocking: bool = True) -> Self:
+    def to(self, device: torch.device) -> Self:
         """Return the record on a device. The host does not wait for the copy if the record is pinned."""
         blocks: list[Tensor] = []
 
         def place(tensor: Tensor) -> Tensor:
             if not blocks:
                 block = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
-                blocks.append(block.to(device, non_blocking=non_blocking))
+                blocks.append(block.to(device, non_blocking=block.is_pinned()))
             return _view(blocks[0], int(tensor.storage_offset()) * tensor.element_size(), tensor)
 
         return self.joined()._each(place)

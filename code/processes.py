@@ -45,7 +45,16 @@ class Processes:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        """This process's accelerator (CUDA, MPS, XPU); without one, or with ACCELERATE_USE_CPU=1, the CPU."""
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        if accelerator is None or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+            return torch.device("cpu")
+        return torch.device(accelerator.type, self.local_rank)
+
+    @property
+    def device_name(self) -> str:
+        name = getattr(torch.get_device_module(self.device), "get_device_name", None)
+        return name(self.device) if name else self.device.type.upper()
 
     @functools.cached_property
     def store(self) -> dist.Store | None:
@@ -61,11 +70,11 @@ class Processes:
 
     def start(self, join: "Callable[[torch.device], object]") -> None:
         """Join the other processes, if there are any. Raises InputError if there are fewer GPUs than processes."""
-        if self.device.type == "cuda":
-            wanted, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+        if self.device.type != "cpu" and self.world_size > 1:
+            wanted, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.accelerator.device_count()
             if wanted > gpus:
                 raise InputError(f"{wanted} processes need as many GPUs, and there are {gpus}; lower --nproc_per_node")
-            torch.cuda.set_device(self.device)
+            torch.accelerator.set_device_index(self.local_rank)
         if self.world_size > 1:
             if _launcher_has_store():
                 self.wait_for_all()  # `join` would wait for a process that has failed
@@ -206,7 +215,7 @@ def _attempt() -> str:
 
 def join_group(device: torch.device) -> None:
     """Make the process group of torch.distributed's launchers."""
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = dist.get_default_backend_for_device(device.type)  # nccl, xccl, or gloo
     if _attempt() == "0":
         dist.init_process_group(backend)
         return
@@ -234,6 +243,8 @@ def run(main: Callable[[Processes], int], join: Callable[[torch.device], object]
         if status and has_launcher():
             processes.finish(status)
         if dist.is_initialized():
+            if not _launcher_has_store():
+                dist.barrier()  # rank 0, whose end is that of the store, must not end while another one asks it
             dist.destroy_process_group()
     except BaseException as error:
         is_users = isinstance(error, (InputError, KeyboardInterrupt)) or (isinstance(error, OSError) and error.filename)
@@ -251,8 +262,8 @@ def run(main: Callable[[Processes], int], join: Callable[[torch.device], object]
 
 def precision(device: torch.device, wanted: str) -> torch.dtype:
     """Return the type for a constant ("auto", "float32", "bfloat16", "float16") on a device. Raises InputError."""
-    on_gpu = device.type == "cuda"
-    has_bfloat16 = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)  # in hardware
+    on_gpu = device.type in ("cuda", "xpu")  # elsewhere, as on a Mac, mixed precision may be no faster
+    has_bfloat16 = not on_gpu or torch.get_device_module(device).is_bf16_supported(including_emulation=False)
     if wanted == "auto":
         return torch.float32 if not on_gpu else torch.bfloat16 if has_bfloat16 else torch.float16
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -266,11 +277,16 @@ def precision(device: torch.device, wanted: str) -> torch.dtype:
     return types[wanted]
 
 
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Return float64, in which losses are summed; on a Mac's GPU, which has none, float32."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class OnItsWay:
-    """A copy of a tensor to the host, for which the host waits only when it reads it."""
+    """A copy of a tensor to the host, for which the host waits only when it reads it; but at once where no CUDA is."""
 
     def __init__(self, tensor: Tensor):
-        self._copy = tensor.detach().to("cpu", non_blocking=True)
+        self._copy = tensor.detach().to("cpu", non_blocking=tensor.is_cuda)
         self._there = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
 
     def read(self) -> Tensor:

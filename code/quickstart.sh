@@ -75,7 +75,7 @@ END
 # The last epochs, at a tenth of the rate: results depend less on which steps are the last ones.
 { cat $run/config.py; printf 'CLAMP2_NUM_EPOCH = 85\nCLAMP2_LEARNING_RATE = 1e-4\n'; } > $run/config_slow.py
 
-export CLAMP2_CONFIG=$run/config.py OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES='' HF_HUB_OFFLINE=1
+export CLAMP2_CONFIG=$run/config.py OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=1 HF_HUB_OFFLINE=1
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 # glibc keeps freed memory for the next step
 echo "export CLAMP2_CONFIG=$CLAMP2_CONFIG # for the commands that follow"
 set -x

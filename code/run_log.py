@@ -6,6 +6,7 @@ import importlib.util
 import json
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,10 +62,11 @@ class RunLog:
         """Plot the values of a step, counted over all epochs, with the speed (pieces of all ranks) and the memory."""
         if not self._plot:
             return
-        if torch.cuda.is_available():
-            memory = torch.cuda.max_memory_allocated()
-        else:
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        device = self.processes.device
+        if hasattr(torch.get_device_module(device), "max_memory_allocated"):
+            memory = torch.get_device_module(device).max_memory_allocated(device)
+        else:  # the process's, in KiB, on a Mac in bytes
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         self._plot({**values, "pieces_per_second": pieces / seconds, "memory_gib": memory / 2**30}, step)
 
     def epoch(self, record: dict, step: int) -> None:

@@ -118,12 +118,22 @@ class PairBatch(Tensors):
 class PairFeatures(torch.nn.Module):
     """The features of pairs of text and music, [B, CLAMP2_HIDDEN_SIZE] each, as a module for DistributedDataParallel.
 
-    The loss is outside, since a step may make the features in parts.
+    The loss is outside, since a step may make the features in parts. The tower of CLAMP2_FREEZE, projection included,
+    gets no gradient, and so no moments in the optimizer, and has no dropout.
     """
 
     def __init__(self, model: CLaMP2Model):
         super().__init__()
-        self.model = model
+        self.model, frozen = model, config.CLAMP2_FREEZE
+        self.frozen = [getattr(model, f"{frozen}_{part}") for part in ("model", "proj")] if frozen else []
+        for part in self.frozen:
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "PairFeatures":
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def forward(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         return self.model.features(pairs.text, pooled=True), self.model.features(pairs.music, pooled=True)
@@ -145,7 +155,7 @@ def step(run: training.Training, batch: PairBatch) -> training.Step:
         run.scaler.scale(loss).backward()
         return training.Step(loss, torch.ones_like(loss))
 
-    generator = torch.cuda if run.device.type == "cuda" else torch
+    generator = torch if run.device.type == "cpu" else torch.get_device_module(run.device)
     states, features = [], []
     for part in parts:
         states.append(generator.get_rng_state())
@@ -162,7 +172,8 @@ def step(run: training.Training, batch: PairBatch) -> training.Step:
         with contextlib.nullcontext() if alone else run.parallel.no_sync():  # type: ignore[operator]
             with autocast(run.device, run.dtype):
                 part_features = run.parallel(part)
-            torch.autograd.backward(part_features, part_gradients)
+            sides = [side for side in zip(part_features, part_gradients, strict=True) if side[0].requires_grad]
+            torch.autograd.backward([feature for feature, _ in sides], [gradient for _, gradient in sides])
     return training.Step(loss, torch.ones_like(loss))
 
 

@@ -105,11 +105,12 @@ def step(run: training.Training, batch: M3Batch) -> training.Step:
 
 def evaluate(run: training.Training, loader: Loader) -> float:
     """Return the mean cross-entropy over the selected characters of all pieces."""
-    sums = torch.zeros(2, dtype=torch.float64, device=run.device)
+    sums = torch.zeros(2, dtype=run.sum_dtype, device=run.device)
     for batch in run.evaluation_batches(loader):
         with autocast(run.device, run.dtype):
             output = run.module(batch)
-        sums += torch.stack([output.loss.double() * output.characters, output.characters.double()])
+        characters = output.characters.to(run.sum_dtype)
+        sums += torch.stack([output.loss.to(run.sum_dtype) * characters, characters])
     total, characters = run.processes.sum(sums).tolist()
     return total / characters
 

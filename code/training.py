@@ -24,7 +24,7 @@ from checkpoints import load_checkpoint, load_weights, save_checkpoint
 from cpu import release_freed_memory
 from files import InputError
 from loading import Loader, close_loader
-from processes import OnItsWay, Processes, precision
+from processes import OnItsWay, Processes, precision, sum_dtype
 from run_log import RunLog, commit
 from run_state import Settings, differences, keep, load_start
 
@@ -63,7 +63,7 @@ class Training:
         self.settings, self.processes, self.model = settings, processes, model
         self.log = RunLog(processes, settings)
         self.device = processes.device
-        self.dtype = precision(self.device, config.PRECISION)
+        self.dtype, self.sum_dtype = precision(self.device, config.PRECISION), sum_dtype(self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.problems: set[str] = set()  # bad pieces that this rank has met and not reported yet
         self.changes: list[str] = []  # since the run that saved the state
@@ -73,10 +73,13 @@ class Training:
         state, self.progress, self.started_from = load_start(settings, processes, model)
         self.continues, steps_done, rate = state is not None, 0, settings.learning_rate
         self.model.to(self.device)
-        self.optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "initial_lr": rate}], rate, fused=True)
+        self.parallel = self.module = wrap(model)
+        parameters = list(model.parameters())
+        self.optimizer = torch.optim.AdamW([{"params": parameters, "initial_lr": rate}], rate, fused=True)
         if state:
             # of the optimizer, the moments: its options, such as the learning rate, are those of this run
-            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]["state"]})
+            moments = {i: of for i, of in state["optimizer"]["state"].items() if parameters[i].requires_grad}
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
             steps_done, before = state["lr_sched"]["last_epoch"], state["lr_sched"]["base_lrs"][0]
             if state["scaler"]:  # a run in another precision has none
                 self.scaler.load_state_dict(state["scaler"])
@@ -86,9 +89,8 @@ class Training:
             self.evaluation = state.get("evaluation", {})
         self.lr_sched = get_constant_schedule_with_warmup(self.optimizer, config.WARMUP_STEPS, steps_done - 1)
         self.lr_sched._step_count = steps_done + 1
-        self.parallel = self.module = wrap(model)
         if processes.world_size > 1:
-            ids = [processes.local_rank] if self.device.type == "cuda" else None
+            ids = [processes.local_rank] if self.device.type != "cpu" else None
             self.parallel = DistributedDataParallel(self.module, device_ids=ids, gradient_as_bucket_view=True)
             self.parallel.broadcast_buffers = False  # all are constants; as an argument, deprecated by PyTorch 2.13
         if settings.deterministic:
@@ -180,10 +182,9 @@ class Training:
         """Return the facts that the log begins with, beside the constants of config.py."""
         settings, world_size, warmup = self.settings, self.processes.world_size, config.WARMUP_STEPS
         total = self.steps * settings.num_epoch
-        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         facts = {
             "commit": commit(),
-            "device": f"{world_size} x {device}",
+            "device": f"{world_size} x {self.processes.device_name}",
             "precision": str(self.dtype).removeprefix("torch."),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "pieces": self._pieces(),
@@ -288,7 +289,7 @@ class Training:
         if config.MAX_GRAD_NORM or self.log.logger != "none":
             self.scaler.unscale_(self.optimizer)
             norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-            norms.append(norm.double()[None])
+            norms.append(norm.to(self.sum_dtype)[None])
             if config.MAX_GRAD_NORM:
                 nn.utils.clip_grads_with_norm_(self.model.parameters(), config.MAX_GRAD_NORM, norm)
         self.scaler.step(self.optimizer)
@@ -296,7 +297,7 @@ class Training:
         self.lr_sched.step()
         self.optimizer.zero_grad(set_to_none=True)
         stop = loss.total.new_full((), self._stop)
-        sums = torch.stack([number.detach().double() for number in (loss.total, loss.weight, stop)])
+        sums = torch.stack([number.detach().to(self.sum_dtype) for number in (loss.total, loss.weight, stop)])
         return OnItsWay(torch.cat([self.processes.sum(sums), *norms]))
 
     def _account(self, numbers: OnItsWay, step: int, names: list[str], seconds: float, rate: float) -> bool:
@@ -350,7 +351,7 @@ class Training:
             if number < loader.batch_sampler.on_every_rank:
                 if stops and stops.read():
                     raise Stopped
-                stop = torch.full((), float(self._stop), dtype=torch.float64, device=self.device)
+                stop = torch.full((), float(self._stop), dtype=self.sum_dtype, device=self.device)
                 stops = OnItsWay(self.processes.sum(stop))
             yield batch["batch"].to(self.device)
 

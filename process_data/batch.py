@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import functools
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -175,7 +174,7 @@ def _parser(doc: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("input", metavar="INPUT_DIR", type=Path, help="folder (its whole tree is converted) or one file")
     add("output", metavar="OUTPUT_DIR", type=Path, help="folder that gets the mirrored tree and the logs")
-    cores = len(os.sched_getaffinity(0))
+    cores = files.core_count()
     add("--workers", metavar="N", type=jobs.positive(int), default=cores, help="processes (default: %(default)s)")
     add("--overwrite", action="store_true", help="convert again what is finished; a file that fails then has no output")
     add("--remove_orphans", action="store_true", help="remove outputs whose input is gone; else they are named")

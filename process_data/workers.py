@@ -1,12 +1,14 @@
 """Call a function on many items in worker processes, so that a bad item costs itself alone.
 
 A worker has one item at a time, and a pipe of its own to this process. If the pipe ends, the process has died, of its
-item or of something else: the item is tried once more. The kernel enforces the limits of time and memory.
+item or of something else: the item is tried once more. The kernel enforces the limits of time and memory;
+a warning names those that it does not have, such as of memory on a Mac.
 
 Workers do not run the script of the main process, as those of multiprocessing do: it needs no `__main__` guard.
 """
 
 import contextlib
+import functools
 import os
 import resource
 import signal
@@ -20,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shared import InputError
+from shared import InputError, files
 
 TIMEOUT = 60  # seconds of CPU time an item may take, by default
 WAITING = 10  # times as many seconds may pass: the machine may be busy, or the disk slow
@@ -51,7 +53,7 @@ def run(
         processes: number of workers, by default one for each core.
     """
     todo, again = iter(items), list[T]()  # those whose first worker has died
-    processes = processes or len(os.sched_getaffinity(0))
+    processes = processes or files.core_count()
     busy: dict[Any, _Worker] = {}
     idle: list[_Worker] = []
     done: list[tuple[T, V | Failed]] = []
@@ -83,8 +85,10 @@ def run(
                     else:
                         again.append(worker.item)
                     continue
-                if not answer:
+                if not worker.has_started:
                     worker.has_started = True
+                    for limit in answer:
+                        _warn(limit)
                     continue
                 del busy[connection]
                 done.append((worker.item, *answer))
@@ -133,13 +137,17 @@ class _Worker:
 
 
 def _work(descriptor: int) -> None:
-    """Answer one item after another, in a worker process. An empty answer comes first: it has started."""
+    """Answer one item after another, in a worker process. First, name the limits that this system cannot enforce."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
     os.set_inheritable(descriptor, False)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    missing = [] if hasattr(signal, "setitimer") else ["time"]
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    except (AttributeError, OSError, ValueError):  # a Mac refuses it
+        missing.append("memory")
     connection = Connection(descriptor)
-    connection.send(())
+    connection.send(missing)
     with contextlib.suppress(EOFError, OSError):  # the main process has ended
         while True:
             _answer(connection.send, *connection.recv())
@@ -165,8 +173,16 @@ def _answer(send: Callable[[tuple], None], function: Callable, item: object, tim
 
 def _end_after(seconds: float) -> None:
     """Have the kernel kill this process after so much CPU time, or ten times as long in all; 0: never."""
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    signal.setitimer(signal.ITIMER_REAL, seconds * WAITING)
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds * WAITING)
+
+
+@functools.cache
+def _warn(limit: str) -> None:
+    from tqdm import tqdm  # not in every worker
+
+    tqdm.write(f"warning: this system cannot limit the {limit} that a file takes", file=sys.stderr)
 
 
 def _death(status: int, timeout: float = 0) -> str:

@@ -112,6 +112,7 @@ RANGES = {  # constant -> values that cannot be, values that can
     "M3_SHUFFLED_SHARE": [[-0.1, 0.21], [0.0, 0.2]],  # 0.8 are masked
     "PRECISION": [["float64", ""], ["auto", "float32", "bfloat16", "float16"]],
     "EXTRACT_PRECISION": [["float64", ""], ["auto", "float32", "bfloat16", "float16"]],
+    "CLAMP2_FREEZE": [["both", " ", "Text"], ["", "text", "music"]],
     "LOGGER": [["stdout", ""], ["none", "tensorboard", "wandb"]],
     "TRAIN_FOLDERS": [[["a", 1], [["a"]]], [[], ["a"]]],
     "EVAL_FOLDERS": [[["a", 1], [["a"]]], [[], ["a"]]],

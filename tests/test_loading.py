@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import config
+import linear_probe
 import train_clamp2
 import train_m3
 import training
@@ -472,8 +473,21 @@ def test_fewer_evaluation_pairs_than_processes(monkeypatch):
 
 
 def test_a_process_takes_the_gpu_of_its_number_on_its_machine(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert Processes(9, 1, 16).device == torch.device("cuda", 1)
+    """Of whatever kind PyTorch finds; ACCELERATE_USE_CPU is set by `accelerate launch --cpu`."""
+    for kind in ("cuda", "mps", "xpu"):
+        found = {True: torch.device(kind)}  # of accelerators that are there, and not only built for
+        monkeypatch.setattr(
+            torch.accelerator, "current_accelerator", lambda check_available, f=found: f[check_available]
+        )
+        monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+        assert Processes(9, 1, 16).device == torch.device(kind, 1)
+        assert linear_probe.pick_device() == torch.device(kind, 0)
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+        assert Processes(9, 1, 16).device == torch.device("cpu")
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
+        assert Processes(0, 0, 1).device == torch.device(kind, 0)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    assert Processes(9, 1, 16).device == torch.device("cpu")
 
 
 class Numbers(PieceDataset):
@@ -547,13 +561,16 @@ def test_clamp2_says_that_there_are_no_weights_of_m3(tmp_path, monkeypatch, caps
     assert all(torch.equal(first[name], second[name]) for name in first)  # as on every rank
 
 
-def test_precision(monkeypatch):
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_precision(monkeypatch, kind):
+    cpu, mac, gpu = torch.device("cpu"), torch.device("mps"), torch.device(kind)
     for has_bf16, auto in ((True, torch.bfloat16), (False, torch.float16)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bf16: has)
+        module = getattr(torch, kind)
+        monkeypatch.setattr(module, "is_bf16_supported", lambda including_emulation, has=has_bf16: has)
         assert precision(gpu, "auto") == auto
-    assert precision(cpu, "auto") == precision(gpu, "float32") == torch.float32
-    assert precision(gpu, "float16") == torch.float16 and precision(cpu, "bfloat16") == torch.bfloat16
-    for device, wanted in ((cpu, "float16"), (gpu, "bf16")):
+    assert precision(cpu, "auto") == precision(mac, "auto") == precision(gpu, "float32") == torch.float32
+    assert precision(gpu, "float16") == torch.float16
+    assert precision(cpu, "bfloat16") == precision(mac, "bfloat16") == torch.bfloat16
+    for device, wanted in ((cpu, "float16"), (mac, "float16"), (gpu, "bf16")):
         with pytest.raises(InputError, match=f"the precision '{wanted}' is not one of .*config"):
             precision(device, wanted)

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 import types
 
 import numpy as np
@@ -146,11 +147,18 @@ def test_the_curves(tmp_path, clock, monkeypatch):
     assert heard.runs[0]["name"] == "weights" and heard.runs[0]["config"]["WARMUP_STEPS"] == 8
 
 
-def test_the_memory_of_a_gpu(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_the_memory_of_a_gpu(tmp_path, monkeypatch, kind):
+    """A Mac's GPU shares the memory of the process, which is counted in bytes there."""
     heard = wandb_that_listens(monkeypatch)
     log = a_run(tmp_path, wandb_log=True).log
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 5 * 2**29)
+    monkeypatch.setattr(Processes, "device", torch.device(kind, 0))
+    if kind == "mps":
+        monkeypatch.setattr(sys, "platform", "darwin")
+        usage = types.SimpleNamespace(getrusage=lambda who: types.SimpleNamespace(ru_maxrss=5 * 2**29), RUSAGE_SELF=0)
+        monkeypatch.setattr(run_log, "resource", usage)
+    else:
+        monkeypatch.setattr(getattr(torch, kind), "max_memory_allocated", lambda *_: 5 * 2**29)
     log.begin({}, 0)
     log.step(1, 6, 4.0, {})
     assert heard.logged == [(1, {"pieces_per_second": 1.5, "memory_gib": 2.5})]

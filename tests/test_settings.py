@@ -397,6 +397,17 @@ def test_micro_batch(tmp_path, monkeypatch, value, expected):
     assert sizes == expected
 
 
+@shows("CLAMP2_FREEZE")
+@pytest.mark.parametrize("value", ["", "text", "music"])
+def test_freeze(start, value):
+    """A step changes each tower but this one; more in test_freeze.py."""
+    run, train_loader, _ = start("clamp2", CLAMP2_FREEZE=value, WARMUP_STEPS=0)
+    before = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
+    run._update(train_clamp2.step(run, next(iter(train_loader))["batch"]))
+    changed = {name.partition("_")[0] for name, p in run.model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"text", "music"} - {value}
+
+
 @shows("PRECISION")
 @pytest.mark.parametrize("kind", TRAINERS)
 def test_precision(start, kind):
