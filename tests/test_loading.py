@@ -108,12 +108,12 @@ def test_a_batch_of_m3():
     pieces = [np.array([[1, 20, 2, 0], [1, 2, 0, 0]]), np.array([[1, 30, 31, 32], [1, 2, 0, 0], [1, 40, 2, 0]])]
     chosen = [np.array([True, False]), np.array([True, False, True])]
     samples = [
-        {"input": piece + 100, "selected": selected, "target": piece}
+        {"input": piece + 80, "selected": selected, "target": piece}
         for piece, selected in zip(pieces, chosen, strict=True)
     ]
     batch = train_m3.collate(samples)
     music, characters = batch.music, batch.characters
-    assert music.tokens.tolist() == (np.concatenate(pieces) + 100).tolist()
+    assert music.tokens.tolist() == (np.concatenate(pieces) + 80).tolist()
     assert music.packing.positions.tolist() == [0, 1, 0, 1, 2] and music.packing.sequences.tolist() == [0, 0, 1, 1, 1]
     assert music.packing.offsets.tolist() == [0, 2, 5] and music.packing.lengths.tolist() == [2, 3]
     assert characters.inputs.tolist() == [1, 20, 1, 30, 31, 1, 40]
