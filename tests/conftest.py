@@ -1,5 +1,6 @@
 """Puts `code/` and `process_data/` on the path, as their scripts have them."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 for folder in ("code", "process_data"):
     sys.path.insert(0, str(ROOT / folder))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, where scripts would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config):
