@@ -258,9 +258,7 @@ def template(text: str) -> str:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    summary, _, rest = __doc__.partition("\n\n")
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=layout)
+    parser = command_line.summarized(__doc__)
     parser.set_defaults(run=classify)
     parser.add_argument("music", metavar="MUSIC", type=Path, help="a folder of music or of features, or one file")
     parser.add_argument("--classes", type=Path, required=True, metavar="FILE", help="the questions, see below (.json)")

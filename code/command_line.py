@@ -43,6 +43,13 @@ def documented(doc: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
+def summarized(doc: str) -> argparse.ArgumentParser:
+    """Make a parser whose `--help` shows the first line of a docstring before the options, and the rest behind them."""
+    summary, _, rest = doc.partition("\n\n")
+    layout = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=layout)
+
+
 def extractor(doc: str, suffixes: tuple[str, ...]) -> argparse.ArgumentParser:
     parser = documented(doc)
     parser.add_argument("input_dir", type=Path, help=f"a folder of {', '.join(suffixes)} files, or one such file")

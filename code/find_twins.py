@@ -30,6 +30,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
+import command_line
 import features
 import files
 import notes
@@ -230,9 +231,7 @@ def _holds(folder: Path, other: Path) -> bool:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    summary, _, rest = __doc__.partition("\n\n")
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=layout)
+    parser = command_line.summarized(__doc__)
     parser.set_defaults(run=find_twins)
     parser.add_argument("music", metavar="MUSIC", type=Path, help="a folder of music, or one file")
     parser.add_argument(

@@ -7,7 +7,6 @@ Ryan's Mammoth Collection (Boston, 1883) has 1,059 fiddle tunes in ABC with titl
 Bach add music in four voices. No service writes the texts: they are templates, filled with what the scores hold.
 """
 
-import argparse
 import importlib.util
 import json
 import random
@@ -22,6 +21,7 @@ from xml.etree.ElementTree import Element, fromstring
 
 import mido
 
+import command_line
 import files
 from conversions import musicxml
 from records import metadata_lines, summaries
@@ -373,9 +373,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    summary, _, rest = __doc__.partition("\n\n")
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=layout)
+    parser = command_line.summarized(__doc__)
     commands = parser.add_subparsers(required=True, metavar="{collect,prepare}")
     sub = commands.add_parser("collect", help="copy tunes and chorales of the corpus")
     sub.set_defaults(run=lambda args: collect(args.folder, args.tunes, args.chorales))

@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+import command_line
 import features
 import files
 
@@ -91,9 +92,7 @@ def show(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    summary, _, rest = __doc__.partition("\n\n")
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=layout)
+    parser = command_line.summarized(__doc__)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of the run")
     parser.set_defaults(run=show)
     return files.run_command(parser, argv)

@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 
 import cache
+import command_line
 import config
 import features
 import files
@@ -285,10 +286,7 @@ def finish(
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    summary, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.summarized(__doc__)
     commands = parser.add_subparsers(required=True, metavar="{search,metrics,score,pack}")
 
     def command(function, about: str, embeds: bool = True) -> argparse.ArgumentParser:
