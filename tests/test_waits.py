@@ -62,6 +62,12 @@ def counted(name, found):
     return call
 
 
+@pytest.fixture(autouse=True)
+def on_the_gpu(monkeypatch):
+    """Where there is one, unlike the other tests."""
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+
+
 @contextlib.contextmanager
 def no_wait(device):
     """Fails if the host would wait within the block."""
