@@ -1,0 +1,412 @@
+"""The files that a public data set comes as: folders, archives, tables; and an entry, which a piece of a set becomes.
+
+A reader of a data set is a generator over its rows. It yields (where, make) for each: `where` names file and line, and
+`make()` returns the Entry of the row or raises LeftOut with the reason. See datasets_large.py and datasets_small.py.
+"""
+
+import argparse
+import csv
+import io
+import itertools
+import json
+import os
+import posixpath
+import re
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import IO
+
+from shared import InputError, files, records
+
+LONGEST_FIELD = 16 * 2**20  # characters of a cell of a CSV file
+_BETWEEN_OBJECTS = re.compile(r"[\s,]*")
+CHUNK = 2**20  # bytes of a JSON array that are read at a time
+LeftOut = records.Unfit  # (kind, detail): why a row is left out; rows are counted by kind
+
+
+class Filtered(LeftOut):
+    """Why a row is left out by an option of the user: no fault of the data."""
+
+
+@dataclass
+class Entry:
+    """A piece of a data set, as it is prepared. Outputs are named by `split`/`name`, in folders for each kind."""
+
+    name: str  # relative, "/" between folders, unique in its split, no suffix; see `safe_name`
+    music: dict[str, str | bytes]  # {".mid": a member of the source, or the contents}; several forms of one piece
+    record: dict = field(default_factory=dict)  # fields of records.METADATA, for merge_jsonl.py; no users' data
+    text: str = ""  # the query of this piece, for retrieval
+    labels: dict[str, str] = field(default_factory=dict)  # {task: class}; {"label": ...} if there is one task
+    split: str = ""  # "", "train", "validation" or "test"
+
+    @property
+    def stem(self) -> str:
+        return posixpath.join(self.split, self.name)
+
+
+Reader = Callable[["Source", argparse.Namespace], Iterator[tuple[str, Callable[[], Entry]]]]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A public data set."""
+
+    about: str  # the text of --help: contents, how to get it, licence, size
+    read: Reader
+    splits: tuple[str, ...] = ()  # of its entries: the choices of --split
+    archives: tuple[str, ...] = ()  # patterns of the .tar.gz files in SOURCE that --extract unpacks
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
+
+
+def safe_name(text: str) -> str:
+    """Turn a title, say, into one part of a name: without "/", control characters or a dot in front."""
+    kept = "".join("_" if c in '/\\:*?"<>|' or not c.isprintable() else c for c in text).strip(" .")
+    while len(kept.encode("utf-8", "replace")) > 200:  # 255 bytes with suffixes, on all file systems
+        kept = kept[:-1]
+    return kept
+
+
+def is_safe(name: str) -> bool:
+    """Whether a name can be that of outputs: relative, no part "..", hidden, or of control characters."""
+    parts = name.split("/")
+    return name.isprintable() and "\\" not in name and all(part and part[0] != "." for part in parts)
+
+
+# --- where members are ------------------------------------------------------------------------------------------------
+
+
+class Source:
+    """The files of a data set by name ("members"), in a folder, in .zip archives, or unpacked from .tar.gz by `unpack`.
+
+    A .zip in the folder, or in a folder of it, counts as if it were expanded there, into a folder of its own name if
+    its members are not all in one already.
+    """
+
+    def __init__(self, path: Path, unpacked: Path):
+        """Raise InputError if `path` is neither a folder nor an archive; OSError if it cannot be read."""
+        self.location, self.unpacked = path, unpacked
+        os.stat(path)
+        is_zip, is_tar = path.suffix.lower() == ".zip", _is_tar(path.name)
+        if not (path.is_dir() or is_zip or is_tar):
+            raise InputError(f"{path}: neither a folder nor an archive (.zip, .tar.gz, .tar); name the folder it is in")
+        self.tars = [path] if is_tar else []
+        zips = [path] if is_zip else []
+        if path.is_dir():
+            self.tars = sorted(entry for entry in path.iterdir() if _is_tar(entry.name))
+            zips = sorted(itertools.chain(path.glob("*.[zZ][iI][pP]"), path.glob("*/*.[zZ][iI][pP]")))
+        self.folders = [path, unpacked] if path.is_dir() else [unpacked]
+        self.zipped: dict[str, tuple[zipfile.ZipFile, zipfile.ZipInfo]] = {}
+        for archive in zips:
+            self._index(archive, posixpath.dirname(archive.relative_to(path).as_posix()) if path.is_dir() else None)
+
+    def _index(self, path: Path, folder: str | None) -> None:
+        """List the members of a .zip, as they are in `folder`; None: the archive is the whole source."""
+        try:
+            archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, EOFError) as error:
+            if path.with_suffix(".z01").exists() or "multiple disks" in str(error):
+                how = f"zip -s 0 {path.name} --out whole.zip (or: 7z x {path.name})"
+                raise InputError(f"{path}: the last part of a split archive; join the parts first: {how}") from None
+            raise InputError(f"{path}: not a .zip that can be read ({error}); is the download complete?") from None
+        infos = [info for info in archive.infolist() if not info.is_dir()]
+        if folder is not None and not all(info.filename.startswith(f"{path.stem}/") for info in infos):
+            folder = posixpath.join(folder, path.stem)
+        for info in infos:
+            member = posixpath.join(folder or "", info.filename)
+            if not records.leaves_folder(member):
+                self.zipped.setdefault(posixpath.normpath(member), (archive, info))
+
+    def path(self, member: str) -> Path | None:
+        """Return the real file of a member, if it is one."""
+        if "\0" in member or records.leaves_folder(member):
+            return None
+        paths = (folder / member for folder in self.folders)
+        return next((path for path in paths if os.path.isfile(path)), None)
+
+    def has(self, member: str) -> bool:
+        return self.path(member) is not None or posixpath.normpath(member) in self.zipped
+
+    def stream(self, member: str) -> IO[bytes]:
+        """Open a member. Raises LeftOut if it is not there; OSError."""
+        if path := self.path(member):
+            return open(path, "rb")
+        if found := self.zipped.get(posixpath.normpath(member)):
+            try:
+                return found[0].open(found[1])
+            except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # encrypted, or an odd method
+                raise LeftOut("a member of the archive cannot be read", f"{member}: {error}") from None
+        raise LeftOut("its file is missing", member)
+
+    def read(self, member: str) -> bytes:
+        """Read a member of the size of a piece. Raises LeftOut, OSError."""
+        try:
+            with self.stream(member) as file:
+                content = file.read(files.MAX_BYTES + 1)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise LeftOut("a member of the archive cannot be read", f"{member}: {error}") from None
+        if len(content) > files.MAX_BYTES:
+            raise LeftOut(f"over {files.MAX_BYTES // 2**20} MiB, which no piece has", member)
+        return content
+
+    def find(self, pattern: str) -> Iterator[str]:
+        """Find the members whose path, or its end, matches a pattern such as "midis/*.mid"; "*" also matches "/".
+
+        Sorted in each folder, a folder's files before its subfolders; then those in archives. Skips hidden files.
+        """
+        patterns = (pattern, f"*/{pattern}")
+        for folder in self.folders:
+            for where, subfolders, names in os.walk(folder, followlinks=True):
+                subfolders[:] = sorted(name for name in subfolders if _is_shown(name))
+                inside = Path(where).relative_to(folder).as_posix()
+                for name in sorted(filter(_is_shown, names)):
+                    member = posixpath.normpath(posixpath.join(inside, name))
+                    if any(fnmatchcase(member, pattern) for pattern in patterns):
+                        yield member
+        for member in sorted(self.zipped):
+            shown = all(map(_is_shown, member.split("/")))
+            if shown and any(fnmatchcase(member, pattern) for pattern in patterns) and not self.path(member):
+                yield member
+
+    def one(self, *patterns: str) -> str:
+        """Find the first member that matches one of the patterns, the first pattern first. Raises InputError."""
+        for pattern in patterns:
+            if member := next(self.find(pattern), None):
+                return member
+        closed = ", ".join(path.name for path in self.tars if not self.is_unpacked(path))
+        hint = f"; {closed} is not expanded: add --extract, or expand it there with tar -xf" if closed else ""
+        raise InputError(f"{self.location}: no {' or '.join(patterns)} in it{hint}")
+
+    def require_unpacked(self, patterns: Iterable[str]) -> None:
+        """Raise InputError if a .tar.gz that matches one of the patterns is not expanded."""
+        for tar in self.matching(patterns):
+            if not self.is_unpacked(tar):
+                size = f"{tar.stat().st_size / 1e9:.1f} GB"
+                how = f"expand it in {tar.parent} with: tar -xf {tar.name}; or add --extract: into {self.unpacked}"
+                raise InputError(f"{tar}: not expanded ({size} packed); {how}")
+
+    def matching(self, patterns: Iterable[str]) -> list[Path]:
+        patterns = list(patterns)
+        return [tar for tar in self.tars if any(fnmatchcase(tar.name, pattern) for pattern in patterns)]
+
+    def is_unpacked(self, tar: Path) -> bool:
+        """Whether `unpack` is done with an archive, or its first file is in the source's folder."""
+        if self._mark(tar).exists():
+            return True
+        first = next(_tar_files(tar), None)
+        return first is not None and self.location.is_dir() and os.path.isfile(self.location / first[0])
+
+    def _mark(self, tar: Path) -> Path:
+        return self.unpacked / f".{tar.name}.unpacked"
+
+    def unpack(self, tar: Path, watch: Callable[[Iterable], Iterable] = iter) -> list[str]:
+        """Unpack the files of an archive, in one pass; those that are there already stay. Returns what it refused.
+
+        Links, devices, and names that lead out of the folder are refused. Raises InputError if the archive is damaged.
+        """
+        refused: list[str] = []
+        for name, size, content in watch(_tar_files(tar, refused)):
+            target = self.unpacked / name
+            if not (os.path.isfile(target) and target.stat().st_size == size):
+                with files.atomic_write(target) as file:
+                    shutil.copyfileobj(content, file)
+        self.unpacked.mkdir(parents=True, exist_ok=True)
+        self._mark(tar).touch()
+        return refused
+
+
+def _is_shown(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _is_tar(name: str) -> bool:
+    return name.lower().endswith((".tar.gz", ".tgz", ".tar"))
+
+
+def _tar_files(tar: Path, refused: list[str] | None = None) -> Iterator[tuple[str, int, IO[bytes]]]:
+    """Yield (name, size, contents) of the files of an archive, in its order, in constant memory."""
+    try:
+        with tarfile.open(tar, "r|*") as archive:
+            for info in archive:
+                archive.members = []  # type: ignore[attr-defined]  # else it keeps all that it has passed
+                name = posixpath.normpath(info.name)
+                content = archive.extractfile(info) if info.isreg() else None
+                if content and not records.leaves_folder(name) and "\\" not in name:
+                    yield name, info.size, content
+                elif not info.isdir() and refused is not None:
+                    refused.append(f"{tar.name}: {info.name} is no file inside of the archive's folder")
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise InputError(f"{tar}: not an archive that can be read ({error}); is the download complete?") from None
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table. Its methods return a column's value, or raise LeftOut if it is not of that kind."""
+
+    where: str  # file and line
+    values: dict
+    problem: str = ""  # why the row as a whole cannot be read
+
+    def get(self, column: str) -> object:
+        if self.problem:
+            raise LeftOut("the row cannot be read", self.problem)
+        if column not in self.values:
+            raise LeftOut(f"the row has no `{column}`")
+        return self.values[column]
+
+    def text(self, column: str) -> str:
+        """Return a text or a number as text, without space around; "" for null."""
+        value = self.get(column)
+        if value is None:
+            return ""
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise _misfit(column, "text", value)
+        return str(value).strip()
+
+    def texts(self, column: str) -> list[str]:
+        """Return a list of texts without blanks; a text counts as a list of one, null as an empty one."""
+        value = self.get(column)
+        listed = value if isinstance(value, list) else [value]
+        if not all(item is None or isinstance(item, str) for item in listed):
+            raise _misfit(column, "a list of texts", value)
+        return [item.strip() for item in listed if isinstance(item, str) and item.strip()]
+
+    def flag(self, column: str) -> bool:
+        value = self.get(column)
+        known = {"true": True, "false": False}.get(str(value).strip().lower())
+        if known is None:
+            raise _misfit(column, "True or False", value)
+        return known
+
+    def number(self, column: str) -> float | None:
+        """Return a finite number, which may be written as text; None for null or blank text."""
+        value = self.get(column)
+        if value is None or value == "":
+            return None
+        try:
+            number = float("nan" if isinstance(value, bool) else value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise _misfit(column, "a number", value) from None
+        if number != number or number in (float("inf"), -float("inf")):
+            raise _misfit(column, "a number", value)
+        return number
+
+
+def _misfit(column: str, wanted: str, value: object) -> LeftOut:
+    return LeftOut(f"`{column}` is not {wanted}", repr(value)[:80])
+
+
+def csv_rows(source: Source, member: str, required: Iterable[str], null: str = "") -> Iterator[Row]:
+    """Read a CSV file with a header, by the columns' names; cells equal to `null` are None.
+
+    A row that cannot be read is still yielded, with its problem. Raises InputError if a required column is missing.
+    """
+    csv.field_size_limit(LONGEST_FIELD)
+    with io.TextIOWrapper(source.stream(member), "utf-8-sig", "surrogateescape", newline="") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        _require(header, required, f"{member}, line 1")
+        while True:
+            problem, cells = "", []
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                problem = str(error)
+            if not cells and not problem:  # a blank line
+                continue
+            if not problem and len(cells) != len(header):
+                problem = f"{len(cells)} cells, but {len(header)} columns"
+            if any("\udc80" <= c <= "\udcff" for cell in cells for c in cell if not cell.isascii()):
+                problem = problem or "not UTF-8"
+            values = {name: None if cell == null else cell for name, cell in zip(header, cells, strict=False)}
+            yield Row(f"{member}, line {reader.line_num}", values, problem)
+
+
+def _require(found: Iterable[str], required: Iterable[str], where: str) -> None:
+    """Raise InputError if a column is missing: then the file is of another release, and no row can be used."""
+    found = list(found)
+    if missing := [name for name in required if name not in found]:
+        has = ", ".join(found) or "nothing"
+        raise InputError(
+            f"{where}: no column {', '.join(map(repr, missing))}; there are: {has}. Is it another release?"
+        )
+
+
+def json_rows(source: Source, member: str, required: Iterable[str]) -> Iterator[Row]:
+    """Read the objects of a file: JSON Lines, or one JSON array, a piece at a time.
+
+    A line that cannot be read is still yielded, with its problem. Raises InputError if the first object lacks a
+    required key, or if an array is damaged.
+    """
+    with source.stream(member) as file:
+        start = file.read(CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()
+    objects = _array(source, member) if start.startswith(b"[") else _lines(source, member)
+    checked = False
+    for row in objects:
+        if not checked and not row.problem:
+            _require(row.values, required, row.where)
+            checked = True
+        yield row
+
+
+def _lines(source: Source, member: str) -> Iterator[Row]:
+    with source.stream(member) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                where = f"{member}, line {number}"
+                try:
+                    yield Row(where, records.parse(line))
+                except InputError as error:
+                    yield Row(where, {}, str(error))
+
+
+def _array(source: Source, member: str) -> Iterator[Row]:
+    decoder, number, start = json.JSONDecoder(), 0, 0
+    with io.TextIOWrapper(source.stream(member), "utf-8-sig", "replace") as file:
+        text = file.read(CHUNK).lstrip()[1:]
+        while True:
+            start = _BETWEEN_OBJECTS.match(text, start).end()  # type: ignore[union-attr]
+            if text.startswith("]", start):
+                return
+            try:
+                value, end = decoder.raw_decode(text, start)
+            except ValueError as error:
+                more = file.read(CHUNK) if len(text) - start < LONGEST_FIELD else ""
+                if not more:
+                    raise InputError(f"{member}, object {number + 1}: not JSON ({error}); is it complete?") from None
+                text, start = text[start:] + more, 0
+                continue
+            start, number = end, number + 1
+            is_object = isinstance(value, dict)
+            problem = "" if is_object else f"a {type(value).__name__}, no object"
+            yield Row(f"{member}, object {number}", value if is_object else {}, problem)
+
+
+def parquet_rows(source: Source, member: str, required: Iterable[str], batch_size: int = 64) -> Iterator[Row]:
+    """Read the required columns of a parquet file, some rows at a time. Raises InputError."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError(f"{member}: parquet is read by pyarrow; pip install pyarrow") from None
+    columns = list(required)
+    try:
+        with source.stream(member) as file, parquet.ParquetFile(file) as table:
+            _require(table.schema_arrow.names, columns, member)
+            number = 0
+            for batch in table.iter_batches(batch_size, columns=columns):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(f"{member}, row {number}", values)
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{member}: not a parquet file that can be read ({error})") from None
