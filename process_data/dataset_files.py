@@ -1,17 +1,13 @@
-"""The files that a public data set comes as: folders, archives, tables; and an entry, which a piece of a set becomes.
+"""The files that a public data set comes as, in a folder or an archive; and an entry, which a piece of it becomes.
 
 A reader of a data set is a generator over its rows. It yields (where, make) for each: `where` names file and line, and
 `make()` returns the Entry of the row or raises LeftOut with the reason. See datasets_large.py and datasets_small.py.
 """
 
 import argparse
-import csv
-import io
 import itertools
-import json
 import os
 import posixpath
-import re
 import shutil
 import tarfile
 import zipfile
@@ -24,9 +20,6 @@ from typing import IO
 
 from shared import InputError, files, records
 
-LONGEST_FIELD = 16 * 2**20  # characters of a cell of a CSV file
-_BETWEEN_OBJECTS = re.compile(r"[\s,]*")
-CHUNK = 2**20  # bytes of a JSON array that are read at a time
 LeftOut = records.Unfit  # (kind, detail): why a row is left out; rows are counted by kind
 
 
@@ -242,171 +235,3 @@ def _tar_files(tar: Path, refused: list[str] | None = None) -> Iterator[tuple[st
                     refused.append(f"{tar.name}: {info.name} is no file inside of the archive's folder")
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise InputError(f"{tar}: not an archive that can be read ({error}); is the download complete?") from None
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a table. Its methods return a column's value, or raise LeftOut if it is not of that kind."""
-
-    where: str  # file and line
-    values: dict
-    problem: str = ""  # why the row as a whole cannot be read
-
-    def get(self, column: str) -> object:
-        if self.problem:
-            raise LeftOut("the row cannot be read", self.problem)
-        if column not in self.values:
-            raise LeftOut(f"the row has no `{column}`")
-        return self.values[column]
-
-    def text(self, column: str) -> str:
-        """Return a text or a number as text, without space around; "" for null."""
-        value = self.get(column)
-        if value is None:
-            return ""
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise _misfit(column, "text", value)
-        return str(value).strip()
-
-    def texts(self, column: str) -> list[str]:
-        """Return a list of texts without blanks; a text counts as a list of one, null as an empty one."""
-        value = self.get(column)
-        listed = value if isinstance(value, list) else [value]
-        if not all(item is None or isinstance(item, str) for item in listed):
-            raise _misfit(column, "a list of texts", value)
-        return [item.strip() for item in listed if isinstance(item, str) and item.strip()]
-
-    def flag(self, column: str) -> bool:
-        value = self.get(column)
-        known = {"true": True, "false": False}.get(str(value).strip().lower())
-        if known is None:
-            raise _misfit(column, "True or False", value)
-        return known
-
-    def number(self, column: str) -> float | None:
-        """Return a finite number, which may be written as text; None for null or blank text."""
-        value = self.get(column)
-        if value is None or value == "":
-            return None
-        try:
-            number = float("nan" if isinstance(value, bool) else value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            raise _misfit(column, "a number", value) from None
-        if number != number or number in (float("inf"), -float("inf")):
-            raise _misfit(column, "a number", value)
-        return number
-
-
-def _misfit(column: str, wanted: str, value: object) -> LeftOut:
-    return LeftOut(f"`{column}` is not {wanted}", repr(value)[:80])
-
-
-def csv_rows(source: Source, member: str, required: Iterable[str], null: str = "") -> Iterator[Row]:
-    """Read a CSV file with a header, by the columns' names; cells equal to `null` are None.
-
-    A row that cannot be read is still yielded, with its problem. Raises InputError if a required column is missing.
-    """
-    csv.field_size_limit(LONGEST_FIELD)
-    with io.TextIOWrapper(source.stream(member), "utf-8-sig", "surrogateescape", newline="") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        _require(header, required, f"{member}, line 1")
-        while True:
-            problem, cells = "", []
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                problem = str(error)
-            if not cells and not problem:  # a blank line
-                continue
-            if not problem and len(cells) != len(header):
-                problem = f"{len(cells)} cells, but {len(header)} columns"
-            if any("\udc80" <= c <= "\udcff" for cell in cells for c in cell if not cell.isascii()):
-                problem = problem or "not UTF-8"
-            values = {name: None if cell == null else cell for name, cell in zip(header, cells, strict=False)}
-            yield Row(f"{member}, line {reader.line_num}", values, problem)
-
-
-def _require(found: Iterable[str], required: Iterable[str], where: str) -> None:
-    """Raise InputError if a column is missing: then the file is of another release, and no row can be used."""
-    found = list(found)
-    if missing := [name for name in required if name not in found]:
-        has = ", ".join(found) or "nothing"
-        raise InputError(
-            f"{where}: no column {', '.join(map(repr, missing))}; there are: {has}. Is it another release?"
-        )
-
-
-def json_rows(source: Source, member: str, required: Iterable[str]) -> Iterator[Row]:
-    """Read the objects of a file: JSON Lines, or one JSON array, a piece at a time.
-
-    A line that cannot be read is still yielded, with its problem. Raises InputError if the first object lacks a
-    required key, or if an array is damaged.
-    """
-    with source.stream(member) as file:
-        start = file.read(CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()
-    objects = _array(source, member) if start.startswith(b"[") else _lines(source, member)
-    checked = False
-    for row in objects:
-        if not checked and not row.problem:
-            _require(row.values, required, row.where)
-            checked = True
-        yield row
-
-
-def _lines(source: Source, member: str) -> Iterator[Row]:
-    with source.stream(member) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                where = f"{member}, line {number}"
-                try:
-                    yield Row(where, records.parse(line))
-                except InputError as error:
-                    yield Row(where, {}, str(error))
-
-
-def _array(source: Source, member: str) -> Iterator[Row]:
-    decoder, number, start = json.JSONDecoder(), 0, 0
-    with io.TextIOWrapper(source.stream(member), "utf-8-sig", "replace") as file:
-        text = file.read(CHUNK).lstrip()[1:]
-        while True:
-            start = _BETWEEN_OBJECTS.match(text, start).end()  # type: ignore[union-attr]
-            if text.startswith("]", start):
-                return
-            try:
-                value, end = decoder.raw_decode(text, start)
-            except ValueError as error:
-                more = file.read(CHUNK) if len(text) - start < LONGEST_FIELD else ""
-                if not more:
-                    raise InputError(f"{member}, object {number + 1}: not JSON ({error}); is it complete?") from None
-                text, start = text[start:] + more, 0
-                continue
-            start, number = end, number + 1
-            is_object = isinstance(value, dict)
-            problem = "" if is_object else f"a {type(value).__name__}, no object"
-            yield Row(f"{member}, object {number}", value if is_object else {}, problem)
-
-
-def parquet_rows(source: Source, member: str, required: Iterable[str], batch_size: int = 64) -> Iterator[Row]:
-    """Read the required columns of a parquet file, some rows at a time. Raises InputError."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise InputError(f"{member}: parquet is read by pyarrow; pip install pyarrow") from None
-    columns = list(required)
-    try:
-        with source.stream(member) as file, parquet.ParquetFile(file) as table:
-            _require(table.schema_arrow.names, columns, member)
-            number = 0
-            for batch in table.iter_batches(batch_size, columns=columns):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(f"{member}, row {number}", values)
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{member}: not a parquet file that can be read ({error})") from None
