@@ -18,8 +18,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO
 
+import jobs
 from shared import InputError, files, records
 
+LONGEST_NAME = 200  # bytes; with suffixes at most 255, as file systems have it
 LeftOut = records.Unfit  # (kind, detail): why a row is left out; rows are counted by kind
 
 
@@ -37,6 +39,7 @@ class Entry:
     text: str = ""  # the query of this piece, for retrieval
     labels: dict[str, str] = field(default_factory=dict)  # {task: class}; {"label": ...} if there is one task
     split: str = ""  # "", "train", "validation" or "test"
+    warnings: list[str] = field(default_factory=list)  # for the report, one line each
 
     @property
     def stem(self) -> str:
@@ -53,37 +56,43 @@ class Dataset:
     about: str  # the text of --help: contents, how to get it, licence, size
     read: Reader
     splits: tuple[str, ...] = ()  # of its entries: the choices of --split
-    archives: tuple[str, ...] = ()  # patterns of the .tar.gz files in SOURCE that --extract unpacks
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
 
 
 def safe_name(text: str) -> str:
     """Turn a title, say, into one part of a name: without "/", control characters or a dot in front."""
     kept = "".join("_" if c in '/\\:*?"<>|' or not c.isprintable() else c for c in text).strip(" .")
-    while len(kept.encode("utf-8", "replace")) > 200:  # 255 bytes with suffixes, on all file systems
+    while len(kept.encode("utf-8", "replace")) > LONGEST_NAME:
         kept = kept[:-1]
     return kept
 
 
 def is_safe(name: str) -> bool:
-    """Whether a name can be that of outputs: relative, no part "..", hidden, or of control characters."""
+    """Whether a name can be that of outputs: relative, no part that is "..", hidden or too long, no odd characters."""
     parts = name.split("/")
-    return name.isprintable() and "\\" not in name and all(part and part[0] != "." for part in parts)
+    is_text = name.isprintable() and "\\" not in name
+    return is_text and all(part and part[0] != "." and len(part.encode()) <= LONGEST_NAME for part in parts)
 
 
 # --- where members are ------------------------------------------------------------------------------------------------
 
 
 class Source:
-    """The files of a data set by name ("members"), in a folder, in .zip archives, or unpacked from .tar.gz by `unpack`.
+    """The files of a data set by name ("members"), in a folder, in .zip archives, or unpacked from .tar.gz.
 
     A .zip in the folder, or in a folder of it, counts as if it were expanded there, into a folder of its own name if
     its members are not all in one already.
     """
 
-    def __init__(self, path: Path, unpacked: Path):
-        """Raise InputError if `path` is neither a folder nor an archive; OSError if it cannot be read."""
-        self.location, self.unpacked = path, unpacked
+    def __init__(self, path: Path, unpacked: Path, extract: bool = False):
+        """Raise InputError if `path` is neither a folder nor an archive; OSError if it cannot be read.
+
+        Args:
+            path: a folder or an archive.
+            unpacked: the folder that .tar.gz archives are unpacked into, with `extract`.
+        """
+        self.location, self.unpacked, self.extract = path, unpacked, extract
+        self.refused: list[str] = []  # members of archives that are not unpacked: links, and what leads out
         os.stat(path)
         is_zip, is_tar = path.suffix.lower() == ".zip", _is_tar(path.name)
         if not (path.is_dir() or is_zip or is_tar):
@@ -128,7 +137,10 @@ class Source:
     def stream(self, member: str) -> IO[bytes]:
         """Open a member. Raises LeftOut if it is not there; OSError."""
         if path := self.path(member):
-            return open(path, "rb")
+            try:
+                return open(path, "rb")
+            except OSError as error:
+                raise LeftOut("its file cannot be read", f"{member}: {error.strerror}") from None
         if found := self.zipped.get(posixpath.normpath(member)):
             try:
                 return found[0].open(found[1])
@@ -175,20 +187,21 @@ class Source:
         hint = f"; {closed} is not expanded: add --extract, or expand it there with tar -xf" if closed else ""
         raise InputError(f"{self.location}: no {' or '.join(patterns)} in it{hint}")
 
-    def require_unpacked(self, patterns: Iterable[str]) -> None:
-        """Raise InputError if a .tar.gz that matches one of the patterns is not expanded."""
-        for tar in self.matching(patterns):
-            if not self.is_unpacked(tar):
-                size = f"{tar.stat().st_size / 1e9:.1f} GB"
-                how = f"expand it in {tar.parent} with: tar -xf {tar.name}; or add --extract: into {self.unpacked}"
-                raise InputError(f"{tar}: not expanded ({size} packed); {how}")
+    def need(self, *patterns: str) -> None:
+        """Have the .tar.gz archives whose names match unpacked, if there are any.
 
-    def matching(self, patterns: Iterable[str]) -> list[Path]:
-        patterns = list(patterns)
-        return [tar for tar in self.tars if any(fnmatchcase(tar.name, pattern) for pattern in patterns)]
+        Raises InputError if one is not, and the user has not asked for it: a second copy of gigabytes.
+        """
+        for tar in self.tars:
+            if not any(fnmatchcase(tar.name, pattern) for pattern in patterns) or self.is_unpacked(tar):
+                continue
+            if not self.extract:
+                where = f"expand it there (tar -xf {tar.name}), or add --extract, which does so into {self.unpacked}"
+                raise InputError(f"{tar}: not expanded ({tar.stat().st_size / 1e9:.1f} GB packed); {where}")
+            self._unpack(tar)
 
     def is_unpacked(self, tar: Path) -> bool:
-        """Whether `unpack` is done with an archive, or its first file is in the source's folder."""
+        """Whether an archive is unpacked, or its first file is in the source's folder."""
         if self._mark(tar).exists():
             return True
         first = next(_tar_files(tar), None)
@@ -197,20 +210,15 @@ class Source:
     def _mark(self, tar: Path) -> Path:
         return self.unpacked / f".{tar.name}.unpacked"
 
-    def unpack(self, tar: Path, watch: Callable[[Iterable], Iterable] = iter) -> list[str]:
-        """Unpack the files of an archive, in one pass; those that are there already stay. Returns what it refused.
-
-        Links, devices, and names that lead out of the folder are refused. Raises InputError if the archive is damaged.
-        """
-        refused: list[str] = []
-        for name, size, content in watch(_tar_files(tar, refused)):
+    def _unpack(self, tar: Path) -> None:
+        """Unpack the files of an archive, in one pass. Those that are there already stay."""
+        for name, size, content in jobs.progress("file unpacked", _tar_files(tar, self.refused)):
             target = self.unpacked / name
             if not (os.path.isfile(target) and target.stat().st_size == size):
                 with files.atomic_write(target) as file:
                     shutil.copyfileobj(content, file)
         self.unpacked.mkdir(parents=True, exist_ok=True)
         self._mark(tar).touch()
-        return refused
 
 
 def _is_shown(name: str) -> bool:
