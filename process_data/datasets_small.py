@@ -84,7 +84,7 @@ def _irishman_entry(row: Row, number: int, split: str) -> Entry:
 
 
 def emopia(source: Source, args: argparse.Namespace) -> Made:
-    """Read clips of pop piano music, labelled by quadrant; split by song, or as the authors' files in --official say."""
+    """Read clips of pop piano music, labelled by quadrant; split by song, or as the files in --official say."""
     members = list(source.find("*.mid"))
     if not members:
         raise InputError(f"{source.location}: no .mid file in it")
