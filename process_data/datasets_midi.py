@@ -47,6 +47,7 @@ def _gigamidi_entry(row: Row, split: str = "") -> Entry:
 
 def aria_midi(source: Source, args: argparse.Namespace) -> Made:
     """Read transcriptions of piano recordings, of which a program found composer, genre, form and performer."""
+    source.need("*")
     table = source.one("metadata.json")
     found = {}
     for key, row in json_members(source, table):

@@ -139,7 +139,7 @@ def _vgmidi_entry(row: Row, source: Source, folder: str, held_out: set[str]) -> 
     [quadrant] = [quadrant for quadrant, known in FEELINGS.items() if known == feeling]
     entry = Entry(PurePosixPath(member).stem, {".mid": member}, labels=_emotion(quadrant))
     entry.split = "test" if row.text("id") in held_out else "train"
-    tags = list(dict.fromkeys([row.text("game"), row.text("series")]))
+    tags = list(dict.fromkeys(filter(None, [row.text("game"), row.text("series")])))
     entry.record = {"title": row.text("piece"), "genres": ["video game music"], "tags": tags}
     return entry
 
