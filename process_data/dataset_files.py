@@ -5,6 +5,7 @@ A reader of a data set is a generator over its rows. It yields (where, make) for
 """
 
 import argparse
+import contextlib
 import itertools
 import os
 import posixpath
@@ -12,7 +13,7 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -103,6 +104,8 @@ class Source:
             self.tars = sorted(entry for entry in path.iterdir() if _is_tar(entry.name))
             zips = sorted(itertools.chain(path.glob("*.[zZ][iI][pP]"), path.glob("*/*.[zZ][iI][pP]")))
         self.folders = [path, unpacked] if path.is_dir() else [unpacked]
+        if is_tar:
+            self.need("*")
         self.zipped: dict[str, tuple[zipfile.ZipFile, zipfile.ZipInfo]] = {}
         for archive in zips:
             self._index(archive, posixpath.dirname(archive.relative_to(path).as_posix()) if path.is_dir() else None)
@@ -204,7 +207,8 @@ class Source:
         """Whether an archive is unpacked, or its first file is in the source's folder."""
         if self._mark(tar).exists():
             return True
-        first = next(_tar_files(tar), None)
+        with _damage_reported(tar):
+            first = next(_tar_files(tar), None)
         return first is not None and self.location.is_dir() and os.path.isfile(self.location / first[0])
 
     def _mark(self, tar: Path) -> Path:
@@ -212,11 +216,12 @@ class Source:
 
     def _unpack(self, tar: Path) -> None:
         """Unpack the files of an archive, in one pass. Those that are there already stay."""
-        for name, size, content in jobs.progress("file unpacked", _tar_files(tar, self.refused)):
-            target = self.unpacked / name
-            if not (os.path.isfile(target) and target.stat().st_size == size):
-                with files.atomic_write(target) as file:
-                    shutil.copyfileobj(content, file)
+        with _damage_reported(tar):
+            for name, size, content in jobs.progress("file unpacked", _tar_files(tar, self.refused)):
+                target = self.unpacked / name
+                if not (os.path.isfile(target) and target.stat().st_size == size):
+                    with files.atomic_write(target) as file:
+                        shutil.copyfileobj(content, file)
         self.unpacked.mkdir(parents=True, exist_ok=True)
         self._mark(tar).touch()
 
@@ -229,17 +234,22 @@ def _is_tar(name: str) -> bool:
     return name.lower().endswith((".tar.gz", ".tgz", ".tar"))
 
 
-def _tar_files(tar: Path, refused: list[str] | None = None) -> Iterator[tuple[str, int, IO[bytes]]]:
-    """Yield (name, size, contents) of the files of an archive, in its order, in constant memory."""
+@contextlib.contextmanager
+def _damage_reported(tar: Path) -> Iterator[None]:
     try:
-        with tarfile.open(tar, "r|*") as archive:
-            for info in archive:
-                archive.members = []  # type: ignore[attr-defined]  # else it keeps all that it has passed
-                name = posixpath.normpath(info.name)
-                content = archive.extractfile(info) if info.isreg() else None
-                if content and not records.leaves_folder(name) and "\\" not in name:
-                    yield name, info.size, content
-                elif not info.isdir() and refused is not None:
-                    refused.append(f"{tar.name}: {info.name} is no file inside of the archive's folder")
+        yield
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise InputError(f"{tar}: not an archive that can be read ({error}); is the download complete?") from None
+
+
+def _tar_files(tar: Path, refused: list[str] | None = None) -> Iterator[tuple[str, int, IO[bytes]]]:
+    """Yield (name, size, contents) of the files of an archive, in its order, in constant memory."""
+    with tarfile.open(tar, "r|*") as archive:
+        for info in archive:
+            archive.members = []  # type: ignore[attr-defined]  # else it keeps all that it has passed
+            name = posixpath.normpath(info.name)
+            content = archive.extractfile(info) if info.isreg() else None
+            if content and not records.leaves_folder(name) and "\\" not in name:
+                yield name, info.size, content
+            elif not info.isdir() and refused is not None:
+                refused.append(f"{tar.name}: {info.name} is no file inside of the archive's folder")

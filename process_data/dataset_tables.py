@@ -105,9 +105,7 @@ def _require(found: Iterable[str], required: Iterable[str], where: str) -> None:
     found = list(found)
     if missing := [name for name in required if name not in found]:
         has = ", ".join(found) or "nothing"
-        raise InputError(
-            f"{where}: no column {', '.join(map(repr, missing))}; there are: {has}. Is it another release?"
-        )
+        raise InputError(f"{where}: no column {', '.join(missing)}; it has: {has}. Is it another release?")
 
 
 def json_rows(source: Source, member: str, required: Iterable[str]) -> Iterator[Row]:
