@@ -182,7 +182,8 @@ def parquet_rows(source: Source, member: str, required: Iterable[str], batch_siz
         raise InputError(f"{member}: parquet is read by pyarrow; pip install pyarrow") from None
     columns = list(required)
     try:
-        with source.stream(member) as file, parquet.ParquetFile(file) as table:
+        by_parts = {"pre_buffer": False, "buffer_size": CHUNK}  # else a row group, a gigabyte perhaps, is read whole
+        with source.stream(member) as file, parquet.ParquetFile(file, **by_parts) as table:
             _require(table.schema_arrow.names, columns, member)
             number = 0
             for batch in table.iter_batches(batch_size, columns=columns):

@@ -32,13 +32,15 @@ from typing import IO
 
 import batch
 import datasets_large
+import datasets_midi
+import datasets_small
 import jobs
 import midi_reader
 import musicxml
 from dataset_files import Entry, Filtered, LeftOut, Source, is_safe
 from shared import InputError, files, records
 
-DATASETS = datasets_large.DATASETS
+DATASETS = datasets_large.DATASETS | datasets_midi.DATASETS | datasets_small.DATASETS
 FORMS = dict.fromkeys(midi_reader.SUFFIXES, "midi") | dict.fromkeys(musicxml.SUFFIXES, "scores") | {".abc": "abc"}
 CONVERTED = {"midi": "mtf/{}.mtf", "scores": "interleaved/{}.abc", "abc": "interleaved/{}.abc"}
 SIGNS = {"midi": b"MThd", "abc": b"K:", ".mxl": b"PK"}  # each is in the first bytes of such a file
