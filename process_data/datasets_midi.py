@@ -85,19 +85,28 @@ def _aria_entry(member: str, found: dict) -> Entry:
 
 DATASETS = {
     "gigamidi": Dataset(
-        """Over 2 million MIDI files with, where they are known, title, artist and styles.
+        """Over 2 million MIDI files with, where they are known, titles, artists and styles.
 
-SOURCE is the folder of the parquet files of one version of https://huggingface.co/datasets/Metacreation/GigaMIDI, whose
-conditions are to be accepted there; for research, not for commercial use. Needs `pip install pyarrow`.""",
+Get the parquet files of one version from https://huggingface.co/datasets/Metacreation/GigaMIDI, whose conditions are to
+be accepted there, into a folder, SOURCE. Licence: for research, not for commercial use.
+They are read with pyarrow (pip install pyarrow). The music is written into OUT, as a file for each row.
+
+examples:
+  python process_data/prepare_dataset.py gigamidi GigaMIDI/v2.0.0 data/gigamidi --split validation
+  python process_data/prepare_dataset.py gigamidi GigaMIDI/v2.0.0 data/gigamidi --shard 3/16""",
         gigamidi,
         splits=GIGAMIDI_SPLITS,
     ),
     "aria-midi": Dataset(
         """1,186,253 MIDI files (or 820,944, 371,053, 32,522: its subsets), transcribed from recordings of solo piano.
 
-SOURCE is the folder with metadata.json and data/, from an archive of https://huggingface.co/datasets/loubb/aria-midi,
-such as aria-midi-v1-deduped-ext.tar.gz (2 GB); CC BY-NC-SA 4.0. There are no titles: for training, the records need
-summaries first. Composer, genre, form and performer were found by a program and may be wrong.""",
+Get an archive, such as aria-midi-v1-deduped-ext.tar.gz (2 GB), from https://huggingface.co/datasets/loubb/aria-midi,
+and expand it; SOURCE is the folder with metadata.json and data/. Licence: CC BY-NC-SA 4.0.
+Composer, genre, form and performer were found by a program and may be wrong. There are no titles: for training, the
+records need summaries first.
+
+examples:
+  python process_data/prepare_dataset.py aria-midi aria-midi-v1-deduped-ext data/aria-midi""",
         aria_midi,
     ),
 }

@@ -1,10 +1,9 @@
-"""Readers of WikiMT, WikiMT-X, IrishMAN, EMOPIA, VGMIDI, Pianist8, ASAP, MAESTRO and POP909."""
+"""Readers of the small sets of MIDI files, most with labels: EMOPIA, VGMIDI, Pianist8, ASAP, MAESTRO, POP909."""
 
 import argparse
 import hashlib
 import posixpath
 import re
-import unicodedata
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -12,75 +11,17 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from dataset_files import Dataset, Entry, LeftOut, Source
-from dataset_tables import Row, csv_rows, json_rows
+from dataset_tables import Row, csv_rows
 from shared import InputError
 
 Made = Iterator[tuple[str, Callable[[], Entry]]]
 
-WIKIMT_FIELDS = ("description", "title", "artist", "genre")
-WIKIMT_X_FIELDS = ("description", "background", "analysis", "scene")
 CLIP = re.compile(r"(Q[1-4])_(.{11})_(\d+)")  # of EMOPIA: quadrant, song, number
 FEELINGS = {"Q1": ("high", "high"), "Q2": ("low", "high"), "Q3": ("low", "low"), "Q4": ("high", "low")}
 EMOPIA_FILES = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
 PIANIST8_FOLDERS = {"train": "train", "valid": "validation", "test": "test"}
 SPLITS = ("train", "validation", "test")
 TEST_SHARE = 0.2  # of the songs of each class, in a set without an official split
-
-
-def wikimt(source: Source, args: argparse.Namespace) -> Made:
-    """Read lead sheets with title, artist, genre and description; music from the JSON file, or MusicXML beside it."""
-    scores = defaultdict(list)
-    for pattern in ("*.mxl", "*.musicxml", "*.xml"):
-        for member in source.find(pattern):
-            scores[_letters(PurePosixPath(member).stem)].append(member)
-    table = source.one("wikimusictext.jsonl", "wikimusictext.json")
-    for number, row in enumerate(json_rows(source, table, ("title", "artist", "genre", "description")), start=1):
-        yield row.where, partial(_wikimt_entry, row, number, scores, args.field)
-
-
-def _wikimt_entry(row: Row, number: int, scores: dict[str, list[str]], fields: list[str]) -> Entry:
-    title, artist, genre = row.text("title"), row.text("artist"), row.text("genre")
-    music: dict[str, str | bytes] = {}
-    if row.values.get("music"):
-        music[".abc"] = "\n".join(line.rstrip("\r\n") for line in _lines(row, "music")).encode()
-    elif scores:
-        fitting = scores.get(_letters(f"{artist} - {title}"), [])
-        if len(fitting) != 1:
-            raise LeftOut(f"{'two scores' if fitting else 'no score'} of its name", f"{artist} - {title}.mxl")
-        music[PurePosixPath(fitting[0]).suffix.lower()] = fitting[0]
-    entry = Entry(f"{number:04d}", music, text=_joined(row, fields), labels=_label(genre))
-    entry.record = {"title": title, "genres": [genre], "description": row.text("description"), "tags": [artist]}
-    return entry
-
-
-def wikimt_x(source: Source, args: argparse.Namespace) -> Made:
-    """Read lead sheets in ABC, each with four texts; `--field` names the query."""
-    table = source.one("wikimt-x-public.jsonl")
-    required = ("title", "artists", "genre", *WIKIMT_X_FIELDS, "leadsheet")
-    for number, row in enumerate(json_rows(source, table, required), start=1):
-        yield row.where, partial(_wikimt_x_entry, row, number, args.field)
-
-
-def _wikimt_x_entry(row: Row, number: int, fields: list[str]) -> Entry:
-    entry = Entry(f"{number:04d}", {".abc": _abc(row, "leadsheet")}, labels=_label(row.text("genre")))
-    entry.text = _joined(row, fields)
-    texts = [text for field in WIKIMT_X_FIELDS if (text := row.text(field))]
-    entry.record = {"title": row.text("title"), "genres": [row.text("genre")], "description": texts}
-    entry.record["tags"] = row.texts("artists")
-    return entry
-
-
-def irishman(source: Source, args: argparse.Namespace) -> Made:
-    """Read tunes in ABC without titles, for the training of M3: no records."""
-    for split in ("train", "validation"):
-        table = source.one(f"{split}.json")
-        for number, row in enumerate(json_rows(source, table, ("control code", "abc notation"))):
-            yield row.where, partial(_irishman_entry, row, number, split)
-
-
-def _irishman_entry(row: Row, number: int, split: str) -> Entry:
-    name = f"{number // 1000:03d}/{number:06d}"  # a thousand files in a folder
-    return Entry(name, {".abc": _abc(row, "abc notation")}, split=split)
 
 
 def emopia(source: Source, args: argparse.Namespace) -> Made:
@@ -108,10 +49,10 @@ def _emopia_entry(member: str, clip: re.Match | None, splits: dict[str, str]) ->
     return entry
 
 
-def _emopia_splits(folder: Path) -> dict[str, str]:
+def _emopia_splits(folder: str) -> dict[str, str]:
     """Read the split of each clip from train.csv, val.csv and test.csv."""
     splits: dict[str, str] = {}
-    source = Source(folder, folder)
+    source = Source(Path(folder), Path(folder))
     for split, file in EMOPIA_FILES.items():
         for row in csv_rows(source, source.one(file), ("fname", "label")):
             name, label = row.text("fname"), row.text("label")
@@ -267,37 +208,9 @@ def _choice(row: Row, column: str, names: dict[str, str]) -> str:
     return names[value]
 
 
-def _abc(row: Row, column: str) -> bytes:
-    if not (text := row.text(column)):
-        raise LeftOut(f"`{column}` is empty")
-    return f"{text}\n".encode("utf-8", "replace")
-
-
-def _lines(row: Row, column: str) -> list[str]:
-    value = row.values[column]
-    return [str(line) for line in value] if isinstance(value, list) else [row.text(column)]
-
-
-def _joined(row: Row, fields: list[str]) -> str:
-    return "\n".join(text for field in fields if (text := row.text(field)))
-
-
-def _letters(name: str) -> str:
-    """Reduce a name to its letters and digits, in lower case: the others may be replaced in a file's name."""
-    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", name).casefold()))
-
-
-def _field_argument(fields: tuple[str, ...]) -> Callable[[argparse.ArgumentParser], None]:
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        about = f"the query of a piece, joined by line breaks if several: {', '.join(fields)} (default: {fields[0]})"
-        parser.add_argument("--field", metavar="FIELD", nargs="+", choices=fields, default=fields[:1], help=about)
-
-    return add_arguments
-
-
 def _official_argument(parser: argparse.ArgumentParser) -> None:
     about = "folder of the authors' train.csv, val.csv and test.csv; without it, a fifth of the songs is the test"
-    parser.add_argument("--official", metavar="FOLDER", type=Path, help=about)
+    parser.add_argument("--official", metavar="FOLDER", help=about)
 
 
 def _performances_argument(parser: argparse.ArgumentParser) -> None:
@@ -306,39 +219,17 @@ def _performances_argument(parser: argparse.ArgumentParser) -> None:
 
 
 DATASETS = {
-    "wikimt": Dataset(
-        """1,010 lead sheets with title, artist, genre (one of 8) and description, for retrieval and a probe.
-
-SOURCE is a folder with wikimusictext.jsonl (about 1 MB) of https://huggingface.co/datasets/sander-wood/wikimusictext;
-by its revision, MIT or CC BY-NC 4.0. It has no music: put the MusicXML files into the same folder, each named
-`ARTIST - TITLE.mxl`; case does not matter, nor what stands for characters that no file name has. Or use an older
-wikimusictext.json, which holds the music as ABC. Without either, only texts, labels and records are written.
-Which rows and which fields CLaMP 2 was evaluated with is not published: --field is a choice, and scores may differ.""",
-        wikimt,
-        add_arguments=_field_argument(WIKIMT_FIELDS),
-    ),
-    "wikimt-x": Dataset(
-        """1,000 lead sheets in ABC with genre, background, analysis, description and scene.
-
-SOURCE is a folder with wikimt-x-public.jsonl of https://huggingface.co/datasets/sander-wood/wikimt-x; CC BY-NC 4.0.
-Which of the texts was the query in published evaluations is not known: --field is a choice, and scores may differ.""",
-        wikimt_x,
-        add_arguments=_field_argument(WIKIMT_X_FIELDS),
-    ),
-    "irishman": Dataset(
-        """216,284 Irish tunes in ABC (2,162 of them for validation), monophonic and without titles: to train M3.
-
-SOURCE is a folder with train.json and validation.json of https://huggingface.co/datasets/sander-wood/irishman; MIT.
-There are no records for CLaMP 2, which needs a title or a summary.""",
-        irishman,
-        splits=("train", "validation"),
-    ),
     "emopia": Dataset(
         """1,078 clips of 387 pop piano songs with four emotions, for a probe: quadrant, valence or arousal.
 
-SOURCE is EMOPIA_2.2.zip of https://zenodo.org/records/5257995, or a folder; on the licence, its pages disagree.
-A clip is Q<1-4>_<song>_<number>.mid. Clips of a song are in one split. The authors' own split is in dataset/split of
-https://github.com/seungheondoh/EMOPIA_cls: --official FOLDER.""",
+Get EMOPIA_2.2.zip from https://zenodo.org/records/5257995; SOURCE is the archive, or the folder it expands to.
+Licence: for research; its pages disagree on which.
+A clip is named Q<1-4>_<song>_<number>.mid. A fifth of the songs, with all their clips, is the test; the authors' own
+split, also by song, is in dataset/split of https://github.com/seungheondoh/EMOPIA_cls.
+
+examples:
+  python process_data/prepare_dataset.py emopia EMOPIA_2.2.zip data/emopia
+  python process_data/prepare_dataset.py emopia EMOPIA_2.2.zip data/emopia --official EMOPIA_cls/dataset/split""",
         emopia,
         splits=SPLITS,
         add_arguments=_official_argument,
@@ -346,41 +237,58 @@ https://github.com/seungheondoh/EMOPIA_cls: --official FOLDER.""",
     "vgmidi": Dataset(
         """204 phrases of 200 pieces of video game music, for a probe: valence, arousal, or both (quadrant).
 
-SOURCE is the folder of `git clone https://github.com/lucasnfe/vgmidi`; labelled/phrases.zip in it is read as it is.
-The repository has no licence. There is no official split: a fifth of the pieces is the test.""",
+Get it with: git clone https://github.com/lucasnfe/vgmidi. SOURCE is that folder; the archive labelled/phrases.zip in it
+is read as it is. Licence: none is given. A fifth of the pieces, with all their phrases, is the test.
+
+examples:
+  python process_data/prepare_dataset.py vgmidi vgmidi data/vgmidi""",
         vgmidi,
         splits=("train", "test"),
     ),
     "pianist8": Dataset(
         """411 piano pieces by 8 composers, transcribed from audio, for a probe: composer.
 
-SOURCE is the archive of https://zenodo.org/records/5089279, which names the licence, or a folder. The folder that a
-piece is in is its composer. Folders train, valid and test, where a copy has them, are the split.""",
+Get the archive from https://zenodo.org/records/5089279, which names the licence; SOURCE is the archive, or a folder.
+The folder that a piece is in is its composer. Folders train, valid and test, which some copies have, are the split.
+
+examples:
+  python process_data/prepare_dataset.py pianist8 Pianist8.zip data/pianist8""",
         pianist8,
         splits=SPLITS,
     ),
     "asap": Dataset(
-        """235 scores of piano music by 16 composers, as MusicXML and MIDI, with 1,067 performances.
+        """235 scores of piano music by 16 composers, as MusicXML and MIDI, and 1,067 performances of them.
 
-SOURCE is the folder of `git clone https://github.com/fosfrancesco/asap-dataset`; CC BY-NC-SA 4.0. One piece for each
-score, in both forms, or, with --performances, one for each performance.""",
+Get it with: git clone https://github.com/fosfrancesco/asap-dataset. SOURCE is that folder. Licence: CC BY-NC-SA 4.0.
+Each score is one piece in two forms. With --performances, each performance is one, and a fifth of the scores, with all
+their performances, is the test.
+
+examples:
+  python process_data/prepare_dataset.py asap asap-dataset data/asap
+  python process_data/prepare_dataset.py asap asap-dataset data/performances --performances""",
         asap,
         splits=("train", "test"),
         add_arguments=_performances_argument,
     ),
     "maestro": Dataset(
-        """1,276 performances of classical piano music with composer and title, and an official split.
+        """1,276 performances of classical piano music with composers, titles and an official split.
 
-SOURCE is maestro-v3.0.0-midi.zip (about 60 MB) of https://magenta.tensorflow.org/datasets/maestro, or a folder;
-CC BY-NC-SA 4.0. Arrangements, whose composers are two, have no label.""",
+Get maestro-v3.0.0-midi.zip (60 MB) from https://magenta.tensorflow.org/datasets/maestro; SOURCE is the archive, or the
+folder it expands to. Licence: CC BY-NC-SA 4.0. Arrangements, which have two composers, have no label.
+
+examples:
+  python process_data/prepare_dataset.py maestro maestro-v3.0.0-midi.zip data/maestro""",
         maestro,
         splits=SPLITS,
     ),
     "pop909": Dataset(
-        """909 Chinese pop songs arranged for piano, with title and singer. Other versions of a song are left out.
+        """909 Chinese pop songs arranged for piano, with titles and singers.
 
-SOURCE is the folder of `git clone https://github.com/music-x-lab/POP909-Dataset`; MIT.
-Needs `pip install openpyxl`.""",
+Get it with: git clone https://github.com/music-x-lab/POP909-Dataset. SOURCE is that folder. Licence: MIT. Its table is
+read with openpyxl (pip install openpyxl). Of the versions of a song, which are nearly alike, only the first is taken.
+
+examples:
+  python process_data/prepare_dataset.py pop909 POP909-Dataset data/pop909""",
         pop909,
     ),
 }

@@ -4,12 +4,11 @@ import argparse
 import io
 import zipfile
 
-import datasets_midi
-import datasets_small
+import prepare_dataset
 from dataset_files import LeftOut, Source
 
 MIDI = b"MThd\0\0\0\6\0\0\0\1\1\xe0MTrk\0\0\0\x0d\0\x90\x3c\x50\x83\x60\x80\x3c\0\0\xff\x2f\0"  # one note
-DATASETS = datasets_small.DATASETS | datasets_midi.DATASETS
+DATASETS = prepare_dataset.DATASETS
 
 
 def write(folder, members):

@@ -1,4 +1,4 @@
-"""The readers of GigaMIDI and Aria-MIDI, on files that are written here in the form of each, defects included."""
+"""GigaMIDI and Aria-MIDI: their readers, on files written here in the form of each, defects included."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_parquet_files_of_another_form_are_errors_that_name_them(tmp_path):
         read("gigamidi", tmp_path)
     (tmp_path / "a/train.parquet").unlink()
     parquet.write_table(pyarrow.table({"md5": ["0"], "bytes": [b""]}), tmp_path / "train.parquet")
-    with pytest.raises(InputError, match=r"train.parquet: no column 'music', 'title', .*there are: md5, bytes"):
+    with pytest.raises(InputError, match=r"train.parquet: no column music, title, .*; it has: md5, bytes"):
         read("gigamidi", tmp_path)
 
 
