@@ -166,7 +166,8 @@ def _values(source: Source, member: str, closing: str) -> Iterator[object]:
             except ValueError as error:
                 more = file.read(CHUNK) if len(text) - start < LONGEST else ""
                 if not more:
-                    raise InputError(f"{member}, value {number + 1}: not JSON ({error}); is it complete?") from None
+                    number = number + 1 if closing == "]" else number // 2 + 1
+                    raise InputError(f"{member}, object {number}: not JSON ({error}); is it complete?") from None
                 text, start = text[start:] + more, 0
                 continue
             start, number = end, number + 1

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+import batch_interleaved_abc
 import dataset_tables
+import prepare_dataset
 from dataset_fixtures import read, write
 from files import InputError
 
@@ -91,7 +93,44 @@ def test_irishman_is_read_in_chunks(tmp_path, monkeypatch, chunk):
 def test_irishman_cut_off_or_of_other_keys_is_an_error(tmp_path):
     whole = json.dumps(tunes("X:1\nK:C\nABc|", "X:2\nK:C\nABc|"))
     for end in (-1, -3, -8, whole.index('}, {"') + 2):
-        with pytest.raises(InputError, match=r"train.json, value .: not JSON"):
+        with pytest.raises(InputError, match=r"train.json, object .: not JSON"):
             read("irishman", write(tmp_path, {"train.json": whole[:end], "validation.json": "[]"}))
     with pytest.raises(InputError, match=r"train.json, object 1: no column abc notation; it has: abc, control code"):
         read("irishman", write(tmp_path, {"train.json": '[{"abc": "", "control code": ""}]', "validation.json": "[]"}))
+
+
+def stems(folder, suffix):
+    return sorted(path.relative_to(folder).as_posix().removesuffix(suffix) for path in folder.rglob(f"*{suffix}"))
+
+
+def prepare(*argv):
+    return prepare_dataset.main([*map(str, argv)])
+
+
+def test_wikimt_without_music_is_texts_and_labels_and_goes_on_once_scores_are_there(tmp_path, capsys):
+    source, out = tmp_path / "WikiMT", tmp_path / "out"
+    write(source, {"wikimusictext.jsonl": lines(song(), song(title="Help!"))})
+    assert prepare("wikimt", source, out) == 0
+    assert "2 rows, 2 kept (nothing; 2 with warnings), 0 left out" in (printed := capsys.readouterr().out)
+    assert "Next:" not in printed and not (out / "records").exists()
+    assert stems(out / "texts", ".txt") == ["0001", "0002"]
+    assert (out / "labels.csv").read_text() == "0001,Pop\n0002,Pop\n"
+    write(source, {"The Beatles - Yesterday.mxl": b"PK", "the beatles - help_.MusicXML": "<score-partwise/>"})
+    assert prepare("wikimt", source, out) == 0
+    assert sorted(path.name for path in (out / "scores").iterdir()) == ["0001.mxl", "0002.musicxml"]
+    assert json.loads((out / "records/0002.json").read_text())["filepaths"] == ["interleaved/0002.abc"]
+
+
+def test_the_queries_of_wikimt_x_are_those_of_its_converted_music(tmp_path):
+    row = song(
+        artists=["Lennon"],
+        background="a",
+        analysis="b",
+        scene="c",
+        leadsheet='X:1\nL:1/8\nM:4/4\nK:none\n"Am"ABcd efga|]',
+    )
+    rows = lines(row, row | {"leadsheet": "no music"}, row | {"leadsheet": "X:1\nL:1/8\nM:3/4\nK:\nABcd ef|]"})
+    source, out = write(tmp_path / "WikiMT-X", {"wikimt-x-public.jsonl": rows}), tmp_path / "out"
+    assert prepare("wikimt-x", source, out) == 1  # a row is left out
+    assert batch_interleaved_abc.main([str(out / "abc"), str(out / "interleaved"), "--workers", "1"]) == 0
+    assert stems(out / "interleaved", ".abc") == stems(out / "texts", ".txt") == ["0001", "0003"]

@@ -1,12 +1,14 @@
 """GigaMIDI and Aria-MIDI: their readers, on files written here in the form of each, defects included."""
 
 import json
+import sys
 
 import pyarrow
 import pytest
 from pyarrow import parquet
 
 import dataset_tables
+import prepare_dataset
 from dataset_fixtures import MIDI, read, write
 from files import InputError
 
@@ -120,5 +122,30 @@ def test_aria_midi_finds_metadata_by_number(tmp_path, monkeypatch, chunk):
 def test_aria_midis_metadata_cut_off_are_an_error(tmp_path):
     text = json.dumps(ARIA)
     for end in (-1, -3, text.index('"4096"') - 2, text.index('"4096"') + 6):
-        with pytest.raises(InputError, match=r"metadata.json, value .*: not JSON"):
+        with pytest.raises(InputError, match=r"metadata.json, object .: not JSON"):
             read("aria-midi", write(tmp_path, {"metadata.json": text[:end]}))
+
+
+def test_gigamidi_in_shards_is_the_whole(tmp_path):
+    rows = [file(n, music=MIDI if n != 3 else b"RIFF", music_styles_curated=["a", "b"][n % 2 :]) for n in range(8)]
+    shard(tmp_path / "in/train.parquet", rows[:5], row_group_size=2)
+    shard(tmp_path / "in/test.parquet", rows[5:])
+    assert prepare_dataset.main(["gigamidi", str(tmp_path / "in"), str(tmp_path / "whole")]) == 1
+    for part in (1, 2, 3):
+        argv = [str(tmp_path / "in"), str(tmp_path / "parts"), "--shard", f"{part}/3"]
+        assert prepare_dataset.main(["gigamidi", *argv]) == (part == 1)  # the row that is no music is of the first
+    whole, parts = (
+        {path.relative_to(tmp_path / out): path.read_bytes() for path in (tmp_path / out).rglob("*.[mj][is][do]*")}
+        for out in ("whole", "parts")
+    )
+    assert len([path for path in whole if path.suffix == ".mid"]) == 7
+    assert {path: content for path, content in parts.items() if "prepared" not in path.name} == {
+        path: content for path, content in whole.items() if "prepared" not in path.name
+    }
+
+
+def test_without_pyarrow_the_error_says_what_to_install(tmp_path, monkeypatch):
+    shard(tmp_path / "train.parquet", [file(1)])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match="pip install pyarrow"):
+        read("gigamidi", tmp_path)

@@ -3,7 +3,10 @@
 import openpyxl
 import pytest
 
+import batch_midi2mtf
 import datasets_small
+import labels
+import prepare_dataset
 from dataset_files import Source
 from dataset_fixtures import MIDI, read, write, zipped
 from files import InputError
@@ -200,3 +203,16 @@ def test_a_fifth_of_the_groups_of_each_class_is_held_out():
 def test_a_file_of_another_form_is_an_error_that_names_it(tmp_path, name, file, content, message):
     with pytest.raises(InputError, match=message):
         read(name, write(tmp_path, {file: content}))
+
+
+def test_labels_of_emopia_fit_its_converted_music(tmp_path):
+    path, out = tmp_path / "EMOPIA_2.2.zip", tmp_path / "out"
+    path.write_bytes(zipped({f"EMOPIA_2.2/midis/{clip}.mid": MIDI for clip in CLIPS}))
+    assert prepare_dataset.main(["emopia", str(path), str(out)]) == 0
+    assert batch_midi2mtf.main([str(out / "midi"), str(out / "mtf"), "--workers", "1"]) == 0
+    for task, expected in {"quadrant": {"Q1", "Q4"}, "valence": {"high"}, "arousal": {"high", "low"}}.items():
+        known = labels.from_csv(out / f"labels_{task}.csv")
+        assert set(known.values()) == expected
+        for split in ("train", "test"):
+            found = [(out / "mtf", path.name) for path in (out / "mtf" / split).iterdir()]
+            assert found and None not in labels.assign(found, known)
