@@ -25,12 +25,13 @@ def gigamidi(source: Source, args: argparse.Namespace) -> Made:
     if not shards:
         raise InputError(f"{source.location}: no .parquet file in it")
     for shard in shards:
-        split = re.findall("|".join(GIGAMIDI_SPLITS), shard)[-1:]  # train-00000-of-00010.parquet
-        for row in parquet_rows(source, shard, GIGAMIDI_COLUMNS):
-            yield row.where, partial(_gigamidi_entry, row, *split)
+        split = next(reversed(re.findall("|".join(GIGAMIDI_SPLITS), shard)), "")  # train-00000-of-00010.parquet
+        if args.split in (None, split):
+            for row in parquet_rows(source, shard, GIGAMIDI_COLUMNS):
+                yield row.where, partial(_gigamidi_entry, row, split)
 
 
-def _gigamidi_entry(row: Row, split: str = "") -> Entry:
+def _gigamidi_entry(row: Row, split: str) -> Entry:
     md5, music = row.text("md5"), row.get("music")
     if not re.fullmatch("[0-9a-f]{32}", md5):
         raise LeftOut("`md5` is not 32 hexadecimal digits", repr(md5)[:80])

@@ -31,6 +31,7 @@ def zipped(members):
 def read(name, folder, *options):
     """Read a data set: {stem: entry}, and {where: reason} of what was left out."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--split")
     if DATASETS[name].add_arguments:
         DATASETS[name].add_arguments(parser)
     entries, left_out = {}, {}

@@ -52,6 +52,7 @@ def test_gigamidi(tmp_path):
     assert first.music == {".mid": MIDI} and first.labels == {"label": "rock"}
     assert second.record == {"title": "", "genres": ["jazz", "blues"], "tags": []} and second.labels == {}
     assert third.record["genres"] == []
+    assert list(read("gigamidi", tmp_path, "--split", "test")[0]) == [f"test/{name}7"]
     assert left_out == {
         "v2.0.0/train-00000-of-00002.parquet, row 3": "`music` is not bytes: NoneType",
         "v2.0.0/train-00000-of-00002.parquet, row 4": "`md5` is not 32 hexadecimal digits: '../../etc'",
