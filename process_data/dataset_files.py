@@ -165,20 +165,21 @@ class Source:
     def find(self, pattern: str) -> Iterator[str]:
         """Find the members whose path, or its end, matches a pattern such as "midis/*.mid"; "*" also matches "/".
 
-        Sorted in each folder, a folder's files before its subfolders; then those in archives. Skips hidden files.
+        Upper and lower case are the same. Sorted in each folder, a folder's files before its subfolders; then those in
+        archives. Skips hidden files.
         """
-        patterns = (pattern, f"*/{pattern}")
+        patterns = (pattern.lower(), f"*/{pattern.lower()}")
         for folder in self.folders:
             for where, subfolders, names in os.walk(folder, followlinks=True):
                 subfolders[:] = sorted(name for name in subfolders if _is_shown(name))
                 inside = Path(where).relative_to(folder).as_posix()
                 for name in sorted(filter(_is_shown, names)):
                     member = posixpath.normpath(posixpath.join(inside, name))
-                    if any(fnmatchcase(member, pattern) for pattern in patterns):
+                    if any(fnmatchcase(member.lower(), pattern) for pattern in patterns):
                         yield member
         for member in sorted(self.zipped):
             shown = all(map(_is_shown, member.split("/")))
-            if shown and any(fnmatchcase(member, pattern) for pattern in patterns) and not self.path(member):
+            if shown and any(fnmatchcase(member.lower(), pattern) for pattern in patterns) and not self.path(member):
                 yield member
 
     def one(self, *patterns: str) -> str:

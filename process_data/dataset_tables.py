@@ -12,7 +12,7 @@ from shared import InputError, records
 
 LONGEST = 16 * 2**20  # characters of a cell of a CSV file, or of an object in a JSON array
 CHUNK = 2**20  # characters of a JSON array that are read at a time
-_BETWEEN_OBJECTS = re.compile(r"[\s,]*")
+_BETWEEN_VALUES = re.compile(r"[\s,:]*")
 
 
 @dataclass(frozen=True)
@@ -137,25 +137,41 @@ def _lines(source: Source, member: str) -> Iterator[Row]:
 
 
 def _array(source: Source, member: str) -> Iterator[Row]:
+    for number, value in enumerate(_values(source, member, "]"), start=1):
+        yield _object(f"{member}, object {number}", value)
+
+
+def json_members(source: Source, member: str) -> Iterator[tuple[str, Row]]:
+    """Read a file that is one JSON object of objects, as (key, object), a piece at a time. Raises InputError."""
+    values = _values(source, member, "}")
+    for key in values:
+        yield str(key), _object(f"{member}, {key!r}", next(values, None))
+
+
+def _object(where: str, value: object) -> Row:
+    return Row(where, value) if isinstance(value, dict) else Row(where, {}, f"a {type(value).__name__}, no object")
+
+
+def _values(source: Source, member: str, closing: str) -> Iterator[object]:
+    """Parse the values between a JSON file's brackets, one after another; of an object, also its keys."""
     decoder, number, start = json.JSONDecoder(), 0, 0
     with io.TextIOWrapper(source.stream(member), "utf-8-sig", "replace") as file:
         text = file.read(CHUNK).lstrip()[1:]
         while True:
-            start = _BETWEEN_OBJECTS.match(text, start).end()  # type: ignore[union-attr]
-            if text.startswith("]", start):
+            start = _BETWEEN_VALUES.match(text, start).end()  # type: ignore[union-attr]
+            if text.startswith(closing, start):
                 return
             try:
                 value, end = decoder.raw_decode(text, start)
             except ValueError as error:
                 more = file.read(CHUNK) if len(text) - start < LONGEST else ""
                 if not more:
-                    raise InputError(f"{member}, object {number + 1}: not JSON ({error}); is it complete?") from None
+                    number = number + 1 if closing == "]" else number // 2 + 1
+                    raise InputError(f"{member}, object {number}: not JSON ({error}); is it complete?") from None
                 text, start = text[start:] + more, 0
                 continue
             start, number = end, number + 1
-            is_object = isinstance(value, dict)
-            problem = "" if is_object else f"a {type(value).__name__}, no object"
-            yield Row(f"{member}, object {number}", value if is_object else {}, problem)
+            yield value
 
 
 def parquet_rows(source: Source, member: str, required: Iterable[str], batch_size: int = 64) -> Iterator[Row]:
@@ -167,7 +183,8 @@ def parquet_rows(source: Source, member: str, required: Iterable[str], batch_siz
         raise InputError(f"{member}: parquet is read by pyarrow; pip install pyarrow") from None
     columns = list(required)
     try:
-        with source.stream(member) as file, parquet.ParquetFile(file) as table:
+        by_parts = {"pre_buffer": False, "buffer_size": CHUNK}  # else a row group, a gigabyte perhaps, is read whole
+        with source.stream(member) as file, parquet.ParquetFile(file, **by_parts) as table:
             _require(table.schema_arrow.names, columns, member)
             number = 0
             for batch in table.iter_batches(batch_size, columns=columns):

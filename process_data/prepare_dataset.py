@@ -31,14 +31,17 @@ from pathlib import Path
 from typing import IO
 
 import batch
+import datasets_abc
 import datasets_large
+import datasets_midi
+import datasets_small
 import jobs
 import midi_reader
 import musicxml
 from dataset_files import Entry, Filtered, LeftOut, Source, is_safe
 from shared import InputError, files, records
 
-DATASETS = datasets_large.DATASETS
+DATASETS = datasets_large.DATASETS | datasets_midi.DATASETS | datasets_abc.DATASETS | datasets_small.DATASETS
 FORMS = dict.fromkeys(midi_reader.SUFFIXES, "midi") | dict.fromkeys(musicxml.SUFFIXES, "scores") | {".abc": "abc"}
 CONVERTED = {"midi": "mtf/{}.mtf", "scores": "interleaved/{}.abc", "abc": "interleaved/{}.abc"}
 SIGNS = {"midi": b"MThd", "abc": b"K:", ".mxl": b"PK"}  # each is in the first bytes of such a file
@@ -63,12 +66,12 @@ def write_entry(entry: Entry, source: Source, out: Path) -> set[str]:
             forms.add(_write_music(entry.stem, suffix.lower(), music, source, out))
         except LeftOut as problem:
             problems.append(problem)
-    if not forms:
+    if not forms and (problems or not entry.text):
         raise problems[0] if problems else LeftOut("no music")
     entry.warnings += map(str, problems)
     if entry.text:
         _write(out / "texts" / f"{entry.stem}.txt", _clean(entry.text).encode("utf-8", "replace"))
-    if entry.record:
+    if entry.record and forms:
         paths = list(dict.fromkeys(CONVERTED[form].format(entry.stem) for form in sorted(forms)))
         record = {name: _clean_value(entry.record.get(name)) for name in records.METADATA} | {"filepaths": paths}
         text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
@@ -206,7 +209,8 @@ class _Run:
         files.name_all("member(s) of archives were not unpacked", self.source.refused)
         if not self.kept:
             return 0 if self.end else files.print_error(f"{self.source.location}: none of {self.rows} rows is kept")
-        print("Next:", *next_commands(self), sep="\n  ")
+        if self.written.keys() & CONVERTED.keys():
+            print("Next:", *next_commands(self), sep="\n  ")
         return int(bool(self.reasons or self.source.refused))
 
 
