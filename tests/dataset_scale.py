@@ -30,7 +30,7 @@ def pdmx(folder: Path, count: int) -> None:
                 _write(folder / form / f"{name}.{form}", content)
             record = forms.metadata(description=DESCRIPTION, tags=["piano", "solo"], title=f"Title {number}")
             member = f"metadata/{number % 100}/{number}.json"
-            _write(folder / member, json.dumps(record).encode())
+            _write(folder / member, record.encode())
             table.write(forms.pdmx_row(name, metadata=f"./{member}") + "\n")
 
 
