@@ -22,7 +22,7 @@ import merge_jsonl
 import offline_summaries
 import prepare_dataset
 import records
-from dataset_files import Dataset, Entry
+from dataset_files import Dataset, Entry, LeftOut, Source
 from dataset_fixtures import write
 from helpers import ROOT
 
@@ -507,3 +507,15 @@ def test_every_set_says_how_to_get_it(capsys):
             run(name, "--help")
         printed = capsys.readouterr().out
         assert "icence" in printed and f"prepare_dataset.py {name}" in printed, name
+
+
+@pytest.mark.parametrize("second", ["2.mid", b"MThd other"])
+def test_two_pieces_of_one_name_are_not_mixed_up(tmp_path, second):
+    folder, out = write(tmp_path / "in", {"1.mid": MIDI, "2.mid": MIDI + b"\0", "3.mid": MIDI}), tmp_path / "out"
+    source = Source(folder, tmp_path / "none")
+    first = "1.mid" if isinstance(second, str) else MIDI
+    for again in (first, first, "3.mid" if isinstance(second, str) else MIDI):  # the same contents are the same piece
+        assert prepare_dataset.write_entry(Entry("a", {".mid": again}), source, out) == {"midi"}
+    with pytest.raises(LeftOut, match="an earlier row has its name, but not its contents"):
+        prepare_dataset.write_entry(Entry("a", {".mid": second}), source, out)
+    assert tree(out) == {"midi/a.mid": MIDI}
