@@ -38,7 +38,7 @@ import datasets_small
 import jobs
 import midi_reader
 import musicxml
-from dataset_files import Entry, Filtered, LeftOut, Source, is_safe
+from dataset_files import Entry, Filtered, LeftOut, Source, damage_reported, is_safe
 from shared import InputError, files, records
 
 DATASETS = datasets_large.DATASETS | datasets_midi.DATASETS | datasets_abc.DATASETS | datasets_small.DATASETS
@@ -261,20 +261,26 @@ def next_commands(run: _Run) -> list[str]:
 
 def prepare(args: argparse.Namespace) -> int:
     dataset, (part, parts) = DATASETS[args.name], args.shard
-    _check_folders(args)
+    known, settings = _settings(args)
     args.out.mkdir(parents=True, exist_ok=True)
     files.remove_leftovers(args.out)
     source = Source(args.source, args.out / "source", args.extract)
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, damage_reported(args.source):
         run = _Run(args, source, stack)
         rows = itertools.islice(dataset.read(source, args), part - 1, None, parts)
         for where, make in jobs.progress("row", rows):
+            if not known.exists():  # not before it is clear that SOURCE is right
+                with files.atomic_write(known) as file:
+                    file.write(settings.encode())
             run.add(where, make)
     return run.summarize()
 
 
-def _check_folders(args: argparse.Namespace) -> None:
-    """Raise InputError if OUT was made of another source or with other filters, or lies in SOURCE."""
+def _settings(args: argparse.Namespace) -> tuple[Path, str]:
+    """Return the file in OUT that holds the options it is made with, and these options.
+
+    Raises InputError if OUT was made of another source or with other filters, or lies in SOURCE.
+    """
     source, out = args.source.resolve(), args.out.resolve()
     if source == out or source in out.parents or out in source.parents:
         raise InputError(f"SOURCE {source} and OUT {out} lie in each other: choose a folder outside")
@@ -283,11 +289,9 @@ def _check_folders(args: argparse.Namespace) -> None:
     apart = ("out", "shard", "extract", "run")
     settings = {key: value for key, value in vars(args).items() if key not in apart} | {"source": str(source)}
     known, text = out / ".prepared.json", json.dumps(settings)
-    if not known.exists():
-        with files.atomic_write(known) as file:
-            file.write(text.encode())
-    elif (before := files.read_utf8(known)) != text:
+    if known.exists() and (before := files.read_utf8(known)) != text:
         raise InputError(f"{args.out}: it was prepared with other options, {before}; choose another OUT")
+    return known, text
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -232,6 +232,7 @@ def test_pdmx_of_another_release_is_refused_by_column(tmp_path, capsys):
     assert "no column subset:all_valid" in capsys.readouterr().err
     assert run("pdmx", tmp_path / "PDMX" / "mxl", tmp_path / "c") == 2
     assert "no PDMX.csv in it" in capsys.readouterr().err
+    assert run("pdmx", pdmx(tmp_path), tmp_path / "c") == 0  # a wrong SOURCE has left nothing
 
 
 # --- MidiCaps ---------------------------------------------------------------------------------------------------------
@@ -501,6 +502,20 @@ def test_a_damaged_tar_ends_the_run(tmp_path, capsys):
         assert "is the download complete?" in capsys.readouterr().err
 
 
+def test_a_damaged_table_in_a_zip_ends_the_run(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "PDMX.zip", "w") as archive:
+        archive.writestr("PDMX.csv", ",".join(COLUMNS) + "\n")
+    whole = (tmp_path / "PDMX.zip").read_bytes()
+    entry = whole.index(b"PK\1\2")
+    odd = bytearray(whole)
+    odd[8] = odd[entry + 10] = 99  # a method of compression that is another's
+    for data, problem in ((whole.replace(b"path,", b"page,"), "Bad CRC-32"), (odd, "That compression method")):
+        (tmp_path / "PDMX.zip").write_bytes(data)
+        assert run("pdmx", tmp_path / "PDMX.zip", tmp_path / "out") == 2
+        printed = capsys.readouterr().err
+        assert problem in printed and "PDMX.zip: " in printed
+
+
 def test_every_set_says_how_to_get_it(capsys):
     for name in prepare_dataset.DATASETS:
         with pytest.raises(SystemExit, match="0"):
@@ -519,3 +534,30 @@ def test_two_pieces_of_one_name_are_not_mixed_up(tmp_path, second):
     with pytest.raises(LeftOut, match="an earlier row has its name, but not its contents"):
         prepare_dataset.write_entry(Entry("a", {".mid": second}), source, out)
     assert tree(out) == {"midi/a.mid": MIDI}
+
+
+def test_what_is_surely_no_music_is_left_out(tmp_path):
+    source = Source(tmp_path, tmp_path / "none")
+    bad = {
+        ("a.mid", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"): "Git LFS",
+        ("b.mxl", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"): "Git LFS",
+        ("c.mid", b"\0 \n"): "its file is empty: c.mid",
+        ("d.mxl", b"<score-partwise/>"): "no PK where a .mxl file has it",
+        ("e.xml", b"Not found"): "no < where a .xml file has it",
+        ("f.abc", b"<html>"): "no K: where a .abc file has it",
+        ("g.txt", b"K:C"): "not music: g.txt: the suffix of no known type",
+    }
+    for (name, content), reason in bad.items():
+        stem, suffix = os.path.splitext(name)
+        with pytest.raises(LeftOut, match=reason):
+            prepare_dataset.write_entry(Entry(stem, {suffix: content}), source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    good = {
+        ".mid": b"\0" * 128 + b"MThd",
+        ".rmi": b"RIFF0000RMIDdata0000MThd",
+        ".musicxml": "\ufeff<?xml".encode("utf-16-le"),
+        ".abc": b"X:1\nK:none\n",
+    }
+    for number, (suffix, content) in enumerate(good.items()):
+        assert prepare_dataset.write_entry(Entry(str(number), {suffix.upper(): content}), source, tmp_path / "out")
+    assert set(tree(tmp_path / "out")) == {"midi/0.mid", "midi/1.rmi", "scores/2.musicxml", "abc/3.abc"}
