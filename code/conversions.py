@@ -7,8 +7,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "process_data"))
 import abc_text
 import interleaving
 import musicxml
+import templates
 import workers
 import xml_abc
 from mtf import midi_to_mtf
 
-__all__ = ["abc_text", "interleaving", "midi_to_mtf", "musicxml", "workers", "xml_abc"]
+__all__ = ["abc_text", "interleaving", "midi_to_mtf", "musicxml", "templates", "workers", "xml_abc"]

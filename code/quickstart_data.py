@@ -23,7 +23,7 @@ import mido
 
 import command_line
 import files
-from conversions import musicxml
+from conversions import musicxml, templates
 from records import metadata_lines, summaries
 
 TEST, VALIDATION = 300, 48  # pieces that are held out; the others are for training
@@ -33,43 +33,23 @@ NGRAM, SAME = 8, 0.25  # tunes that share this part of their runs of eight inter
 COMMON = 10  # pieces in training of a class that zero-shot classification asks for
 TICKS = 48  # of a quarter note
 VELOCITY, VIOLIN, CHOIR = 90, 40, 52  # the latter two are MIDI programs
-NOTES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
-# The tonic of a mode stands so many fifths above that of the major scale with the same signature.
-MODES = {"major": 0, "minor": 3, "dorian": 2, "phrygian": 4, "lydian": -1, "mixolydian": 1}
 
 # --- texts ----------------------------------------------------------------------------------------------------------
 ENGLISH = (
-    "A {dance} in {key}, in {meter} time. It has {bars} bars, from {lowest} up to {highest}, and begins {incipit}.",
-    "This {dance} is in {key}. Meter {meter}; {bars} bars; {lowest} to {highest}; the first notes are {incipit}.",
-    "{dance}, {key}, {meter}, {bars} bars, range {lowest} to {highest}, incipit {incipit}.",
+    "A {kind} in {key}, in {meter} time. It has {bars} bars, from {lowest} up to {highest}, and begins {incipit}.",
+    "This {kind} is in {key}. Meter {meter}; {bars} bars; {lowest} to {highest}; the first notes are {incipit}.",
+    "{kind}, {key}, {meter}, {bars} bars, range {lowest} to {highest}, incipit {incipit}.",
 )
+_BEGINS = {"German": "beginnt", "French": "début", "Spanish": "empieza", "Italian": "comincia"}
 OTHER_LANGUAGES = {
-    "German": "{dance} in {key}, {meter}-Takt, {bars} Takte, {lowest} bis {highest}, beginnt {incipit}.",
-    "French": "{dance} en {key}, à {meter}, {bars} mesures, de {lowest} à {highest}, début {incipit}.",
-    "Spanish": "{dance} en {key}, en {meter}, {bars} compases, de {lowest} a {highest}, empieza {incipit}.",
-    "Italian": "{dance} in {key}, in {meter}, {bars} battute, da {lowest} a {highest}, comincia {incipit}.",
-    "Chinese (Simplified)": "{key} 的 {dance} ， {meter} 拍， {bars} 小节， {lowest} 到 {highest} ，开头 {incipit} 。",
+    language: "{key}, {meter}, {bars}, {range}".format(**templates.PHRASES[language]) + f", {begins} {{incipit}}."
+    for language, begins in _BEGINS.items()
+} | {  # with spaces between words, as the tokenizer of the quick start needs them
+    "Chinese (Simplified)": "{key} 的 {kind} ， {meter} 拍， {bars} 小节， {lowest} 到 {highest} ，开头 {incipit} 。",
 }
 # A single fact: in training one more English summary, in zero-shot classification the text of a class.
-FACTS = {"dance": "A {dance}.", "meter": "In {meter} time.", "key": "In {key}."}
-DANCE_NAMES = {  # where they are not the English ones
-    "German": {"chorale": "Choral"},
-    "French": {"jig": "gigue", "slip jig": "gigue à 9/8", "chorale": "choral"},
-    "Spanish": {"jig": "giga", "slip jig": "giga a 9/8", "chorale": "coral"},
-    "Italian": {"jig": "giga", "slip jig": "giga in 9/8", "chorale": "corale"},
-    "Chinese (Simplified)": {
-        "reel": "里尔舞曲", "hornpipe": "号笛舞曲", "jig": "吉格舞曲", "slip jig": "滑步吉格舞曲", "chorale": "众赞歌",
-        "strathspey": "斯特拉斯佩舞曲", "clog": "木屐舞曲", "highland fling": "高地舞曲",
-    },
-}  # fmt: skip
-KEY_NAMES = {  # C D E F G A B, sharp, flat; the modes in the order of MODES
-    "German": ("C D E F G A H is es", "Dur Moll Dorisch Phrygisch Lydisch Mixolydisch"),
-    "French": ("do ré mi fa sol la si dièse bémol", "majeur mineur dorien phrygien lydien mixolydien"),
-    "Spanish": ("do re mi fa sol la si sostenido bemol", "mayor menor dórico frigio lidio mixolidio"),
-    "Italian": ("do re mi fa sol la si diesis bemolle", "maggiore minore dorico frigio lidio misolidio"),
-    "Chinese (Simplified)": ("C D E F G A B 升 降", "大调 小调 多利亚调式 弗里几亚调式 利底亚调式 混合利底亚调式"),
-}
+FACTS = {"dance": "A {kind}.", "meter": "In {meter} time.", "key": "In {key}."}
 
 
 @dataclass
@@ -156,7 +136,7 @@ def describe(score: Element, name: str, title: str, dance: str) -> Piece:
         name=name,
         title=title,
         dance=dance,
-        key=f"{step_name(fifths + MODES[mode])} {mode}",
+        key=f"{step_name(fifths + templates.MODES[mode])} {mode}",
         meter=f"{score.findtext('.//time/beats')}/{score.findtext('.//time/beat-type')}",
         bars=len(score.findall("part[1]/measure")),
         lowest=min(pitches),
@@ -267,25 +247,11 @@ def without_twin(pieces: list[Piece]) -> list[Piece]:
 def facts_of(piece: Piece, language: str) -> dict:
     """The facts of a piece in the words of a language."""
     return vars(piece) | {
-        "dance": DANCE_NAMES.get(language, {}).get(piece.dance, piece.dance),
-        "key": key_name(piece.key, language),
-        "lowest": f"{NOTES[piece.lowest % 12]}{piece.lowest // 12 - 1}",
-        "highest": f"{NOTES[piece.highest % 12]}{piece.highest // 12 - 1}",
+        "kind": templates.genre(piece.dance, language),
+        "key": templates.key_name(piece.key, language),
+        "lowest": templates.pitch_name(piece.lowest),
+        "highest": templates.pitch_name(piece.highest),
     }
-
-
-def key_name(key: str, language: str) -> str:
-    """`Bb major` in another language: `B-Dur`, `si bémol majeur`."""
-    if language == "English":
-        return key
-    tonic, mode = key.split()
-    notes, modes = (names.split() for names in KEY_NAMES[language])
-    note, mode = notes["CDEFGAB".index(tonic[0])], modes[list(MODES).index(mode)]
-    signs = [notes[7]] * tonic.count("#") + [notes[8]] * tonic.count("b")
-    if language == "German":
-        step = "".join([note, *signs]).replace("Hes", "B").replace("Ees", "Es").replace("Aes", "As")
-        return f"{step if mode == 'Dur' else step.lower()}-{mode}"
-    return "".join([*signs, note, mode]) if language.startswith("Chinese") else " ".join([note, *signs, mode])
 
 
 def text_of(piece: Piece, template: str, language: str = "English") -> str:

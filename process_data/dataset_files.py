@@ -208,7 +208,7 @@ class Source:
         """Whether an archive is unpacked, or its first file is in the source's folder."""
         if self._mark(tar).exists():
             return True
-        with _damage_reported(tar):
+        with damage_reported(tar):
             first = next(_tar_files(tar), None)
         return first is not None and self.location.is_dir() and os.path.isfile(self.location / first[0])
 
@@ -217,7 +217,7 @@ class Source:
 
     def _unpack(self, tar: Path) -> None:
         """Unpack the files of an archive, in one pass. Those that are there already stay."""
-        with _damage_reported(tar):
+        with damage_reported(tar):
             for name, size, content in jobs.progress("file unpacked", _tar_files(tar, self.refused)):
                 target = self.unpacked / name
                 if not (os.path.isfile(target) and target.stat().st_size == size):
@@ -236,11 +236,14 @@ def _is_tar(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _damage_reported(tar: Path) -> Iterator[None]:
+def damage_reported(path: Path) -> Iterator[None]:
+    """Report a damaged archive, or a table that cannot be read, as an InputError."""
     try:
         yield
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise InputError(f"{tar}: not an archive that can be read ({error}); is the download complete?") from None
+    except LeftOut as error:
+        raise InputError(f"{path}: {error}") from None
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise InputError(f"{path}: not an archive that can be read ({error}); is the download complete?") from None
 
 
 def _tar_files(tar: Path, refused: list[str] | None = None) -> Iterator[tuple[str, int, IO[bytes]]]:

@@ -163,7 +163,7 @@ def _values(source: Source, member: str, closing: str) -> Iterator[object]:
                 return
             try:
                 value, end = decoder.raw_decode(text, start)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 more = file.read(CHUNK) if len(text) - start < LONGEST else ""
                 if not more:
                     number = number + 1 if closing == "]" else number // 2 + 1

@@ -8,6 +8,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 # Script -> languages written in it. A script is named by the first word of its characters' Unicode names.
@@ -73,7 +74,7 @@ def read(path: Path) -> list[str]:
     return names
 
 
-def draw(languages: list[str], seed: int, name: str) -> str:
+def draw(languages: Sequence[str], seed: int, name: str) -> str:
     """Draw the language for the record `name`: each equally likely, the same in every run."""
     digest = hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
     return languages[int.from_bytes(digest[:8], "big") % len(languages)]

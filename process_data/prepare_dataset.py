@@ -38,7 +38,7 @@ import datasets_small
 import jobs
 import midi_reader
 import musicxml
-from dataset_files import Entry, Filtered, LeftOut, Source, is_safe
+from dataset_files import Entry, Filtered, LeftOut, Source, damage_reported, is_safe
 from shared import InputError, files, records
 
 DATASETS = datasets_large.DATASETS | datasets_midi.DATASETS | datasets_abc.DATASETS | datasets_small.DATASETS
@@ -183,9 +183,10 @@ class _Run:
         self.written.update([*forms, *filter(None, [entry.split])])
         self.has |= {"records"} if entry.record else set()
         self.has |= {"texts"} if entry.text else set()
+        self.has |= {"captions"} if entry.text and entry.text == entry.record.get("description") else set()
         for task, label in entry.labels.items():
             if task not in self.labels:
-                path = self.out / f"labels{'' if task == 'label' else '_' + task}{self.end}.csv"
+                path = self.out / f"labels{_end(task)}{self.end}.csv"
                 options = {"encoding": "utf-8", "errors": "replace", "newline": ""}
                 self.labels[task] = self.stack.enter_context(files.atomic_write(path, "w", **options))
             csv.writer(self.labels[task], lineterminator="\n").writerow([entry.name, label])
@@ -214,6 +215,10 @@ class _Run:
         return int(bool(self.reasons or self.source.refused))
 
 
+def _end(task: str) -> str:
+    return "" if task == "label" else f"_{task}"
+
+
 def next_commands(run: _Run) -> list[str]:
     """List the commands that make training data, or test data, of what was written."""
 
@@ -221,6 +226,8 @@ def next_commands(run: _Run) -> list[str]:
         return shlex.quote(str(run.out / name))
 
     commands = []
+    tasks = run.labels if run.end else ()
+    joined = [f"cat {at(f'labels{_end(task)}')}.*-of-*.csv > {at(f'labels{_end(task)}.csv')}" for task in tasks]
     if "scores" in run.written:
         commands.append(f"process_data/batch_xml2abc.py {at('scores')} {at('abc')}")
     if "scores" in run.written or "abc" in run.written:
@@ -230,19 +237,23 @@ def next_commands(run: _Run) -> list[str]:
     music = at("mtf" if "midi" in run.written else "interleaved")
     if "records" in run.has:
         part = "/train" if "train" in run.written else ""
-        commands.append(f"process_data/merge_jsonl.py {at('records' + part)} {at('train.jsonl')}")
+        options = " --captions" if "captions" in run.has else ""
+        folders = f"{at('records' + part)} {at('summaries')} {at('')}"
+        commands.append(f"process_data/offline_summaries.py {folders}{options}")
+        commands.append(f"process_data/merge_jsonl.py {at('summaries')} {at('train.jsonl')}")
     if "texts" in run.has:
-        commands.append(f"code/semantic_search.py metrics {at('texts')} {music}")
+        part = "/test" if "test" in run.written else ""
+        commands.append(f"code/semantic_search.py metrics {at('texts' + part)} {music}{part}")
     if run.labels:
         commands.append(f"code/extract_m3.py {music} {at('features')}")
     for task in run.labels:
-        labels = at(f"labels{'' if task == 'label' else '_' + task}.csv")
-        model = at(f"probe{'' if task == 'label' else '_' + task}.pth")
+        labels = at(f"labels{_end(task)}.csv")
+        model = at(f"probe{_end(task)}.pth")
         part = "/train" if "train" in run.written and "test" in run.written else ""
         commands.append(f"code/linear_probe.py train {at('features' + part)} --labels {labels} --model {model}")
         if part:
             commands.append(f"code/linear_probe.py predict {model} {at('features/test')} --labels {labels} --evaluate")
-    return [f"python {command}" for command in commands]
+    return joined + [f"python {command}" for command in commands]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -250,20 +261,26 @@ def next_commands(run: _Run) -> list[str]:
 
 def prepare(args: argparse.Namespace) -> int:
     dataset, (part, parts) = DATASETS[args.name], args.shard
-    _check_folders(args)
+    known, settings = _settings(args)
     args.out.mkdir(parents=True, exist_ok=True)
     files.remove_leftovers(args.out)
     source = Source(args.source, args.out / "source", args.extract)
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, damage_reported(args.source):
         run = _Run(args, source, stack)
         rows = itertools.islice(dataset.read(source, args), part - 1, None, parts)
         for where, make in jobs.progress("row", rows):
+            if not known.exists():  # not before it is clear that SOURCE is right
+                with files.atomic_write(known) as file:
+                    file.write(settings.encode())
             run.add(where, make)
     return run.summarize()
 
 
-def _check_folders(args: argparse.Namespace) -> None:
-    """Raise InputError if OUT was made of another source or with other filters, or lies in SOURCE."""
+def _settings(args: argparse.Namespace) -> tuple[Path, str]:
+    """Return the file in OUT that holds the options it is made with, and these options.
+
+    Raises InputError if OUT was made of another source or with other filters, or lies in SOURCE.
+    """
     source, out = args.source.resolve(), args.out.resolve()
     if source == out or source in out.parents or out in source.parents:
         raise InputError(f"SOURCE {source} and OUT {out} lie in each other: choose a folder outside")
@@ -272,11 +289,9 @@ def _check_folders(args: argparse.Namespace) -> None:
     apart = ("out", "shard", "extract", "run")
     settings = {key: value for key, value in vars(args).items() if key not in apart} | {"source": str(source)}
     known, text = out / ".prepared.json", json.dumps(settings)
-    if not known.exists():
-        with files.atomic_write(known) as file:
-            file.write(text.encode())
-    elif (before := files.read_utf8(known)) != text:
+    if known.exists() and (before := files.read_utf8(known)) != text:
         raise InputError(f"{args.out}: it was prepared with other options, {before}; choose another OUT")
+    return known, text
 
 
 def get_args_parser() -> argparse.ArgumentParser:

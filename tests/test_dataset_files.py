@@ -1,6 +1,8 @@
 """What public data sets come as: .zip archives, tables in CSV, JSON and parquet, names made of titles."""
 
 import json
+import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -10,9 +12,9 @@ import dataset_files
 import dataset_tables
 import files
 from dataset_files import LeftOut, Source
+from dataset_fixtures import write
 from files import InputError
 from helpers import ROOT
-from test_prepare_dataset import put
 
 MIDI = (ROOT / "tests/examples/midi/twinkle.mid").read_bytes()
 
@@ -37,7 +39,7 @@ def test_zip_is_read_as_it_is(tmp_path):
     assert list(source.find("*.mid")) == ["set/a/1.mid"] and source.one("table.csv") == "set/table.csv"
     assert source.read("set/a/1.mid") == MIDI and source.path("set/a/1.mid") is None and source.has("./set/a/1.mid")
     zipped(tmp_path / "in/labelled/phrases.zip", {"X_0.mid": MIDI})  # counts as expanded into a folder of its name
-    put(tmp_path / "in", {"labelled/phrases/Y_0.mid": MIDI, "labelled/._Z.mid": b"", "a.mid": MIDI, "ba.mid": MIDI})
+    write(tmp_path / "in", {"labelled/phrases/Y_0.mid": MIDI, "labelled/._Z.mid": b"", "a.mid": MIDI, "ba.mid": MIDI})
     source = Source(tmp_path / "in", tmp_path / "none")
     assert list(source.find("phrases/*.mid")) == ["labelled/phrases/Y_0.mid", "labelled/phrases/X_0.mid"]
     assert list(source.find("a.mid")) == ["a.mid"] and source.read("labelled/phrases/X_0.mid") == MIDI
@@ -64,14 +66,14 @@ def test_damaged_members_and_archives_are_named(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"split archive; join the parts first: zip -s 0 a\.zip --out whole\.zip"):
         Source(path, tmp_path / "none")
     with pytest.raises(InputError, match="neither a folder nor an archive"):
-        Source(put(tmp_path, {"a.csv": ""}) / "a.csv", tmp_path / "none")
+        Source(write(tmp_path, {"a.csv": ""}) / "a.csv", tmp_path / "none")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def table(tmp_path: Path, name: str, content: bytes | str) -> Source:
-    return Source(put(tmp_path / "tables", {name: content}), tmp_path / "none")
+    return Source(write(tmp_path / "tables", {name: content}), tmp_path / "none")
 
 
 def test_a_json_array_is_read_in_pieces(tmp_path, monkeypatch):
@@ -154,3 +156,34 @@ def test_names_made_of_titles():
         assert dataset_files.is_safe(name)
     for name in ("", "/a", "a//b", "../a", "a/..", "a\nb", ".a", "a\\b", "x" * 201, "a\udcff"):
         assert not dataset_files.is_safe(name)
+
+
+def test_tables_are_not_held_in_memory(tmp_path, monkeypatch):
+    """2,000 rows of 1 KB in each form, 2 MB together."""
+    monkeypatch.setattr(dataset_tables, "CHUNK", 2**14)
+    count, line = 2000, json.dumps({"a": "x" * 1000})
+    write(tmp_path, {"a.csv": "a\n" + ("x" * 1000 + "\n") * count, "a.jsonl": f"{line}\n" * count})
+    write(tmp_path, {"a.json": f"[{','.join([line] * count)}]"})
+    source = Source(tmp_path, tmp_path / "none")
+    forms = {
+        "csv": dataset_tables.csv_rows(source, "a.csv", ["a"]),
+        "lines": dataset_tables.json_rows(source, "a.jsonl", ["a"]),
+        "array": dataset_tables.json_rows(source, "a.json", ["a"]),
+    }
+    for name, rows in forms.items():
+        tracemalloc.start()
+        assert sum(1 for _ in rows) == count, name
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 5e5, (name, peak)
+
+
+def test_members_of_a_tar_are_not_held_in_memory(tmp_path, monkeypatch):
+    opened = []
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        for number in range(5):
+            archive.addfile(tarfile.TarInfo(f"{number}.mid"))
+    open_tar = tarfile.open
+    monkeypatch.setattr(tarfile, "open", lambda *args: opened.append(open_tar(*args)) or opened[-1])
+    held = [len(opened[0].members) for _ in dataset_files._tar_files(tmp_path / "a.tar.gz")]
+    assert len(held) == 5 and max(held) <= 1

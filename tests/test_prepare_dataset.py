@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shlex
+import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
@@ -18,9 +19,11 @@ import datasets_large
 import general_midi
 import labels
 import merge_jsonl
+import offline_summaries
 import prepare_dataset
 import records
-from dataset_files import Dataset, Entry
+from dataset_files import Dataset, Entry, LeftOut, Source
+from dataset_fixtures import write
 from helpers import ROOT
 
 MIDI = (ROOT / "tests/examples/midi/twinkle.mid").read_bytes()
@@ -48,15 +51,6 @@ def mxl() -> bytes:
     return packed.getvalue()
 
 
-def put(root: Path, contents: dict[str, bytes | str | dict]) -> Path:
-    for name, content in contents.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(content) if isinstance(content, dict) else content
-        path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape"))
-    return root
-
-
 def pdmx_row(name: str, **changes: str) -> str:
     row = dict.fromkeys(COLUMNS, "NA") | SUBSETS
     row |= {form: f"./{form}/{name}.{form}" for form in ("mxl", "mid")} | {"metadata": f"./metadata/7/{name[-1]}.json"}
@@ -71,14 +65,15 @@ def pdmx_row(name: str, **changes: str) -> str:
     return line.getvalue().removesuffix("\n")
 
 
-def metadata(**score) -> dict:
+def metadata(**score) -> str:
     score = {"title": "Für Elise, “WoO 59”", "composer_name": "Beethoven", "user": USER} | score
-    return {"data": {"genres": [{"id": 2, "name": "Classical Music"}], "score": score, "users": [USER]}, "user": USER}
+    data = {"genres": [{"id": 2, "name": "Classical Music"}], "score": score, "users": [USER]}
+    return json.dumps({"data": data, "user": USER})
 
 
 def pdmx(tmp_path: Path, *rows: str, columns=COLUMNS, also=()) -> Path:
     """A folder as PDMX has it: one complete row, 1/11/Qa, and others."""
-    folder = put(
+    folder = write(
         tmp_path / "PDMX",
         {
             "PDMX.csv": "\n".join([",".join(columns), pdmx_row("1/11/Qa"), *rows]) + "\n",
@@ -92,7 +87,7 @@ def pdmx(tmp_path: Path, *rows: str, columns=COLUMNS, also=()) -> Path:
             ),
         },
     )
-    return put(folder, dict(also))
+    return write(folder, dict(also))
 
 
 def run(*argv) -> int:
@@ -222,7 +217,7 @@ def test_pdmx_filters_hold_together_and_are_no_fault(tmp_path, capsys):
     assert report(tmp_path / "a") == wanted
     assert run("pdmx", folder, tmp_path / "b", "--rated") == 1
     assert report(tmp_path / "b").pop("5") == "not in subset:rated" and len(report(tmp_path / "b")) == 4
-    maybe = put(
+    maybe = write(
         tmp_path / "maybe", {"PDMX.csv": f"{','.join(COLUMNS)}\n" + pdmx_row("4/b", **{"subset:rated": "maybe"})}
     )
     assert run("pdmx", maybe, tmp_path / "c", "--rated") == 2
@@ -237,6 +232,7 @@ def test_pdmx_of_another_release_is_refused_by_column(tmp_path, capsys):
     assert "no column subset:all_valid" in capsys.readouterr().err
     assert run("pdmx", tmp_path / "PDMX" / "mxl", tmp_path / "c") == 2
     assert "no PDMX.csv in it" in capsys.readouterr().err
+    assert run("pdmx", pdmx(tmp_path), tmp_path / "c") == 0  # a wrong SOURCE has left nothing
 
 
 # --- MidiCaps ---------------------------------------------------------------------------------------------------------
@@ -281,7 +277,7 @@ def test_midicaps(tmp_path, capsys):
         caption("aa", location="lmd_full/a/aa.wav"),
     ]
     names = {f"lmd_full/{name[0]}/{name}": MIDI for name in ("aa.mid", "bb.mid", "dd.mid", "aa.wav")}
-    folder = put(tmp_path / "MidiCaps", {"train.json": "\n".join(lines), **names})
+    folder = write(tmp_path / "MidiCaps", {"train.json": "\n".join(lines), **names})
     out = tmp_path / "out"
     assert run("midicaps", folder, out) == 1
     assert tree(out / "texts") == {
@@ -311,10 +307,13 @@ def test_midicaps(tmp_path, capsys):
         "8": "`test_set` is not True or False",
         "9": "`location` is empty",
     }
+    printed = capsys.readouterr().out
+    assert f"offline_summaries.py {out}/records/train {out}/summaries {out} --captions" in printed
+    assert f"semantic_search.py metrics {out}/texts/test {out}/mtf/test" in printed
     assert run("midicaps", folder, tmp_path / "test", "--split", "test") == 1
     assert set(tree(tmp_path / "test/midi")) == {"test/lmd_full/a/aa.mid"}
     assert report(tmp_path / "test")["2"] == "in another split"
-    put(folder, {"train.json": '{"location": "a.mid", "captions": "?"}'})
+    write(folder, {"train.json": '{"location": "a.mid", "captions": "?"}'})
     assert run("midicaps", folder, tmp_path / "other") == 2
     assert "train.json, line 1: no column caption, genre" in capsys.readouterr().err
 
@@ -328,7 +327,7 @@ def test_the_printed_commands_lead_to_training_data(tmp_path, capsys, monkeypatc
     assert run("pdmx", pdmx(tmp_path), out) == 0
     printed = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  python ")]
     scripts = {"batch_xml2abc": batch_xml2abc, "batch_interleaved_abc": batch_interleaved_abc}
-    scripts |= {"batch_midi2mtf": batch_midi2mtf, "merge_jsonl": merge_jsonl}
+    scripts |= {"batch_midi2mtf": batch_midi2mtf, "offline_summaries": offline_summaries, "merge_jsonl": merge_jsonl}
     for command in printed:
         python, script, *argv = shlex.split(command)
         assert (python, (ROOT / script).is_file()) == ("python", True)
@@ -336,6 +335,7 @@ def test_the_printed_commands_lead_to_training_data(tmp_path, capsys, monkeypatc
     assert not scripts
     merged = records.Jsonl(out / "train.jsonl")
     assert len(merged) == 1 and merged[0]["filepaths"] == ["mtf/1/11/Qa.mtf", "interleaved/1/11/Qa.abc"]
+    assert "Beethoven" in records.fixed_text(merged[0])[0]  # a summary
     assert not (out / "train.left_out.jsonl").exists()
 
 
@@ -402,18 +402,19 @@ def test_a_second_run_writes_nothing_and_a_stopped_one_goes_on(tmp_path, monkeyp
     assert "prepared with other options" in capsys.readouterr().err
 
 
-def test_shards_make_together_what_one_run_makes(tmp_path, two_tasks):
+def test_shards_make_together_what_one_run_makes(tmp_path, two_tasks, capsys):
     (tmp_path / "in").mkdir()
-    run("two", tmp_path / "in", tmp_path / "whole")
+    whole, parts = tmp_path / "whole", tmp_path / "p arts"
+    run("two", tmp_path / "in", whole)
     for part in (1, 2, 3):
-        assert run("two", tmp_path / "in", tmp_path / "parts", "--shard", f"{part}/3") == 0
-    assert tree(tmp_path / "whole/abc") == tree(tmp_path / "parts/abc") and len(tree(tmp_path / "whole/abc")) == 7
-    assert len(tree(tmp_path / "parts/abc/test")) == 2
-    parts = [tmp_path / f"parts/labels.{part}-of-3.csv" for part in (1, 2, 3)]
-    assert (
-        sorted(line for path in parts for line in path.read_text().splitlines())
-        == (tmp_path / "whole/labels.csv").read_text().splitlines()
-    )
+        assert run("two", tmp_path / "in", parts, "--shard", f"{part}/3") == 0
+    assert tree(whole / "abc") == tree(parts / "abc") and len(tree(whole / "abc")) == 7
+    assert len(tree(parts / "abc/test")) == 2
+    assert not (parts / "labels.csv").exists()
+    for command in [line for line in capsys.readouterr().out.splitlines() if line.startswith("  cat ")]:
+        subprocess.run(["bash", "-c", command], check=True)
+    for name in ("labels.csv", "labels_size.csv"):
+        assert sorted((parts / name).read_text().splitlines()) == (whole / name).read_text().splitlines()
 
 
 def test_folders_in_each_other_are_refused(tmp_path, capsys):
@@ -456,7 +457,7 @@ def test_tar_is_unpacked_when_asked_and_members_stay_inside(tmp_path, capsys):
     for name in ("mid/1/11/Qa.mid", "mxl/1/11/Qa.mxl", "metadata/7/a.json"):
         (folder / name).rename(tmp_path / Path(name).name)
     tar(folder / "mxl.tar.gz", {"mxl/1/11/Qa.mxl": mxl(), "../escaped.mxl": b"x", f"{tmp_path}/escaped.mxl": b"x"})
-    tar(folder / "metadata.tar.gz", {"./metadata/7/a.json": json.dumps(metadata()).encode()})
+    tar(folder / "metadata.tar.gz", {"./metadata/7/a.json": metadata().encode()})
     with tarfile.open(folder / "mid.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "Qa.mid", "mid/1/11/Qa.mid")
         for kind, target in (
@@ -501,9 +502,62 @@ def test_a_damaged_tar_ends_the_run(tmp_path, capsys):
         assert "is the download complete?" in capsys.readouterr().err
 
 
+def test_a_damaged_table_in_a_zip_ends_the_run(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "PDMX.zip", "w") as archive:
+        archive.writestr("PDMX.csv", ",".join(COLUMNS) + "\n")
+    whole = (tmp_path / "PDMX.zip").read_bytes()
+    entry = whole.index(b"PK\1\2")
+    odd = bytearray(whole)
+    odd[8] = odd[entry + 10] = 99  # a method of compression that is another's
+    for data, problem in ((whole.replace(b"path,", b"page,"), "Bad CRC-32"), (odd, "That compression method")):
+        (tmp_path / "PDMX.zip").write_bytes(data)
+        assert run("pdmx", tmp_path / "PDMX.zip", tmp_path / "out") == 2
+        printed = capsys.readouterr().err
+        assert problem in printed and "PDMX.zip: " in printed
+
+
 def test_every_set_says_how_to_get_it(capsys):
     for name in prepare_dataset.DATASETS:
         with pytest.raises(SystemExit, match="0"):
             run(name, "--help")
         printed = capsys.readouterr().out
         assert "icence" in printed and f"prepare_dataset.py {name}" in printed, name
+
+
+@pytest.mark.parametrize("second", ["2.mid", b"MThd other"])
+def test_two_pieces_of_one_name_are_not_mixed_up(tmp_path, second):
+    folder, out = write(tmp_path / "in", {"1.mid": MIDI, "2.mid": MIDI + b"\0", "3.mid": MIDI}), tmp_path / "out"
+    source = Source(folder, tmp_path / "none")
+    first = "1.mid" if isinstance(second, str) else MIDI
+    for again in (first, first, "3.mid" if isinstance(second, str) else MIDI):  # the same contents are the same piece
+        assert prepare_dataset.write_entry(Entry("a", {".mid": again}), source, out) == {"midi"}
+    with pytest.raises(LeftOut, match="an earlier row has its name, but not its contents"):
+        prepare_dataset.write_entry(Entry("a", {".mid": second}), source, out)
+    assert tree(out) == {"midi/a.mid": MIDI}
+
+
+def test_what_is_surely_no_music_is_left_out(tmp_path):
+    source = Source(tmp_path, tmp_path / "none")
+    bad = {
+        ("a.mid", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"): "Git LFS",
+        ("b.mxl", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"): "Git LFS",
+        ("c.mid", b"\0 \n"): "its file is empty: c.mid",
+        ("d.mxl", b"<score-partwise/>"): "no PK where a .mxl file has it",
+        ("e.xml", b"Not found"): "no < where a .xml file has it",
+        ("f.abc", b"<html>"): "no K: where a .abc file has it",
+        ("g.txt", b"K:C"): "not music: g.txt: the suffix of no known type",
+    }
+    for (name, content), reason in bad.items():
+        stem, suffix = os.path.splitext(name)
+        with pytest.raises(LeftOut, match=reason):
+            prepare_dataset.write_entry(Entry(stem, {suffix: content}), source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    good = {
+        ".mid": b"\0" * 128 + b"MThd",
+        ".rmi": b"RIFF0000RMIDdata0000MThd",
+        ".musicxml": "\ufeff<?xml".encode("utf-16-le"),
+        ".abc": b"X:1\nK:none\n",
+    }
+    for number, (suffix, content) in enumerate(good.items()):
+        assert prepare_dataset.write_entry(Entry(str(number), {suffix.upper(): content}), source, tmp_path / "out")
+    assert set(tree(tmp_path / "out")) == {"midi/0.mid", "midi/1.rmi", "scores/2.musicxml", "abc/3.abc"}

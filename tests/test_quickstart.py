@@ -168,7 +168,7 @@ def test_different_seeds_hold_out_different_pieces(monkeypatch):
      ("Bb major", "Chinese (Simplified)", "降B大调"), ("E dorian", "English", "E dorian")],
 )  # fmt: skip
 def test_keys_in_other_languages(key, language, name):
-    assert data.key_name(key, language) == name
+    assert data.templates.key_name(key, language) == name
 
 
 def test_records_hold_all_facts_in_six_languages():
@@ -183,6 +183,36 @@ def test_records_hold_all_facts_in_six_languages():
     assert record["filepaths"] == ["a.abc", "b.mtf"]
     # the sentences of zero-shot classification are texts of the training
     assert {"A jig.", "In 6/8 time.", "In E minor."} <= set(record["summary_en"])
+
+
+def test_the_texts_to_the_byte():
+    """The wordings are shared with the summaries of other data; those of the quick start stay as they are."""
+    jig = piece("x", key="Bb dorian", dance="slip jig", meter="9/8", bars=24, lowest=58, highest=82, incipit="D D F A")
+    record = data.record_of(jig, [])
+    assert record["description"] == "Bb dorian, 9/8, 24 bars, Bb3 to Bb5, D D F A"
+    assert record["summary_en"] == [
+        "A slip jig in Bb dorian, in 9/8 time. It has 24 bars, from Bb3 up to Bb5, and begins D D F A.",
+        "This slip jig is in Bb dorian. Meter 9/8; 24 bars; Bb3 to Bb5; the first notes are D D F A.",
+        "Slip jig, Bb dorian, 9/8, 24 bars, range Bb3 to Bb5, incipit D D F A.",
+        "A slip jig.",
+        "In 9/8 time.",
+        "In Bb dorian.",
+    ]
+    assert [(other["language"], other["summary"]) for other in record["summary_nen"]] == [
+        ("German", "Slip jig in b-Dorisch, 9/8-Takt, 24 Takte, Bb3 bis Bb5, beginnt D D F A."),
+        ("French", "Gigue à 9/8 en si bémol dorien, à 9/8, 24 mesures, de Bb3 à Bb5, début D D F A."),
+        ("Spanish", "Giga a 9/8 en si bemol dórico, en 9/8, 24 compases, de Bb3 a Bb5, empieza D D F A."),
+        ("Italian", "Giga in 9/8 in si bemolle dorico, in 9/8, 24 battute, da Bb3 a Bb5, comincia D D F A."),
+        ("Chinese (Simplified)", "降B多利亚调式 的 滑步吉格舞曲 ， 9/8 拍， 24 小节， Bb3 到 Bb5 ，开头 D D F A 。"),
+    ]
+    names = {"chorale": ("Choral", "Choral", "Coral", "Corale", "众赞歌"), "clog": (*["Clog"] * 4, "木屐舞曲")}
+    names |= {"reel": (*["Reel"] * 4, "里尔舞曲"), "jig": ("Jig", "Gigue", "Giga", "Giga", "吉格舞曲")}
+    names |= {"hornpipe": (*["Hornpipe"] * 4, "号笛舞曲"), "strathspey": (*["Strathspey"] * 4, "斯特拉斯佩舞曲")}
+    names |= {"highland fling": (*["Highland fling"] * 4, "高地舞曲")}
+    for dance, words in names.items():
+        others = [other["summary"] for other in data.record_of(piece("x", dance=dance), [])["summary_nen"]]
+        assert all(text.startswith(word) for text, word in zip(others[:4], words[:4], strict=True)), others
+        assert f"的 {words[4]} ，" in others[4]
 
 
 def test_the_text_model_loads_as_any_other(tmp_path):
