@@ -181,7 +181,7 @@ def _parser(doc: str) -> argparse.ArgumentParser:
     add(
         "--shard",
         metavar="I/N",
-        type=_shard,
+        type=shard,
         default=(1, 1),
         help="do only the I-th of N parts (1/N ... N/N), for job arrays; all parts share INPUT_DIR and OUTPUT_DIR",
     )
@@ -196,7 +196,7 @@ def _parser(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _shard(text: str) -> tuple[int, int]:
+def shard(text: str) -> tuple[int, int]:
     part, _, parts = text.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise argparse.ArgumentTypeError(f"{text} is not I/N with 1 <= I <= N")

@@ -37,7 +37,7 @@ _LAUNCHER = re.compile(
     r"(?:torchrun|python -m torch\.distributed\.launch|accelerate launch)\b.*--(?:nproc_per_node|num_processes)[= ](\d+)"
     r"(?: --use_env)? (?=\S+\.py)|accelerate launch (?=\S+\.py)"
 )
-_PROGRESS = re.compile(r"\d+%\||\d+it \[|\d+(?:piece|record|file)\w* \[")
+_PROGRESS = re.compile(r"\d+%\||\d+it \[|\d+(?:piece|record|file|row)\w* \[")
 _NUMBER = re.compile(r"\d+\.\d+")
 
 
