@@ -243,8 +243,8 @@ def best_and_worst(pieces: list[dict], by: str) -> list[dict]:
     pairs, without = [], []
     for text, group in of_text.items():
         group.sort(key=lambda piece: -piece[by])
-        both = zip(group[: max(1, len(group) // 10)], reversed(group), strict=False)
-        both = [(best, worst) for best, worst in both if best[by] > worst[by]]
+        tenth = max(1, len(group) // 10)
+        both = [(best, worst) for best, worst in zip(group[:tenth], group[::-1], strict=False) if best[by] > worst[by]]
         if not both:
             without.append(text)
         for best, worst in both:

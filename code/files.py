@@ -5,6 +5,7 @@ Shared by `code/` and `process_data/`; imports only the standard library.
 
 import argparse
 import contextlib
+import errno
 import glob
 import hashlib
 import io
@@ -67,7 +68,12 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None = None) 
     args = parser.parse_args(argv)
     print_any_name()
     try:
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `| head` has read enough; the rest of the output, flushed at exit, goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as a shell reports the signal SIGPIPE
     except (InputError, OSError) as error:
         return print_error(error)
     except KeyboardInterrupt:
@@ -166,7 +172,9 @@ def atomic_write(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
     It is flushed to the disk first, so that a crash or a full disk leaves the previous file as it was. A pipe or a
     device, such as /dev/null, is written to directly.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder, where a file is to be written", str(path))
+    if path.exists() and not path.is_file():
         with open(path, mode, **options) as file:
             yield file
         return

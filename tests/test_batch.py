@@ -1,5 +1,6 @@
 """The batch runner, through a real script (`batch_script.py`) in real processes."""
 
+import argparse
 import json
 import os
 import signal
@@ -291,6 +292,27 @@ def test_a_pipe_or_a_device_is_written_to_and_not_replaced(tmp_path):
         file.write(b"text")
     assert os.read(reader, 9) == b"text" and pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
     os.close(reader)
+
+
+def test_a_file_is_not_written_in_place_of_a_folder(tmp_path):
+    """The error names the folder, not a temporary file beside it."""
+    (tmp_path / "out").mkdir()
+    with pytest.raises(IsADirectoryError) as found, files.atomic_write(tmp_path / "out"):
+        pass
+    assert str(found.value).endswith(f"a folder, where a file is to be written: '{tmp_path / 'out'}'")
+
+
+def test_output_that_nobody_reads(monkeypatch, capsys):
+    """As of `| head -1`, without an error then and when the stream is closed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    out = open(writer, "w")
+    monkeypatch.setattr(sys, "stdout", out)
+    parser = argparse.ArgumentParser()
+    parser.set_defaults(run=lambda args: print("a line") or 0)
+    assert files.run_command(parser, []) == 141
+    out.close()
+    assert capsys.readouterr().err == ""
 
 
 NAMES = st.lists(st.sampled_from(["a", "b", "1", "2", "out", "txt", "12"]), min_size=1, max_size=4).map(".".join)
