@@ -273,7 +273,7 @@ def evaluate(args: argparse.Namespace) -> int:
     result: dict = {"measures": measures, "pieces": pieces}
     if args.prompts:
         prompts = semantic_search.read_folder(args.prompts)
-        semantic_search.require_alike(args.generated, generated, args.prompts, prompts)
+        features.require_alike(args.generated, generated, args.prompts, prompts)
         found = find_texts(generated.names, prompts.names)
         rows, own = np.array(list(found)), np.array(list(found.values()))
         of_texts, values = compare_texts(generated.matrix[rows], prompts.matrix, own, rng)

@@ -306,7 +306,7 @@ def test_output_that_nobody_reads(monkeypatch, capsys):
     """As of `| head -1`, without an error then and when the stream is closed."""
     reader, writer = os.pipe()
     os.close(reader)
-    out = open(writer, "w")
+    out = os.fdopen(writer, "w")
     monkeypatch.setattr(sys, "stdout", out)
     parser = argparse.ArgumentParser()
     parser.set_defaults(run=lambda args: print("a line") or 0)
