@@ -13,9 +13,9 @@ the extension and, of several pieces of one text, a number: `waltz.1.abc`, `walt
   cosine of means  of the mean features of both folders (as in CLaMP 3)
   FMD              Fréchet music distance of the Gaussians of both folders, by four estimates of the covariance; the
                    shrunk ones are steadier where there are fewer pieces than a feature has dimensions
-  FMD-infinity     the first of them for endlessly many generated pieces: extrapolated from samples of 500 and more,
-                   each without repeats (drawn with repeats, as the package frechet-music-distance has them, it is
-                   an extrapolation back to the FMD of the pieces there are); its interval is that of the line
+  FMD-infinity     the first of them for infinitely many generated pieces: extrapolated from samples of 500 and more,
+                   without replacement (the package frechet-music-distance samples with replacement, which leads back
+                   to the FMD of the pieces at hand); its interval is that of the fitted line
   text cosine      of each piece to its own text, the mean
   text hits        the share of pieces whose own text is the nearest of all
   diversity        the mean distance (1 - cosine) between two generated pieces
@@ -49,6 +49,7 @@ import files
 import published
 import retrieval
 import semantic_search
+from features import Features
 from files import InputError
 
 BOOTSTRAPS, FRECHET_BOOTSTRAPS = 1000, 50  # a Fréchet distance takes some tenths of a second
@@ -256,6 +257,28 @@ def best_and_worst(pieces: list[dict], by: str) -> list[dict]:
     return pairs
 
 
+def add_texts(result: dict, args: argparse.Namespace, generated: Features, rng: np.random.Generator) -> Features:
+    """Add what `compare_texts` returns to a result, and the names of pieces and texts without a partner.
+
+    Returns the features of the texts.
+    """
+    prompts = semantic_search.read_folder(args.prompts)
+    features.require_alike(args.generated, generated, args.prompts, prompts)
+    found = find_texts(generated.names, prompts.names)
+    rows, own = np.array(list(found)), np.array(list(found.values()))
+    measures, values = compare_texts(generated.matrix[rows], prompts.matrix, own, rng)
+    result["measures"] |= measures
+    values["text"] = np.array(prompts.names)[own]
+    for number, row in enumerate(rows):
+        result["pieces"][row] |= {key: array[number].item() for key, array in values.items()}
+    unpaired = [name for row, name in enumerate(generated.names) if row not in found]
+    unused = [name for row, name in enumerate(prompts.names) if row not in own]
+    result["without_partner"] = {str(args.generated): unpaired, str(args.prompts): unused}
+    for folder, names in result["without_partner"].items():
+        features.report(f"of {folder} have no partner", names)
+    return prompts
+
+
 def evaluate(args: argparse.Namespace) -> int:
     if args.download:
         published.provide(config.resolve(config.CLAMP2_WEIGHTS_PATH), download=True)
@@ -272,21 +295,7 @@ def evaluate(args: argparse.Namespace) -> int:
     ]
     result: dict = {"measures": measures, "pieces": pieces}
     if args.prompts:
-        prompts = semantic_search.read_folder(args.prompts)
-        features.require_alike(args.generated, generated, args.prompts, prompts)
-        found = find_texts(generated.names, prompts.names)
-        rows, own = np.array(list(found)), np.array(list(found.values()))
-        of_texts, values = compare_texts(generated.matrix[rows], prompts.matrix, own, rng)
-        measures |= of_texts
-        values["text"] = np.array(prompts.names)[own]
-        for number, row in enumerate(rows):
-            pieces[row] |= {key: array[number].item() for key, array in values.items()}
-        folders[str(args.prompts)] = prompts
-        unused = [name for row, name in enumerate(prompts.names) if row not in own]
-        lonely = [name for row, name in enumerate(generated.names) if row not in found]
-        result["without_partner"] = {str(args.generated): lonely, str(args.prompts): unused}
-        for folder, names in result["without_partner"].items():
-            features.report(f"of {folder} have no partner", names)
+        folders[str(args.prompts)] = add_texts(result, args, generated, rng)
     result["copies"] = [piece for piece in pieces if piece["nearest_cosine"] >= args.copy - retrieval.TIE]
     show(result, len(real.names), args.copy)
     status = semantic_search.finish(args, result, folders)
