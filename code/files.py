@@ -157,12 +157,19 @@ def lengthen(
 ) -> dict[Path, Path]:
     """Give the longer name to inputs that share an output, or whose output is taken, except those in `kept`."""
     while True:
-        uses = Counter(names.values())
-        meeting = [p for p, name in names.items() if p not in kept and (uses[name] > 1 or is_taken(name))]
+        uses = Counter(map(_kept_as, names.values()))
+        meeting = [p for p, name in names.items() if p not in kept and (uses[_kept_as(name)] > 1 or is_taken(name))]
         longer = {path: path.with_name(path.name + suffix) for path in meeting}
         if all(names[path] == name for path, name in longer.items()):
             return names
         names |= longer
+
+
+def _kept_as(name: Path) -> str:
+    """Return what is equal for two names of one file: on a Mac and on Windows, `A.npy` is `a.npy`."""
+    if sys.platform in ("darwin", "win32"):
+        return unicodedata.normalize("NFC", str(name)).casefold()
+    return str(name)
 
 
 @contextlib.contextmanager

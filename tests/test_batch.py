@@ -329,6 +329,17 @@ def test_no_two_inputs_share_an_output(inputs):
         assert all(stems[path].name + ".out" == names[path].name for path in inputs)
 
 
+@pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
+def test_names_that_differ_in_case_alone(monkeypatch, system):
+    """To the file systems of a Mac and of Windows they are one, and so are é and e with an accent."""
+    monkeypatch.setattr(sys, "platform", system)
+    inputs = [Path(name) for name in ("A.mid", "a.midi", "b.mid", "sub/\u00e9.mid", "sub/e\u0301.midi")]
+    names = ["A.out", "a.out", "b.out", "sub/\u00e9.out", "sub/e\u0301.out"]
+    if system != "linux":
+        names = ["A.mid.out", "a.midi.out", "b.out", "sub/\u00e9.mid.out", "sub/e\u0301.midi.out"]
+    assert files.output_names(inputs, ".out") == dict(zip(inputs, map(Path, names), strict=True))
+
+
 def test_odd_names(tmp_path, call):
     source = write(tmp_path / "in", **{"月亮 代表": "warn 心", "a\u2028b": "refuse no"})
     bad = os.fsencode(source) + b"/\xff.txt"
