@@ -130,26 +130,15 @@ def frechet_infinity(
 # --- bootstrap --------------------------------------------------------------------------------------------------------
 
 
-def measure(
-    statistic: Callable,
-    n: int,
-    rng: np.random.Generator,
-    times: int = BOOTSTRAPS,
-    limits: tuple[float, float] | None = None,
-) -> dict:
-    """Compute a statistic of how often each of n pieces is drawn, int [n], for once each, and its 95 % interval.
+def bootstrap(statistic: Callable, n: int, rng: np.random.Generator, times: int = BOOTSTRAPS) -> list[float]:
+    """Compute a statistic of how often each of n pieces is drawn, int [n], for `times` bootstrap samples."""
+    return [statistic(rng.multinomial(n, np.full(n, 1 / n))) for _ in range(times)]
 
-    The interval is between percentiles of so many bootstrap samples. Or, of a statistic with `limits`, 1.96 standard
-    deviations to either side of the value: where a finite sample raises or lowers a statistic, drawing pieces anew
-    does so once more.
-    """
-    value = float(statistic(np.ones(n, int)))
-    draws = tqdm(range(times), "bootstrap", delay=2, disable=None)
-    samples = [statistic(rng.multinomial(n, np.full(n, 1 / n))) for _ in draws]
-    if limits is None:
-        return {"value": value, "interval": np.quantile(samples, [0.025, 0.975]).tolist()}
-    margin = 1.96 * np.std(samples, ddof=1)
-    return {"value": value, "interval": np.clip([value - margin, value + margin], *limits).tolist()}
+
+def measure(statistic: Callable, n: int, rng: np.random.Generator) -> dict:
+    """Compute a statistic as in `bootstrap`, each piece drawn once, and its 95 % interval (percentiles)."""
+    interval = np.quantile(bootstrap(statistic, n, rng), [0.025, 0.975]).tolist()
+    return {"value": float(statistic(np.ones(n, int))), "interval": interval}
 
 
 def mean_of(values: np.ndarray) -> Callable[[np.ndarray], float]:
@@ -162,6 +151,19 @@ def diversity(unit: np.ndarray, counts: np.ndarray) -> float:
     same = counts @ counts  # pairs of a piece with itself, which do not count
     pairs = counts.sum() ** 2 - same
     return max(1 - (total @ total - same) / pairs, 0.0) if pairs else 0.0
+
+
+def measure_biased(
+    statistic: Callable, n: int, rng: np.random.Generator, low: float, high: float, times: int = BOOTSTRAPS
+) -> dict:
+    """Compute what `measure` does of a statistic, between `low` and `high`, that a finite sample shifts.
+
+    Drawing pieces anew shifts it once more. Thus the interval is 1.96 standard deviations of the bootstrap to either
+    side of the value, and not its percentiles.
+    """
+    value = float(statistic(np.ones(n, int)))
+    margin = 1.96 * np.std(bootstrap(statistic, n, rng, times), ddof=1)
+    return {"value": value, "interval": np.clip([value - margin, value + margin], low, high).tolist()}
 
 
 def frechet_of_drawn(distance: Distance, generated: np.ndarray, counts: np.ndarray) -> float:
@@ -188,14 +190,14 @@ def compare(generated: np.ndarray, real: np.ndarray, rng: np.random.Generator) -
         return total @ unit_mean / np.linalg.norm(total)
 
     result = {"CLaMP 2 score": measure(mean_of(scores), n, rng)}
-    result["cosine of means"] = measure(cosine_of_means, n, rng, limits=(-1, 1))
+    result["cosine of means"] = measure_biased(cosine_of_means, n, rng, -1, 1)
     of_real, of_generated = gaussians(real), gaussians(generated)
     for name, gaussian in of_real.items():
         distance = distance_to(gaussian)
         result[f"FMD, {name}"] = {"value": distance(*of_generated[name])}
         if name == MLE:
             redrawn = functools.partial(frechet_of_drawn, distance, generated)
-            result[f"FMD, {name}"] = measure(redrawn, n, rng, FRECHET_BOOTSTRAPS, (0, np.inf))
+            result[f"FMD, {name}"] = measure_biased(redrawn, n, rng, 0, np.inf, FRECHET_BOOTSTRAPS)
             try:
                 result["FMD-infinity"] = frechet_infinity(distance, generated, rng)
             except InputError as error:
