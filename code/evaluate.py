@@ -154,7 +154,7 @@ def diversity(unit: np.ndarray, counts: np.ndarray) -> float:
 
 
 def measure_biased(
-    statistic: Callable, n: int, rng: np.random.Generator, low: float, high: float, times: int = BOOTSTRAPS
+    statistic: Callable, n: int, rng: np.random.Generator, low: float, high: float, times: int = 1000
 ) -> dict:
     """Compute what `measure` does of a statistic, between `low` and `high`, that a finite sample shifts.
 
