@@ -38,11 +38,10 @@ import config
 import features
 import files
 import pieces
-import provenance
 import published
 import retrieval
 from command_line import at_least
-from features import INPUT_SUFFIXES, Features
+from features import INPUT_SUFFIXES, Features, require_alike
 from files import InputError
 from queries import or_error, read_lines, read_queries, read_query, shown_file
 
@@ -96,14 +95,6 @@ def embed_folder(folder: Path, found: list[Path]) -> Features:
 def source_of(folder: Path, name: str) -> Path:
     """Return the file of a piece, `#N` included."""
     return (folder.parent if folder.is_file() else folder) / name
-
-
-def require_alike(first: Path | str, a: Features, second: Path | str, b: Features) -> None:
-    """Raise InputError if features are known to be of different models or made in different ways."""
-    if a.matrix.shape[1] != b.matrix.shape[1]:
-        widths = f"{first} has width {a.matrix.shape[1]}, {second} {b.matrix.shape[1]}"
-        raise InputError(f"{widths}: features of one model can be compared")
-    provenance.agreed(a.made_with | b.made_with)
 
 
 def read_folders(first_dir: Path, second_dir: Path) -> tuple[Features, Features]:

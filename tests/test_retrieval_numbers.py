@@ -285,6 +285,9 @@ def test_many_queries_one_after_the_other(tmp_path, capsys, monkeypatch):
         assert main("search", "--queries", "queries.txt", folder) == 2
         assert problem in capsys.readouterr().err
     assert main("search", "--queries", "queries.txt", folder, "--html", "h.html") == 2
+    capsys.readouterr()
+    assert main("search", folder, "--queries", "queries.txt") == 2
+    assert "r: a folder; the file of queries comes first" in capsys.readouterr().err
 
 
 def test_every_number_of_score(tmp_path, capsys):
