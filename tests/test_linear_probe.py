@@ -86,7 +86,8 @@ def test_the_best_epoch_is_kept_and_training_stops_after_it(tmp_path):
     write_pieces(tmp_path, {"a": 30, "b": 30}, signal=0.3)
     pieces, _ = labels.gather([tmp_path], True, None)
     for_fit, validation = labels.hold_out(pieces, 0.3, np.random.default_rng(0))
-    args = command_line.probe("").parse_args(["train", str(tmp_path), "--patience", "3", "--hidden_size", "64"])
+    given = ["train", str(tmp_path), "--patience", "3", "--hidden_size", "64"]
+    args = linear_probe.set_defaults(command_line.probe("").parse_args(given))
     model, history = linear_probe.fit(for_fit, validation, ["a", "b"], args)
     losses = [line["eval_loss"] for line in history]
     assert len(losses) == np.argmin(losses) + 1 + 3 < 100
