@@ -148,7 +148,7 @@ def test_every_loss_and_the_kept_model_are_those_of_a_plain_loop(tmp_path, batch
     assert np.array(found) == pytest.approx(np.array(expected), rel=1e-4)
     _, evaluation, accuracy = zip(*expected, strict=True)
     best = int(np.argmax(accuracy) if published else np.argmin(evaluation))
-    assert (0 < best or published) and best < 11  # neither the first nor the last
+    assert (best > 0 or published) and best < 11  # neither the first nor the last
     assert linear_probe.best_epoch(history, published) == best + 1
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, states[best][name], atol=1e-5, rtol=1e-4)
