@@ -102,7 +102,7 @@ def compare(args: argparse.Namespace) -> int:
     results, left_out = {}, []
     for path in found:
         try:
-            results[path.stem] = read(args.results / path)
+            results[path.with_suffix("").as_posix()] = read(args.results / path)
         except InputError as error:
             left_out.append(str(error))
     if not results:
