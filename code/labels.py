@@ -182,16 +182,15 @@ def random_split(examples: list[Example], share: float, seed: int) -> tuple[list
 
 
 def given_split(examples: list[Example]) -> dict[str, list[Example]]:
-    """Return the examples below train/, validation/ and test/. Raises InputError for a piece that is in two of them."""
+    """Return the examples below train/, validation/ and test/. Raises InputError for a group that is in two of them."""
     parts: dict[str, list[Example]] = {name: [] for name in PARTS}
     part_of: dict[tuple[str, str], str] = {}
     for example in examples:
         part, _, rest = example.key.partition("/")
         if part not in parts or not rest:
             raise InputError(f"{example.path}: --split needs files in subfolders: {', '.join(PARTS)}")
-        piece = example.group or ("", rest)
-        if (other := part_of.setdefault(piece, part)) != part:
-            raise InputError(f"{example.path}: {piece[1]} is in {other}/ too; a piece belongs in one part")
+        if example.group and (other := part_of.setdefault(example.group, part)) != part:
+            raise InputError(f"{example.path}: {example.group[1]} is in {other}/ too; a group belongs in one part")
         parts[part].append(example)
     if not (parts["train"] and parts["test"]):
         raise InputError("--split needs files in train/ and in test/")

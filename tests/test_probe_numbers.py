@@ -422,6 +422,16 @@ def test_a_split_of_folders_and_songs(tmp_path, fits, capsys):
     assert json.loads(file.read_text())["protocol"]["split"] == "given: train, test; 10 % of the others to stop by"
 
 
+def test_a_class_that_is_in_the_test_part_only(tmp_path):
+    """It is never right, and has no weight in training."""
+    for part, sizes in (("train", {"a": 6, "b": 9}), ("test", {"a": 2, "b": 2, "c": 1})):
+        write_pieces(tmp_path / "in" / part, sizes, 0.4)
+    file = tmp_path / "r.json"
+    assert main("train", tmp_path / "in", "--split", "--balanced", "--epochs", 1, "--json", file) == 0
+    result = json.loads(file.read_text())
+    assert result["confusion"][2][2] == 0 and sum(map(sum, result["confusion"])) == 5
+
+
 def test_the_seed_draws_the_split(tmp_path, fits):
     write_pieces(tmp_path / "in", SIZES, 0.4)
     for seed in (0, 0, 1):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import features
 import retrieval
@@ -260,6 +261,18 @@ def test_every_number_of_metrics(tmp_path, capsys):
         "median rank        4.0          [1.0, 4.0]        3.0",
     ]
     assert f"1 of {queries} have no partner:" in printed.err and f"2 of {references} have no partner:" in printed.err
+
+
+def test_intervals_of_metrics_are_of_queries_drawn_with_replacement(tmp_path, monkeypatch):
+    """Of 40 queries 2 are hits: of as many drawn, from none to 5 in 95 % of the samples, by the binomial distribution."""
+    names = {f"{number}.npy": number for number in range(40)}
+    queries, references = save(tmp_path / "q", names), save(tmp_path / "r", names)
+    given = np.array([1] * 2 + [20] * 38), np.ones(40, np.float32)
+    monkeypatch.setattr(retrieval, "ranks", lambda *_, **__: given)
+    assert main("metrics", queries, references, "--json", tmp_path / "m.json") == 0
+    found = json.loads((tmp_path / "m.json").read_text())["intervals"]
+    assert found["Hit@1"] == pytest.approx(stats.binom.ppf([0.025, 0.975], 40, 0.05) / 40, abs=0.026)
+    assert found["Hit@1"][1] > 4 / 40 - 1e-9
 
 
 def test_metrics_as_the_published_script_has_them(tmp_path, capsys):
