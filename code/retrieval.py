@@ -40,10 +40,13 @@ def top_k(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.ndarr
 
 
 def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Select the `k` highest scores of each row of [q, n], in no order, and their columns."""
+    """Select the `k` highest scores of each row of [q, n], of equal ones the first, in no order, and their columns."""
     if scores.shape[1] <= k:
         return scores, np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
     columns = np.argpartition(scores, -k, axis=1)[:, -k:]
+    lowest = np.take_along_axis(scores, columns, axis=1).min(1, keepdims=True)
+    for row in np.flatnonzero((scores >= lowest).sum(1) > k):  # others are equal to the lowest selected one
+        columns[row] = np.argsort(-scores[row], kind="stable")[:k]
     return np.take_along_axis(scores, columns, axis=1), columns
 
 

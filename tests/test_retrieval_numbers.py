@@ -49,7 +49,8 @@ def test_top_k_of_the_plane(block_rows, query_block):
     expected = [[10, 10, 10, 45], [0, 35, 35, 45], [20, 110, 150, 155]]
     np.testing.assert_allclose(scores, np.cos(np.radians(expected)), atol=1e-6)
     equal = np.tile(on_circle(30), (7, 1))
-    assert retrieval.top_k(on_circle(0), equal, 7)[1].tolist() == [[0, 1, 2, 3, 4, 5, 6]]
+    for k in (7, 3, 1):  # also where the cut is among equal ones
+        assert retrieval.top_k(on_circle(0), equal, k)[1].tolist() == [list(range(k))]
     assert retrieval.top_k(on_circle(0), equal[:3], 7)[1].tolist() == [[0, 1, 2]]
 
 
