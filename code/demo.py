@@ -199,7 +199,7 @@ def build(library: Library) -> "gradio.Blocks":
         with gradio.Tab("Search"):
             with gradio.Row():
                 sentence = gradio.Textbox(label="A sentence, in any language", placeholder="a sad waltz", scale=2)
-                dropped = gradio.File(label="or a file of music or text", file_types=types, height=120)
+                dropped = gradio.File(label="or a file of music or text", file_types=types, height=160)
             button = gradio.Button("Search", variant="primary")
             hits = gradio.HTML(label="The answer")
             asked = [button.click, sentence.submit]
@@ -230,8 +230,8 @@ def problem(words: str) -> str:
     return f'<p role="alert">{html.escape(files.printable(words))}</p>'
 
 
-def launch(blocks: "gradio.Blocks", host: str | None = None) -> str:
-    """Open the page on a host (None: that of GRADIO_SERVER_NAME, or 127.0.0.1). Returns its address."""
+def launch(blocks: "gradio.Blocks", host: str) -> str:
+    """Open the page. Returns its address."""
     import gradio
     import safehttpx
 
@@ -279,13 +279,18 @@ def default_folder() -> Path:
     return top / "music" if (top / "music").is_dir() else top / "tests" / "examples"
 
 
+def default_host() -> str:
+    """Return this machine alone, unless the environment names a host, or is that of a Space."""
+    return os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1")
+
+
 def get_args_parser() -> argparse.ArgumentParser:
     parser = command_line.summarized(__doc__)
     parser.set_defaults(run=demo)
     about = "a folder of music and texts or of features"
     parser.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", default=default_folder(), help=about)
     about = "the address to listen on (default: GRADIO_SERVER_NAME of the environment, or 127.0.0.1)"
-    parser.add_argument("--host", help=about)
+    parser.add_argument("--host", default=default_host(), help=about)
     about = "download the published weights to CLAMP2_WEIGHTS_PATH if none are there"
     parser.add_argument("--download", action="store_true", help=about)
     return parser
