@@ -199,7 +199,7 @@ def build(library: Library) -> "gradio.Blocks":
         with gradio.Tab("Search"):
             with gradio.Row():
                 sentence = gradio.Textbox(label="A sentence, in any language", placeholder="a sad waltz", scale=2)
-                dropped = gradio.File(label="or a file of music or text", file_types=types, height=160)
+                dropped = gradio.File(label="or a file of music or text", file_types=types, height=160, min_width=280)
             button = gradio.Button("Search", variant="primary")
             hits = gradio.HTML(label="The answer")
             asked = [button.click, sentence.submit]
@@ -207,8 +207,10 @@ def build(library: Library) -> "gradio.Blocks":
         with gradio.Tab("Classes"):
             with gradio.Row():
                 example = "jig: A lively jig in 6/8.\nwaltz: A slow waltz."
-                lines = gradio.Textbox(example, label="Classes, a line each: a sentence, or label: sentence", lines=6)
-                piece = gradio.File(label="A file of music or text", file_types=types, height=160)
+                lines = gradio.Textbox(
+                    example, label="Classes, a line each: a sentence, or label: sentence", lines=6, min_width=280
+                )
+                piece = gradio.File(label="A file of music or text", file_types=types, height=160, min_width=280)
             ask = gradio.Button("Classify", variant="primary")
             shares = gradio.Label(label="Confidence")
             note = gradio.HTML()
@@ -241,7 +243,7 @@ def launch(blocks: "gradio.Blocks", host: str) -> str:
     # A file of a request may be a link, which Gradio would download whole, of any size.
     safehttpx.async_validate_url = refuse
     gradio.processing_utils.PUBLIC_HOSTNAME_WHITELIST.clear()
-    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    theme = gradio.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
     off = {"share": False, "ssr_mode": False, "pwa": False, "mcp_server": False, "run_history": False}
     _, address, _ = blocks.launch(
         server_name=host,
