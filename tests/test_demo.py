@@ -295,11 +295,16 @@ def test_links_out_of_the_folder_are_left_out_and_named(folder, model, capsys):
     assert "6 pieces" in said and "  secret.txt\n" in said and "  out/plain.mtf\n" in said
 
 
-def request(site, inputs) -> str:
+@pytest.fixture(scope="module")
+def http(site):
+    with httpx.Client(base_url=site, timeout=60) as client:
+        yield client
+
+
+def request(http, inputs) -> str:
     """What the page answers to inputs as a program may write them."""
-    with httpx.Client(base_url=f"{site}gradio_api/call/") as client:
-        event = client.post("search", json={"data": inputs}).json()["event_id"]
-        return client.get(f"search/{event}").text
+    event = http.post("gradio_api/call/search", json={"data": inputs}).json()["event_id"]
+    return http.get(f"gradio_api/call/search/{event}").text
 
 
 @needs_gradio
@@ -307,16 +312,16 @@ def request(site, inputs) -> str:
     "path",
     ["{folder}/../secret.txt", "../secret.txt", "{folder}/secret.txt", "/etc/passwd", "{upload}/../../etc/passwd"],
 )
-def test_no_path_is_served_or_read(site, folder, path):
+def test_no_path_is_served_or_read(http, site, folder, path):
     """Whether it is asked for, or given as the file that was dropped; the files of FOLDER neither."""
     path = path.format(folder=folder, upload=os.environ["GRADIO_TEMP_DIR"])
     for ask_for in ("gradio_api/file=", "gradio_api/file/", "static/", "assets/"):
         for spelled in (path, path.replace("/", "%2f"), path.replace("..", "%2e%2e")):
-            answer = httpx.get(f"{site}{ask_for}{spelled}")
+            answer = http.get(f"{site}{ask_for}{spelled}")
             assert answer.status_code in (403, 404), (ask_for, spelled)
     for file in ({"path": path, "meta": META}, {"path": path}, path, {"path": "a", "url": path, "meta": META}):
         for inputs in ([None, file], [file, None]):
-            answer = request(site, inputs)
+            answer = request(http, inputs)
             is_text = inputs[0] and "meta" not in file  # as a sentence it is words
             assert is_text or answer.startswith("event: error"), answer[:300]
             assert SECRET not in answer and "root:" not in answer
@@ -324,7 +329,7 @@ def test_no_path_is_served_or_read(site, folder, path):
 
 @needs_gradio
 @pytest.mark.parametrize("host", ["example.org", "huggingface.co"])
-def test_the_page_fetches_nothing_for_a_stranger(site, monkeypatch, host):
+def test_the_page_fetches_nothing_for_a_stranger(http, site, monkeypatch, host):
     fetched, look_up = [], socket.getaddrinfo
 
     def getaddrinfo(name, *arguments, **options):
@@ -339,9 +344,9 @@ def test_the_page_fetches_nothing_for_a_stranger(site, monkeypatch, host):
     link = f"http://{host}/a.abc"
     for file in ({"path": link, "meta": META}, {"path": "a.abc", "url": link, "meta": META}):
         for inputs in ([None, file], [file, None]):
-            assert request(site, inputs).startswith("event: error")
+            assert request(http, inputs).startswith("event: error")
     for ask_for in ("file=", "proxy="):
-        assert httpx.get(f"{site}gradio_api/{ask_for}{link}").status_code in (400, 403, 404)
+        assert http.get(f"{site}gradio_api/{ask_for}{link}").status_code in (400, 403, 404)
     assert not fetched
 
 
@@ -363,6 +368,7 @@ def test_an_empty_folder_is_an_error(tmp_path, capsys):
 def test_it_is_open_to_this_machine_alone_unless_told_otherwise(run, site, folder, monkeypatch):
     asked = []
     monkeypatch.setattr(demo.published, "provide", lambda path, download: asked.append(download))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ["GRADIO_TEMP_DIR"])  # is that of `site` again at the end
     monkeypatch.setenv("GRADIO_SHARE", "True")
     blocks = run(folder, "--host", "localhost")
     assert not blocks.share and not blocks.analytics_enabled and os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
