@@ -232,9 +232,9 @@ def test_the_classes_of_a_file(client, folder, features, model):
     shares, note = client.predict(file, lines, api_name="/classify")
     found = {one["label"]: one["confidence"] for one in shares["confidences"]}
     assert found == pytest.approx(dict(zip(["jig", "waltz"], expected, strict=True)), abs=1e-4) and not note
-    shares, note = client.predict(file, "A: same\nB: same\n", api_name="/classify")
+    shares, note = client.predict(file, "<i>A: same\nB: same\n", api_name="/classify")
     assert [one["confidence"] for one in shares["confidences"]] == [0.5, 0.5]
-    assert "in doubt: the features of 'A' and 'B' are equal" in problem_of(note)
+    assert "in doubt: the features of '<i>A' and 'B' are equal" in problem_of(note)
     for given, lines, words in ((file, "A jig.", "2 to 100 classes"), (None, "A jig.\nA reel.", "drop a file")):
         shares, note = client.predict(given, lines, api_name="/classify")
         assert not shares.get("confidences") and words in problem_of(note)
@@ -358,6 +358,13 @@ def test_without_gradio_one_line_says_so(monkeypatch, capsys):
     )
 
 
+def test_an_error_of_the_system_does_not_show_a_path():
+    def ask(path):
+        raise FileNotFoundError(2, "No such file or directory", path)
+
+    assert demo.answered(ask, "/home/me/music") == (None, '<p role="alert">No such file or directory</p>')
+
+
 @needs_gradio
 def test_an_empty_folder_is_an_error(tmp_path, capsys):
     assert demo.main([str(tmp_path)]) == 2
@@ -366,12 +373,18 @@ def test_an_empty_folder_is_an_error(tmp_path, capsys):
 
 @needs_gradio
 def test_it_is_open_to_this_machine_alone_unless_told_otherwise(run, site, folder, monkeypatch):
-    asked = []
+    asked, tunnels = [], []
+    monkeypatch.setattr(gradio.networking, "setup_tunnel", lambda **options: tunnels.append(options) or "https://x")
     monkeypatch.setattr(demo.published, "provide", lambda path, download: asked.append(download))
     monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ["GRADIO_TEMP_DIR"])  # is that of `site` again at the end
     monkeypatch.setenv("GRADIO_SHARE", "True")
     blocks = run(folder, "--host", "localhost")
-    assert not blocks.share and not blocks.analytics_enabled and os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    assert (
+        not blocks.share
+        and not tunnels
+        and not blocks.analytics_enabled
+        and os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    )
     assert blocks.server_name == "localhost" and site.startswith("http://127.0.0.1:")
     assert not asked
     monkeypatch.setenv("SPACE_ID", "me/demo")  # the environment of a Space, which gives no arguments
@@ -406,6 +419,17 @@ def names(browser, *roles) -> list[str]:
     return [node["name"]["value"] for node in tree if node["role"]["value"] in roles]
 
 
+def frame_of(browser) -> str:
+    """The session of the frame within the page, which has a process of its own."""
+    for _ in range(200):
+        browser.ask("0")  # collects events
+        attached = [e["params"] for e in browser.events if e.get("method") == "Target.attachedToTarget"]
+        if frames := [event["sessionId"] for event in attached if event["targetInfo"]["type"] == "iframe"]:
+            return frames[0]
+        time.sleep(0.05)
+    return pytest.fail("there is no frame of its own process")
+
+
 @needs_gradio
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 def test_chromium_asks_hears_and_classifies(browser, site, folder):
@@ -417,7 +441,8 @@ def test_chromium_asks_hears_and_classifies(browser, site, folder):
     shown = "[...document.querySelectorAll('button')].some(b => b.innerText === '{}' && b.offsetParent && !b.role)"
     browser.wait_for(shown.format("Search"), 60)
     for _ in range(50):  # the tree follows the page a little later
-        if (fields := names(browser, "textbox")) and (buttons := names(browser, "button")):
+        fields, buttons = names(browser, "textbox"), names(browser, "button")
+        if fields and "Search" in buttons:
             break
         time.sleep(0.1)
     assert fields == ["A sentence, in any language"] and "Search" in buttons
@@ -430,9 +455,7 @@ def test_chromium_asks_hears_and_classifies(browser, site, folder):
     browser.press("Enter", 13, "\r")
     browser.wait_for("!!document.querySelector('iframe')", 60)
 
-    attached = [e["params"] for e in browser.events if e.get("method") == "Target.attachedToTarget"]
-    [frame] = [event["sessionId"] for event in attached if event["targetInfo"]["type"] == "iframe"]
-    page, browser.session = browser.session, {"sessionId": frame}
+    page, browser.session = browser.session, {"sessionId": frame_of(browser)}
     for domain in ("Network", "Log", "Runtime"):
         browser(f"{domain}.enable")
     browser.wait_for("document.querySelectorAll('li').length === 6")
