@@ -260,17 +260,15 @@ def launch(blocks: "gradio.Blocks", host: str) -> str:
 
 
 def demo(args: argparse.Namespace) -> int:
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise InputError("the page is made with Gradio, which is not installed: pip install gradio") from error
-    if args.download or "SPACE_ID" in os.environ:
-        published.provide(config.resolve(config.CLAMP2_WEIGHTS_PATH), download=True)
-    library = Library(args.folder)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # by default one for all programs
-        blocks = build(library)
+    with tempfile.TemporaryDirectory() as uploads:
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}  # as Gradio is imported
+        try:
+            import gradio  # noqa: F401
+        except ImportError as error:
+            raise InputError("the page is made with Gradio, which is not installed: pip install gradio") from error
+        if args.download or "SPACE_ID" in os.environ:
+            published.provide(config.resolve(config.CLAMP2_WEIGHTS_PATH), download=True)
+        blocks = build(Library(args.folder))
         print(f"{launch(blocks, args.host)}  (Ctrl-C ends it)", flush=True)
         blocks.block_thread()
     return 0

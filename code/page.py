@@ -66,7 +66,7 @@ def render(
 
 
 def preview(
-    sources: list[Path], timeout: float = pictures.TIMEOUT
+    sources: list[Path], timeout: float | None = None
 ) -> tuple[dict[Path, tuple[str, str]], dict[Path, tuple[str, list, str]]]:
     """Draw and reads music, and reads texts.
 
@@ -74,6 +74,7 @@ def preview(
         ("picture", SVG in base64), ("text", its beginning) or ("problem", error);
         of music, (JSON for page.js, buttons as words and where to stop, error).
     """
+    timeout = timeout or pictures.TIMEOUT
     previews = {}
     music = []
     for source in dict.fromkeys(sources):

@@ -352,6 +352,8 @@ def test_the_page_fetches_nothing_for_a_stranger(http, site, monkeypatch, host):
 
 def test_without_gradio_one_line_says_so(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):  # are as they were at the end
+        monkeypatch.setenv(name, os.environ.get(name, ""))
     assert demo.main([str(KIT)]) == 2
     assert capsys.readouterr().err == (
         "error: the page is made with Gradio, which is not installed: pip install gradio\n"
@@ -366,7 +368,8 @@ def test_an_error_of_the_system_does_not_show_a_path():
 
 
 @needs_gradio
-def test_an_empty_folder_is_an_error(tmp_path, capsys):
+def test_an_empty_folder_is_an_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ.get("GRADIO_TEMP_DIR", ""))
     assert demo.main([str(tmp_path)]) == 2
     assert "there is no music, text or .npy file in it" in capsys.readouterr().err
 
