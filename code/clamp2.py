@@ -108,6 +108,8 @@ def _listed(what: str, items: Iterable[T], kind: type | tuple[type, ...]) -> lis
         raise InputError(
             f"{what}: a list is needed, not a single {type(items).__name__}; write [{reprlib.repr(items)}]"
         )
+    if not isinstance(items, Iterable):
+        raise InputError(f"{what}: a list is needed, not {reprlib.repr(items)}")
     items = list(items)
     for number, item in enumerate(items, start=1):
         if not isinstance(item, kind):

@@ -178,8 +178,7 @@ def score(result: dict, truth: list[str | None]) -> np.ndarray:
             confusion[classes.index(label), classes.index(given["label"])] += 1
     if not confusion.any():
         raise InputError(f"no piece has a label that is one of the classes: {', '.join(classes)}")
-    used = np.flatnonzero(confusion.sum(axis=0) + confusion.sum(axis=1))
-    result["scores"] = labels.scores(confusion[np.ix_(used, used)]) | {"pieces": int(confusion.sum())}
+    result["scores"] = labels.scores(confusion) | {"pieces": int(confusion.sum())}
     result["confusion"] = confusion.tolist()
     return confusion
 
@@ -229,10 +228,12 @@ def classify(args: argparse.Namespace) -> int:
     for number, (name, question) in enumerate(questions.items()):
         classes = Features(list(question), embed(question), made_with={str(args.classes): cache.made_with()})
         if number == 0:
-            semantic_search.require_alike(args.classes, classes, args.music, music)
+            features.require_alike(args.classes, classes, args.music, music)
         results[name] = answer(music, classes, args.temperature)
         if known:
             truth = labels.assign([(args.music, piece) for piece in music.names], known[number])
+            if not any(truth):
+                raise InputError(f"{args.labels[number]}: names no piece of {args.music}, such as {music.names[0]}")
             confusion = score(results[name], truth)
             if args.confusion:
                 import plot

@@ -13,16 +13,18 @@ the extension and, of several pieces of one text, a number: `waltz.1.abc`, `walt
   cosine of means  of the mean features of both folders (as in CLaMP 3)
   FMD              Fréchet music distance of the Gaussians of both folders, by four estimates of the covariance; the
                    shrunk ones are steadier where there are fewer pieces than a feature has dimensions
-  FMD-infinity     the first of them for endlessly many generated pieces: extrapolated from samples of 500 and more
+  FMD-infinity     the first of them for infinitely many generated pieces: extrapolated from samples of 500 and more,
+                   without replacement (the package frechet-music-distance samples with replacement, which leads back
+                   to the FMD of the pieces at hand); its interval is that of the fitted line
   text cosine      of each piece to its own text, the mean
   text hits        the share of pieces whose own text is the nearest of all
   diversity        the mean distance (1 - cosine) between two generated pieces
   novelty          the mean distance of a generated piece to the nearest real one; a cosine from --copy on is named
 
-In brackets, 95 % bootstrap intervals: generated pieces are drawn anew, the real ones stay. (That of a Fréchet distance
-is for as many pieces: it holds the bias of a finite sample.) --json FILE has the same, and the values of each piece;
-its FMD (as of the package frechet-music-distance) is the squared distance to the real mean. On arrays in memory, for
-reward functions (`embed_music` and `embed_texts` of clamp2.py make them):
+In brackets, 95 % bootstrap intervals: generated pieces are drawn anew, the real ones stay. (Those of a Fréchet distance
+and of the cosine of means are for as many pieces: they hold the bias of a finite sample.) --json FILE has the same, and
+the values of each piece; its FMD (as of the package frechet-music-distance) is the squared distance to the real mean.
+On arrays in memory, for reward functions (`embed_music` and `embed_texts` of clamp2.py make them):
 
   import evaluate
   rewards = evaluate.score(music, texts)  # [N, H] and [N, H], or one text [1, H] for all -> cosines [N]
@@ -47,9 +49,11 @@ import files
 import published
 import retrieval
 import semantic_search
+from features import Features
 from files import InputError
+from intervals import bootstrap, measure
 
-BOOTSTRAPS, FRECHET_BOOTSTRAPS = 1000, 50  # a Fréchet distance takes some tenths of a second
+FRECHET_BOOTSTRAPS = 50  # a Fréchet distance takes some tenths of a second
 MLE = "maximum likelihood"  # so called, though n - 1 is the denominator, as elsewhere
 Gaussian = tuple[np.ndarray, np.ndarray]  # mean [H], root of the covariance [any, H]; see retrieval.py
 Distance = Callable[[np.ndarray, np.ndarray], float]  # Fréchet distance of a Gaussian to that of the real pieces
@@ -57,7 +61,9 @@ Distance = Callable[[np.ndarray, np.ndarray], float]  # Fréchet distance of a G
 
 def score(music: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """Compute the cosine [N] of each piece [N, H] to its text [N, H], or to one vector [1, H]. Raises InputError."""
-    music, texts = np.asarray(music), np.asarray(texts)
+    music, texts = np.asarray(music, np.float64), np.asarray(texts, np.float64)
+    if music.ndim != 2 or texts.ndim != 2:
+        raise InputError(f"music of shape {music.shape} and texts of {texts.shape}: features are [N, H], also of one")
     if len(texts) not in (1, len(music)):
         raise InputError(f"{len(music)} pieces and {len(texts)} texts: each piece needs its own, or one is for all")
     return retrieval.cosines(music, texts if len(texts) > 1 else np.repeat(texts, len(music), axis=0))
@@ -88,7 +94,9 @@ def distance_to(real: Gaussian) -> Distance:
 
 
 def sample_gaussian(vectors: np.ndarray) -> Gaussian:
-    """Compute `retrieval.gaussian` faster, for a few thousand vectors [N, H]: their root is [N, H]."""
+    """Compute `retrieval.gaussian` faster: the root of few vectors [N, H] is [N, H]."""
+    if len(vectors) > 2 * vectors.shape[1]:
+        return retrieval.gaussian(vectors)
     mean = vectors.mean(axis=0, dtype=np.float64)
     return mean, (vectors - mean) / np.sqrt(len(vectors) - 1)
 
@@ -98,35 +106,29 @@ def frechet_infinity(
 ) -> dict:
     """Extrapolate the Fréchet distance to infinitely many generated pieces (Chong and Forsyth, arXiv 1911.07023).
 
-    It is about linear in 1/n over samples of n of the pieces [N, H], drawn with replacement, for n up to N. Returns the
-    value at 1/n = 0, the slope, the share of variance that the line explains, and its points. Raises InputError for
-    too few pieces.
+    It is about linear in 1/n over samples of n of the pieces [N, H], drawn without replacement, for n up to N. Returns
+    the value at 1/n = 0 and its 95 % interval, the slope, the share of variance that the line explains, and its points.
+    Raises InputError for too few pieces.
     """
     if len(generated) <= smallest:
         raise InputError(f"FMD-infinity needs more than {smallest} generated pieces; there are {len(generated)}")
     sizes = np.linspace(smallest, len(generated), steps).astype(int)
     samples = (
-        generated[rng.choice(len(generated), size=n)] for n in tqdm(sizes, "FMD-infinity", delay=2, disable=None)
+        generated[rng.choice(len(generated), size=n, replace=False)]
+        for n in tqdm(sizes, "FMD-infinity", delay=2, disable=None)
     )
     distances = np.array([distance(*sample_gaussian(sample)) for sample in samples])
-    slope, value = np.polyfit(1 / sizes, distances, 1)
-    r2 = 1 - np.var(distances - slope / sizes) / np.var(distances)
+    (slope, value), covariance = np.polyfit(1 / sizes, distances, 1, cov=True)
+    margin = 1.96 * np.sqrt(covariance[1, 1])
+    low, value, high = np.maximum([value - margin, value, value + margin], 0)  # a line may lead below
+    variance = np.var(distances)
+    r2 = 1 - np.var(distances - slope / sizes) / variance if variance else 1.0
     points = [[int(n), float(d)] for n, d in zip(sizes, distances, strict=True)]
-    return {"value": float(value), "slope": float(slope), "r2": float(r2), "points": points}
+    line = {"slope": float(slope), "r2": float(r2), "points": points}
+    return {"value": float(value), "interval": [float(low), float(high)]} | line
 
 
 # --- bootstrap --------------------------------------------------------------------------------------------------------
-
-
-def bootstrap(statistic: Callable, n: int, rng: np.random.Generator, times: int = BOOTSTRAPS) -> list[float]:
-    """Compute a statistic of how often each of n pieces is drawn, int [n], for `times` bootstrap samples."""
-    return [statistic(rng.multinomial(n, np.full(n, 1 / n))) for _ in range(times)]
-
-
-def measure(statistic: Callable, n: int, rng: np.random.Generator) -> dict:
-    """Compute a statistic as in `bootstrap`, each piece drawn once, and its 95 % interval (percentiles)."""
-    interval = np.quantile(bootstrap(statistic, n, rng), [0.025, 0.975]).tolist()
-    return {"value": float(statistic(np.ones(n, int))), "interval": interval}
 
 
 def mean_of(values: np.ndarray) -> Callable[[np.ndarray], float]:
@@ -138,21 +140,25 @@ def diversity(unit: np.ndarray, counts: np.ndarray) -> float:
     total = counts @ unit
     same = counts @ counts  # pairs of a piece with itself, which do not count
     pairs = counts.sum() ** 2 - same
-    return 1 - (total @ total - same) / pairs if pairs else 0.0
+    return max(1 - (total @ total - same) / pairs, 0.0) if pairs else 0.0
 
 
-def frechet_measure(distance: Distance, generated: np.ndarray, value: float, rng: np.random.Generator) -> dict:
-    """Return the Fréchet distance `value` of features [N, H], with its 95 % interval for samples of N pieces.
+def measure_biased(
+    statistic: Callable, n: int, rng: np.random.Generator, low: float, high: float, times: int = 1000
+) -> dict:
+    """Compute what `measure` does of a statistic, between `low` and `high`, that a finite sample shifts.
 
-    The interval is 1.96 standard deviations of the bootstrap to either side of the value, and not its percentiles:
-    drawing pieces anew raises the distance once more by what a finite sample had raised it.
+    Drawing pieces anew shifts it once more. Thus the interval is 1.96 standard deviations of the bootstrap to either
+    side of the value, and not its percentiles.
     """
+    value = float(statistic(np.ones(n, int)))
+    margin = 1.96 * np.std(bootstrap(statistic, n, rng, times), ddof=1)
+    return {"value": value, "interval": np.clip([value - margin, value + margin], low, high).tolist()}
 
-    def redrawn(counts: np.ndarray) -> float:
-        return distance(*sample_gaussian(np.repeat(generated, counts, axis=0)))
 
-    margin = 1.96 * np.std(bootstrap(redrawn, len(generated), rng, FRECHET_BOOTSTRAPS), ddof=1)
-    return {"value": value, "interval": [max(value - margin, 0.0), value + margin]}
+def frechet_of_drawn(distance: Distance, generated: np.ndarray, counts: np.ndarray) -> float:
+    """Compute the Fréchet distance of features [N, H] drawn `counts` [N] times."""
+    return distance(*sample_gaussian(np.repeat(generated, counts, axis=0)))
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -163,22 +169,25 @@ def compare(generated: np.ndarray, real: np.ndarray, rng: np.random.Generator) -
 
     Returns {measure: {"value", "interval", ...}}, and {name: values of the pieces, [N]}.
     """
-    n, mean_real = len(generated), real.mean(axis=0, dtype=np.float64)
-    unit, unit_mean = retrieval.unit(generated.astype(np.float64)), retrieval.unit(mean_real[None])[0]
-    scores = clamp2_scores(generated, real)
     nearest, rows = (found[:, 0] for found in retrieval.top_k(generated, real, 1))
+    nearest = np.minimum(nearest, 1)  # not by a rounding error more
+    n, generated, mean_real = len(generated), generated.astype(np.float64), real.mean(axis=0, dtype=np.float64)
+    unit, unit_mean = retrieval.unit(generated), retrieval.unit(mean_real[None])[0]
+    scores = clamp2_scores(generated, real)
 
     def cosine_of_means(counts: np.ndarray) -> float:
         total = counts @ generated
         return total @ unit_mean / np.linalg.norm(total)
 
-    result = {"CLaMP 2 score": measure(mean_of(scores), n, rng), "cosine of means": measure(cosine_of_means, n, rng)}
+    result = {"CLaMP 2 score": measure(mean_of(scores), n, rng)}
+    result["cosine of means"] = measure_biased(cosine_of_means, n, rng, -1, 1)
     of_real, of_generated = gaussians(real), gaussians(generated)
     for name, gaussian in of_real.items():
         distance = distance_to(gaussian)
         result[f"FMD, {name}"] = {"value": distance(*of_generated[name])}
         if name == MLE:
-            result[f"FMD, {name}"] = frechet_measure(distance, generated, distance(*of_generated[name]), rng)
+            redrawn = functools.partial(frechet_of_drawn, distance, generated)
+            result[f"FMD, {name}"] = measure_biased(redrawn, n, rng, 0, np.inf, FRECHET_BOOTSTRAPS)
             try:
                 result["FMD-infinity"] = frechet_infinity(distance, generated, rng)
             except InputError as error:
@@ -227,10 +236,10 @@ def best_and_worst(pieces: list[dict], by: str) -> list[dict]:
     pairs, without = [], []
     for text, group in of_text.items():
         group.sort(key=lambda piece: -piece[by])
-        both = list(zip(group[: max(1, len(group) // 10)], reversed(group), strict=False))
-        if both[0][0][by] == both[0][1][by]:
+        tenth = max(1, len(group) // 10)
+        both = [(best, worst) for best, worst in zip(group[:tenth], group[::-1], strict=False) if best[by] > worst[by]]
+        if not both:
             without.append(text)
-            continue
         for best, worst in both:
             names = {"prompt": text, "chosen": best["name"], "rejected": worst["name"]}
             pairs.append(names | {"chosen_score": best[by], "rejected_score": worst[by]})
@@ -238,6 +247,28 @@ def best_and_worst(pieces: list[dict], by: str) -> list[dict]:
         raise InputError("no pairs: there are no two pieces, of one text, of different scores")
     features.report("texts without two pieces of different scores, which gave no pair", without)
     return pairs
+
+
+def add_texts(result: dict, args: argparse.Namespace, generated: Features, rng: np.random.Generator) -> Features:
+    """Add what `compare_texts` returns to a result, and the names of pieces and texts without a partner.
+
+    Returns the features of the texts.
+    """
+    prompts = semantic_search.read_folder(args.prompts)
+    features.require_alike(args.generated, generated, args.prompts, prompts)
+    found = find_texts(generated.names, prompts.names)
+    rows, own = np.array(list(found)), np.array(list(found.values()))
+    measures, values = compare_texts(generated.matrix[rows], prompts.matrix, own, rng)
+    result["measures"] |= measures
+    values["text"] = np.array(prompts.names)[own]
+    for number, row in enumerate(rows):
+        result["pieces"][row] |= {key: array[number].item() for key, array in values.items()}
+    unpaired = [name for row, name in enumerate(generated.names) if row not in found]
+    unused = [name for row, name in enumerate(prompts.names) if row not in own]
+    result["without_partner"] = {str(args.generated): unpaired, str(args.prompts): unused}
+    for folder, names in result["without_partner"].items():
+        features.report(f"of {folder} have no partner", names)
+    return prompts
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -256,22 +287,8 @@ def evaluate(args: argparse.Namespace) -> int:
     ]
     result: dict = {"measures": measures, "pieces": pieces}
     if args.prompts:
-        prompts = semantic_search.read_folder(args.prompts)
-        semantic_search.require_alike(args.generated, generated, args.prompts, prompts)
-        found = find_texts(generated.names, prompts.names)
-        rows, own = np.array(list(found)), np.array(list(found.values()))
-        of_texts, values = compare_texts(generated.matrix[rows], prompts.matrix, own, rng)
-        measures |= of_texts
-        values["text"] = np.array(prompts.names)[own]
-        for number, row in enumerate(rows):
-            pieces[row] |= {key: array[number].item() for key, array in values.items()}
-        folders[str(args.prompts)] = prompts
-        unused = [name for row, name in enumerate(prompts.names) if row not in own]
-        lonely = [name for row, name in enumerate(generated.names) if row not in found]
-        result["without_partner"] = {str(args.generated): lonely, str(args.prompts): unused}
-        for folder, names in result["without_partner"].items():
-            features.report(f"of {folder} have no partner", names)
-    result["copies"] = [piece for piece in pieces if piece["nearest_cosine"] >= args.copy]
+        folders[str(args.prompts)] = add_texts(result, args, generated, rng)
+    result["copies"] = [piece for piece in pieces if piece["nearest_cosine"] >= args.copy - retrieval.TIE]
     show(result, len(real.names), args.copy)
     status = semantic_search.finish(args, result, folders)
     if args.pairs:

@@ -68,6 +68,14 @@ def made_with(roots: Iterable[Path]) -> dict[str, dict]:
     return {place: known for root in roots for place, known in provenance.of_files(root, find(root)).items()}
 
 
+def require_alike(first: Path | str, a: Features, second: Path | str, b: Features) -> None:
+    """Raise InputError if features are known to be of different models or made in different ways."""
+    if a.matrix.shape[1] != b.matrix.shape[1]:
+        widths = f"{first} has width {a.matrix.shape[1]}, {second} {b.matrix.shape[1]}"
+        raise InputError(f"{widths}: features of one model can be compared")
+    provenance.agreed(a.made_with | b.made_with)
+
+
 def relative_name(path: Path, root: Path) -> str:
     """Return the name of a feature file within the folder (or the single file) `root`."""
     return path.name if path == root else path.relative_to(root).as_posix()

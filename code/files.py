@@ -5,6 +5,7 @@ Shared by `code/` and `process_data/`; imports only the standard library.
 
 import argparse
 import contextlib
+import errno
 import glob
 import hashlib
 import io
@@ -67,7 +68,12 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None = None) 
     args = parser.parse_args(argv)
     print_any_name()
     try:
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `| head` has read enough; the rest of the output, flushed at exit, goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as a shell reports the signal SIGPIPE
     except (InputError, OSError) as error:
         return print_error(error)
     except KeyboardInterrupt:
@@ -151,12 +157,19 @@ def lengthen(
 ) -> dict[Path, Path]:
     """Give the longer name to inputs that share an output, or whose output is taken, except those in `kept`."""
     while True:
-        uses = Counter(names.values())
-        meeting = [p for p, name in names.items() if p not in kept and (uses[name] > 1 or is_taken(name))]
+        uses = Counter(map(_kept_as, names.values()))
+        meeting = [p for p, name in names.items() if p not in kept and (uses[_kept_as(name)] > 1 or is_taken(name))]
         longer = {path: path.with_name(path.name + suffix) for path in meeting}
         if all(names[path] == name for path, name in longer.items()):
             return names
         names |= longer
+
+
+def _kept_as(name: Path) -> str:
+    """Return what is equal for two names of one file: on a Mac and on Windows, `A.npy` is `a.npy`."""
+    if sys.platform in ("darwin", "win32"):
+        return unicodedata.normalize("NFC", str(name)).casefold()
+    return str(name)
 
 
 @contextlib.contextmanager
@@ -166,7 +179,9 @@ def atomic_write(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
     It is flushed to the disk first, so that a crash or a full disk leaves the previous file as it was. A pipe or a
     device, such as /dev/null, is written to directly.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder, where a file is to be written", str(path))
+    if path.exists() and not path.is_file():
         with open(path, mode, **options) as file:
             yield file
         return

@@ -214,8 +214,8 @@ def find_twins(args: argparse.Namespace) -> int:
     compared = f"{len(melodies) - len(others)} pieces of {args.music} compared{where}"
     print(files.printable(f"{compared}: pairs of twins: {len(twins)}, groups: {len(groups)}, to drop: {len(dropped)}"))
     if args.drop:
-        with files.atomic_write(args.drop, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(f"{name}\n" for name in sorted(dropped))
+        with files.atomic_write(args.drop, "w", encoding="utf-8", errors="surrogateescape") as file:  # as on the disk
+            file.writelines((files.printable(name) if "\n" in name else name) + "\n" for name in sorted(dropped))
     for folder, names in left_out.items():
         features.report(f"of {folder} left out", names)
     if args.json:

@@ -201,11 +201,7 @@ def label_groups(of_name: list[str | None]) -> list[tuple[str, list[int], dict]]
 def similarity(args: argparse.Namespace) -> int:
     loaded = [load(folder, args.labels, MATRIX_ROWS) for folder in filter(None, (args.features, args.other))]
     (rows, row_labels), (columns, column_labels) = loaded[0], loaded[-1]
-    provenance.agreed(rows.made_with | columns.made_with)
-    widths = [part.matrix.shape[1] for part in (rows, columns)]
-    if widths[0] != widths[1]:
-        problem = f"{args.features} has width {widths[0]}, {args.other} {widths[1]}"
-        raise InputError(f"{problem}: features of one model can be compared")
+    features.require_alike(args.features, rows, args.other or args.features, columns)
     scores = rows.matrix @ columns.matrix.T
     side = max(0.18 * min(max(scores.shape), NAMED_ROWS) + 1.5, 5)
     with drawing(args.out, side + 2.2, side) as axes:

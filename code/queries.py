@@ -83,6 +83,8 @@ def _embedded_query(query: str, source: cache.Source, number: int | None, entrie
 
 def read_lines(name: str) -> list[str]:
     """Read the lines of a file, or of standard input (`-`). Raises InputError, OSError."""
+    if os.path.isdir(name):
+        raise InputError(f"{name}: a folder; the file of queries comes first, then the folder that is searched")
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         lines = content.decode("utf-8-sig").split("\n")

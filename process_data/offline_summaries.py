@@ -10,9 +10,10 @@ English, and in German, French, Spanish, Italian or Chinese, drawn by the record
 folder that the records' `filepaths` are relative to: the one of the JSONL file to come.
 
 The facts are key, meter, tempo (quarter notes a minute), number of bars, instruments and range, as the music has them
-(interleaved ABC, MTF), or else the record (`key`, `meter` or `time_signature`, `tempo`, `instruments`); and the
-record's `genres`, `ensembles` and `composer`. A fact that is unknown, or changes within the piece, is left out; so are
-MIDI's defaults, which many programs write when they know nothing: C major, and 4/4 if the tempo is 120.
+(interleaved ABC, MTF), or else the record (`key`, `meter` or `time_signature`, `tempo`, `instruments`, a tag that is a
+key or a meter); and the record's `genres`, `ensembles` and `composer`. A fact that is unknown, or changes within the
+piece, is left out; so are MIDI's defaults, which many programs write when they know nothing: C major, and 4/4 if the
+tempo is 120.
 `summaries` in a record says which of its summaries are a "caption" and which are a "template".
 
 The same command resumes a run, and works again on records that have changed; --overwrite, if music or options have.
@@ -44,7 +45,7 @@ _METERS = {"C": "4/4", "C|": "2/2"}
 
 # --- facts ------------------------------------------------------------------------------------------------------------
 def key_of(text: str) -> str | None:
-    """Read a key: `Gm`, `Ddor`, `Bb major` (ABC's, MIDI's, metadata's) as `G minor`; None if it is no key."""
+    """Read a key of ABC, MIDI or metadata, `Gm`, `Ddor` or `E-flat major`, as `G minor`; None if it is no key."""
     text = re.sub(r"(?<=^[A-G])[ -]?(sharp|♯)", "#", re.sub(r"(?<=^[A-G])[ -]?(flat|♭)", "b", text.strip()))
     found = re.match(r"([A-G][#b]?)\s*(?!\S*=|treble|bass|alto|tenor|perc)([A-Za-z]*)", text)  # a clef is no mode
     mode = _MODES.get(found[2].lower()[:3]) if found else None
@@ -59,9 +60,8 @@ def meter_of(text: str) -> str | None:
 
 def tempo_of(text: str) -> int | None:
     """Read a tempo, `3/8=60` (ABC's) or a number of quarter notes, as quarter notes a minute."""
-    found = re.fullmatch(
-        r"(?:(\d{1,2})/([1-9]\d?)\s*=\s*)?(\d{1,4}(?:\.\d{1,20})?)(?: ?BPM)?", re.sub(r'"[^"]*"', "", text).strip()
-    )
+    text = re.sub(r'"[^"]*"', "", text).strip()  # ABC's words, such as "Allegro"
+    found = re.fullmatch(r"(?:(\d{1,2})/([1-9]\d?)\s*=\s*)?(\d{1,4}(?:\.\d{1,20})?)(?: ?BPM)?", text)
     tempo = round(Fraction(found[3]) * 4 * Fraction(int(found[1] or 1), int(found[2] or 4))) if found else 0
     return tempo if tempo in TEMPOS else None
 
@@ -126,11 +126,14 @@ def of_music(paths: list[str], folder: Path) -> tuple[dict, list[str]]:
 
 
 def of_metadata(record: dict) -> dict:
-    """The facts that a record says itself."""
-    meter, tempo = record.get("meter") or record.get("time_signature"), record.get("tempo")
-    lists = {field: _names(record[field]) for field in ("composer", "genres", "ensembles", "instruments")}
-    single = {"key": key_of(str(record.get("key"))), "meter": meter_of(str(meter)), "tempo": tempo_of(str(tempo))}
-    return _known(lists | single)
+    """The facts that a record says itself; key and meter may be tags, such as `Bb major` and `6/8 time`."""
+    facts: dict = {field: _names(record[field]) for field in ("composer", "genres", "ensembles", "instruments")}
+    tags = "\n".join(_texts(record["tags"]))
+    key = record.get("key") or _only(re.findall(rf"^[A-G][#b]? (?:{'|'.join(templates.MODES)})$", tags, re.MULTILINE))
+    meter = record.get("meter") or record.get("time_signature")
+    meter = meter or _only(re.findall(r"^(\d+/\d+)(?: time)?$", tags, re.MULTILINE))
+    facts |= {"key": key_of(str(key)), "meter": meter_of(str(meter)), "tempo": tempo_of(str(record.get("tempo")))}
+    return _known(facts)
 
 
 def _texts(value: str | list | None) -> list[str]:

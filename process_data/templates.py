@@ -112,19 +112,20 @@ PROGRAMS = tuple(name for name, count in _PROGRAMS for _ in range(count))
 # Other names of them; of a longer name, the last of these words counts: "bass clarinet", "trumpet in Bb".
 _OTHER_NAMES = {
     "piano": "pianoforte",
-    "tuned percussion": "glockenspiel vibraphone marimba xylophone celesta",
+    "tuned percussion": "glockenspiel vibraphone marimba xylophone celesta dulcimer tubular_bells music_box",
     "accordion": "bandoneon",
     "guitar": "guitars",
-    "bass": "contrabass bass_guitar electric_bass",
-    "strings": "string violin viola cello violoncello fiddle",
+    "bass": "bass_guitar electric_bass",
+    "strings": "string violin viola cello violoncello contrabass fiddle",
     "voices": "voice vocal vocals choir",
     "brass": "trumpet trombone tuba horn cornet euphonium flugelhorn",
     "saxophone": "sax saxophones",
     "woodwinds": "woodwind oboe clarinet bassoon english_horn",
-    "flutes": "flute piccolo recorder ocarina",
+    "flutes": "flute piccolo recorder ocarina shakuhachi",
     "synthesizer": "synth",
     "traditional instruments": "sitar banjo shamisen koto kalimba bagpipe bagpipes shanai",
-    "percussion": "steel_drum steel_drums woodblock cymbal cymbals tambourine timbales claves",
+    "percussion": "steel_drum steel_drums taiko_drum woodblock cymbal cymbals tambourine timbales claves",
+    "sound effects": "noise",
     "drums": "drum drumset drumkit",
 }
 _KNOWN = {word.casefold(): name for name, row in reversed(_INSTRUMENTS.items()) for word in row.values()}

@@ -1,5 +1,6 @@
 """Puts `code/` and `process_data/` on the path, as their scripts have them."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 for folder in ("code", "process_data"):
     sys.path.insert(0, str(ROOT / folder))
+
+# The values compared are those of the CPU, also on a machine with a GPU; test_gpu and test_waits ask for the GPU themselves.
+os.environ.setdefault("ACCELERATE_USE_CPU", "1")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, where scripts would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)

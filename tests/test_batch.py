@@ -1,5 +1,6 @@
 """The batch runner, through a real script (`batch_script.py`) in real processes."""
 
+import argparse
 import json
 import os
 import signal
@@ -293,6 +294,27 @@ def test_a_pipe_or_a_device_is_written_to_and_not_replaced(tmp_path):
     os.close(reader)
 
 
+def test_a_file_is_not_written_in_place_of_a_folder(tmp_path):
+    """The error names the folder, not a temporary file beside it."""
+    (tmp_path / "out").mkdir()
+    with pytest.raises(IsADirectoryError) as found, files.atomic_write(tmp_path / "out"):
+        pass
+    assert str(found.value).endswith(f"a folder, where a file is to be written: '{tmp_path / 'out'}'")
+
+
+def test_output_that_nobody_reads(monkeypatch, capsys):
+    """As of `| head -1`, without an error then and when the stream is closed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    out = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stdout", out)
+    parser = argparse.ArgumentParser()
+    parser.set_defaults(run=lambda args: print("a line") or 0)
+    assert files.run_command(parser, []) == 141
+    out.close()
+    assert capsys.readouterr().err == ""
+
+
 NAMES = st.lists(st.sampled_from(["a", "b", "1", "2", "out", "txt", "12"]), min_size=1, max_size=4).map(".".join)
 
 
@@ -305,6 +327,17 @@ def test_no_two_inputs_share_an_output(inputs):
     assert len(set().union(*possible)) == sum(map(len, possible))
     if not any(path.stem.rpartition(".")[2].isdecimal() for path in inputs):
         assert all(stems[path].name + ".out" == names[path].name for path in inputs)
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
+def test_names_that_differ_in_case_alone(monkeypatch, system):
+    """To the file systems of a Mac and of Windows they are one, and so are é and e with an accent."""
+    monkeypatch.setattr(sys, "platform", system)
+    inputs = [Path(name) for name in ("A.mid", "a.midi", "b.mid", "sub/\u00e9.mid", "sub/e\u0301.midi")]
+    names = ["A.out", "a.out", "b.out", "sub/\u00e9.out", "sub/e\u0301.out"]
+    if system != "linux":
+        names = ["A.mid.out", "a.midi.out", "b.out", "sub/\u00e9.mid.out", "sub/e\u0301.midi.out"]
+    assert files.output_names(inputs, ".out") == dict(zip(inputs, map(Path, names), strict=True))
 
 
 def test_odd_names(tmp_path, call):

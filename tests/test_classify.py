@@ -297,6 +297,11 @@ MISTAKES = {
         JIG,
         "no piece has a label that is one of the classes: jig, reel",
     ),
+    "labels of other pieces": (
+        ["two/a.npy", "--labels", "b.csv"],
+        JIG,
+        "b.csv: names no piece of two/a.npy, such as a.npy",
+    ),
     "labels that are not there": (["music", "--labels", "no.csv"], JIG, "no.csv"),
 }
 
@@ -317,6 +322,7 @@ def test_mistakes_are_one_line(vectors, tmp_path, monkeypatch, capsys, case):
         np.save(tmp_path / name, array.astype(np.float32))
     (tmp_path / "empty").mkdir()
     (tmp_path / "l.csv").write_text("a,polka\n")
+    (tmp_path / "b.csv").write_text("b,jig\n")
     made_with = {"weights": "w.pth", "form": "--normalize", "precision": "float32", "KEEP_UNIT_LENGTH": False}
     (tmp_path / "noted.extraction.json").write_text(json.dumps(made_with | {"sha256": "0" * 64}))
     monkeypatch.setattr(cache, "made_with", lambda: made_with | {"sha256": "1" * 64})

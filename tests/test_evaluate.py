@@ -1,5 +1,6 @@
 """`evaluate.py` against the package frechet-music-distance, NotaGen's and plain loops, known Gaussians, and as a command."""
 
+import functools
 import json
 import math
 import shutil
@@ -24,7 +25,7 @@ def cloud(n: int, seed: int, width: int = 12, shift: float = 0.4) -> np.ndarray:
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """frechet-music-distance, with features in the place of its extractor: a function from our name of an estimator to its metric."""
+    """frechet-music-distance, with features in place of its extractor: a function from our name of an estimator to its metric."""
     monkeypatch.setenv("HOME", str(tmp_path))  # its cache
     from frechet_music_distance import fmd
 
@@ -59,11 +60,21 @@ def test_frechet_distances_are_those_of_the_package(package, name):
         assert ours == pytest.approx(package(name).score(few, fewer), rel=1e-6)
 
 
+class WithoutRepeats:
+    """A random generator, for the package, which asks for samples with repeats."""
+
+    def __init__(self, seed: int):
+        self.rng = np.random.Generator(np.random.PCG64(seed))
+
+    def choice(self, count, size, replace):
+        return self.rng.choice(count, size=size, replace=False)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_frechet_infinity_is_that_of_the_package_on_the_same_samples(package, monkeypatch):
     real, generated = cloud(200, 1), cloud(120, 2, shift=0.9)
     seeded = np.random.default_rng
-    monkeypatch.setattr(np.random, "default_rng", lambda: seeded(5))
+    monkeypatch.setattr(np.random, "default_rng", lambda: WithoutRepeats(5))
     expected = package("Ledoit-Wolf").score_inf(real, generated, steps=6, min_n=50)
     distance = evaluate.distance_to(evaluate.gaussians(real)["Ledoit-Wolf"])
     result = evaluate.frechet_infinity(distance, generated.astype(np.float64), seeded(5), steps=6, smallest=50)
@@ -72,6 +83,35 @@ def test_frechet_infinity_is_that_of_the_package_on_the_same_samples(package, mo
     assert np.array(result["points"]) == pytest.approx(np.array(expected.points), rel=1e-6)
     with pytest.raises(InputError, match="more than 120 generated pieces; there are 120"):
         evaluate.frechet_infinity(distance, generated, seeded(5), smallest=120)
+
+
+def test_frechet_infinity_is_the_distance_of_the_gaussians():
+    """Of finite samples it is 0.5 and more too large; samples drawn with repeats would lead back to that."""
+    width = 32
+    of_real = (np.zeros(width), np.eye(width))
+    distance, root = evaluate.distance_to(of_real), np.diag(np.linspace(0.5, 1.5, width))
+    expected = width * 0.3**2 + sum((np.linspace(0.5, 1.5, width) - 1) ** 2)
+    plain, found, held = [], [], []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        generated = rng.standard_normal((600, width)) @ root + 0.3
+        plain.append(distance(*retrieval.gaussian(generated)))
+        result = evaluate.frechet_infinity(distance, generated, rng, steps=12, smallest=200)
+        found.append(result["value"])
+        held.append(result["interval"][0] < result["value"] < result["interval"][1])
+    assert np.mean(plain) > expected + 0.5
+    assert np.mean(found) == pytest.approx(expected, abs=0.15)
+    assert all(held)
+
+
+def test_frechet_infinity_of_a_collapsed_model():
+    """All distances are equal, which a line explains; and no distance is negative, of the real pieces themselves, too."""
+    same = evaluate.frechet_infinity(lambda *_: 4.0, np.ones((60, 3)), np.random.default_rng(0), smallest=50)
+    assert (same["value"], same["r2"]) == (pytest.approx(4), 1)
+    real = cloud(100, 1, width=4)
+    distance = evaluate.distance_to(retrieval.gaussian(real))
+    found = evaluate.frechet_infinity(distance, real, np.random.default_rng(0), smallest=50)
+    assert (found["value"], found["interval"][0]) == (0, 0)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -118,6 +158,10 @@ def test_score_of_arrays():
     assert evaluate.score(music, on_circle(60)) == pytest.approx([0.5, math.sqrt(0.75), math.sqrt(0.75)], abs=1e-6)
     with pytest.raises(InputError, match="3 pieces and 2 texts"):
         evaluate.score(music, on_circle(0, 1))
+    with pytest.raises(InputError, match=r"texts of \(2,\): features are \[N, H\]"):
+        evaluate.score(music, on_circle(60)[0])
+    half = np.full((1, 768), 300, np.float16)  # whose squares are no float16
+    assert evaluate.score(half, half) == pytest.approx([1], abs=1e-9)
 
 
 def test_texts_of_pieces():
@@ -152,14 +196,34 @@ def test_an_interval_of_a_frechet_distance_holds_what_other_samples_give():
     distance = evaluate.distance_to(retrieval.gaussian(cloud(300, 1, width=4)))
     samples = [cloud(40, seed, width=4, shift=0.6) for seed in range(100, 400)]
     others = [distance(*retrieval.gaussian(sample)) for sample in samples]
-    found = [
-        evaluate.frechet_measure(distance, sample, value, np.random.default_rng(0))["interval"]
-        for sample, value in zip(samples[:60], others, strict=False)
-    ]
+    found = []
+    for sample, value in zip(samples[:60], others, strict=False):
+        redrawn = functools.partial(evaluate.frechet_of_drawn, distance, sample)
+        measured = evaluate.measure_biased(redrawn, 40, np.random.default_rng(0), 0, np.inf, 50)
+        assert measured["value"] == pytest.approx(value)
+        found.append(measured["interval"])
     covered = np.mean([low <= np.mean(others) <= high for low, high in found])
     assert 0.85 <= covered <= 1
     widths = [(high - low) / 2 / 1.96 for low, high in found]
     assert np.mean(widths) == pytest.approx(np.std(others), rel=0.25)
+
+
+def test_the_cosine_of_means_lies_in_its_interval():
+    """Percentiles of the bootstrap would lie below it: the mean of pieces drawn anew is farther from any other."""
+    real = cloud(40, 1)
+    found = evaluate.compare(real, real, np.random.default_rng(0))[0]["cosine of means"]
+    assert found["value"] == pytest.approx(1) and found["interval"][1] == 1
+    assert 0.5 < found["interval"][0] < 0.99
+
+
+def test_no_distance_is_negative():
+    """Of pieces that are real ones, whose cosines are 1 but for rounding, or that are all equal."""
+    real = cloud(40, 1)
+    measures, values = evaluate.compare(real, 3 * real, np.random.default_rng(0))
+    assert values["nearest_cosine"].max() <= 1
+    assert measures["novelty"]["value"] >= 0 and min(measures["novelty"]["interval"]) >= 0
+    for piece in retrieval.unit(real.astype(np.float64)):
+        assert 0 <= evaluate.diversity(np.repeat(piece[None], 7, axis=0), np.ones(7, int)) < 1e-12
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
@@ -175,6 +239,8 @@ def test_pairs_of_the_best_and_the_worst_tenth_of_each_text(capsys):
     assert chosen == [("a.txt", "24.abc", "0.abc"), ("a.txt", "23.abc", "1.abc"), ("b.txt", "y.abc", "x.abc")]
     assert [(pair["chosen_score"], pair["rejected_score"]) for pair in pairs] == [(0.24, 0), (0.23, 0.01), (0.7, 0.3)]
     assert capsys.readouterr().err.splitlines()[1:] == ["  lonely.txt", "  same.txt"]
+    one_better = [{"name": f"{n}", "score": float(n == 7)} for n in range(20)]
+    assert [pair["chosen"] for pair in evaluate.best_and_worst(one_better, "score")] == ["7"]  # of two best, one is
     with pytest.raises(InputError, match="no pairs"):
         evaluate.best_and_worst(pieces[-4:], "score")
 
@@ -222,6 +288,7 @@ def test_the_command_on_features(tmp_path, capsys):
         assert low <= high and ("interval" not in measure or f"[{low:.4f}, {high:.4f}]" in line)
     assert "bad.npy" in printed.err and "lonely.npy" in printed.err and "more than 500 generated pieces" in printed.err
     assert main(generated, "--real", generated, "--copy", "1", "--pairs", tmp_path / "pairs.jsonl") == 0
+    assert "6 copies" in capsys.readouterr().out
     pair = json.loads((tmp_path / "pairs.jsonl").read_text())
     order = np.argsort(evaluate.clamp2_scores(music, music))
     assert (pair["rejected"], pair["chosen"]) == (names[order[0]], names[order[-1]])

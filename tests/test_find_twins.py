@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import random
 import time
 from collections import Counter
@@ -252,6 +253,15 @@ def test_training_data_in_a_test_set(tmp_path, capsys):
         (str(train / "a_again.mid"), str(test / "a.mid"), -2),
     }
     assert f"5 pieces of {train} compared with 2 of {test}" in capsys.readouterr().out
+
+
+def test_names_to_drop_are_those_on_the_disk(tmp_path):
+    """One a line, in the bytes of the file system."""
+    for name in (b"a.mid", b"caf\xe9.mid", b"two\nlines.mid"):
+        write_midi(tmp_path / "m" / os.fsdecode(name), tune(1))
+    assert find_twins.main([str(tmp_path / "m"), "--drop", str(tmp_path / "drop.txt")]) == 0
+    folder = os.fsencode(tmp_path / "m")
+    assert (tmp_path / "drop.txt").read_bytes() == folder + b"/caf\xe9.mid\n" + folder + b"/two\\nlines.mid\n"
 
 
 def test_a_threshold_of_ones_own(tmp_path):

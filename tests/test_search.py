@@ -428,7 +428,7 @@ assert embed_texts(model, []).shape == embed_music(model, []).shape == (0, 48)
 for call, items in (
     (embed_texts, ["a", " "]), (embed_music, [{folder!r} + "/lines.txt"]), (embed_music, ["no.abc#2"]),
     (embed_texts, "a slow air"), (embed_music, "no.abc"), (embed_music, Path("no.abc")), (embed_texts, ["a", Path("b")]),
-    (embed_music, iter(["no.abc", None])),
+    (embed_music, iter(["no.abc", None])), (embed_texts, None),
 ):
     try:
         call(model, items)
@@ -457,6 +457,7 @@ def test_the_three_calls_in_a_script_without_a_main_guard(music, extracted, conf
         "music: a list is needed, not a single PosixPath; write [PosixPath('no.abc')]",
         "text 2 of 2 is of type PosixPath: PosixPath('b')",
         "music 2 of 2 is of type NoneType: None",
+        "text: a list is needed, not None",
     ]
     assert started == "started" and empty == "text 2 of 2 is empty"
     assert "lines.txt: not a music file" in text and missing == "no.abc: no such file"

@@ -62,6 +62,12 @@ def counted(name, found):
     return call
 
 
+@pytest.fixture(autouse=True)
+def on_the_gpu(monkeypatch):
+    """Where there is one, unlike the other tests."""
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+
+
 @contextlib.contextmanager
 def no_wait(device):
     """Fails if the host would wait within the block."""
@@ -108,10 +114,12 @@ def on(device, batch):
 @pytest.mark.parametrize("kind", ["m3", "clamp2"])
 @pytest.mark.parametrize("micro_batch", [0, 2])
 @pytest.mark.parametrize("norm", [0.0, 1.0])
-def test_a_training_step(tmp_path, monkeypatch, kind, micro_batch, norm):
+@pytest.mark.parametrize("precision", ["auto", "float32"] if torch.cuda.is_available() else ["auto"])
+def test_a_training_step(tmp_path, monkeypatch, kind, micro_batch, norm, precision):
     """With its copy to the device, backward, clipping, update, and what it reports; the second and third of a run."""
     monkeypatch.setattr(config, "CLAMP2_MICRO_BATCH", micro_batch)
     monkeypatch.setattr(config, "MAX_GRAD_NORM", norm)
+    monkeypatch.setattr(config, "PRECISION", precision)
     run, step = trainer(kind, tmp_path)
     run.parallel.train()
     batches = [on(run.device, batch_of(kind)) for _ in range(3)]
