@@ -191,5 +191,5 @@ def parquet_rows(source: Source, member: str, required: Iterable[str], batch_siz
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(f"{member}, row {number}", values)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:  # OSError: damaged pages
         raise InputError(f"{member}: not a parquet file that can be read ({error})") from None

@@ -163,8 +163,8 @@ def pop909(source: Source, args: argparse.Namespace) -> Made:
         raise InputError(f"{table}: not an Excel file that can be read ({error})") from None
     if missing := {"song_id", "name", "artist"} - set(header):
         raise InputError(f"{table}, row 1: no column {', '.join(sorted(missing))}; there are: {header}")
-    for number, cells in enumerate(rows, start=2):
-        row = Row(f"{table}, row {number}", dict(zip(header, cells, strict=True)))
+    for number, cells in enumerate(rows, start=2):  # a row may end early
+        row = Row(f"{table}, row {number}", dict(zip(header, cells, strict=False)))
         yield row.where, partial(_pop909_entry, row, posixpath.dirname(table))
 
 
