@@ -108,6 +108,19 @@ def test_a_json_array_is_read_in_pieces(tmp_path, monkeypatch):
     assert not list(dataset_tables.json_rows(table(tmp_path, "a.json", "[]"), "a.json", ["a"]))
 
 
+def test_what_a_missing_quotation_mark_swallows_is_counted(tmp_path):
+    for start, problem in (('3,"4', "unexpected end of data, in 3 lines"), ('"3,"4', "',' expected after '\"'")):
+        source = table(tmp_path, "a.csv", f'a,b\n1,"2\n""2"\n\n{start}\n5,6\n7,8\n')
+        problems = [row.problem for row in dataset_tables.csv_rows(source, "a.csv", ["a"])]
+        assert problems[:2] == ["", problem]
+    source = table(tmp_path, "a.csv", 'a,b\n1,"2\n3,4\n5,"6\n')
+    assert [row.problem for row in dataset_tables.csv_rows(source, "a.csv", ["a"])] == [
+        "',' expected after '\"', in 3 lines"
+    ]
+    with pytest.raises(InputError, match=r"a\.csv, line 1: not CSV \(unexpected end"):
+        list(dataset_tables.csv_rows(table(tmp_path, "a.csv", '"a'), "a.csv", ["a"]))
+
+
 def test_cells_are_checked(tmp_path):
     row = dataset_tables.Row(
         "a",
@@ -120,6 +133,7 @@ def test_cells_are_checked(tmp_path):
             "list": [1],
             "nan": "nan",
             "yes": True,
+            "missing": float("nan"),
         },
     )
     assert (row.number("n"), row.text("t"), row.flag("b"), row.texts("l"), row.texts("t")) == (
@@ -130,6 +144,7 @@ def test_cells_are_checked(tmp_path):
         ["x"],
     )
     assert (row.number("null"), row.text("null"), row.texts("null"), row.flag("yes")) == (None, "", [], True)
+    assert (row.number("missing"), row.text("missing"), row.texts("missing")) == (None, "", [])
     for method, column in (
         (row.number, "t"),
         (row.number, "nan"),
