@@ -116,7 +116,6 @@ def main(run: Path) -> None:
             )
             answered = json.loads(answer.read_text())
             found[asked] = [round(answered[of]["MRR"], 4) for of in ("measured", "by_chance")]
-        found["seconds"] = round(sum(map(float, re.findall(r'"seconds": ([\d.]+)', log))))
         found |= dict(re.findall(r"(Best Eval Epoch|Min Eval Loss) : (\S+)", log))
         print(json.dumps(found), flush=True)
 
