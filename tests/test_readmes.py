@@ -41,6 +41,7 @@ def test_what_is_not_run_is_marked():
     assert Counter((readme, block.why_not) for readme, block in found if block.why_not) == {
         ("README.md", "hub"): 1,  # search with the published weights
         ("code/README.md", "hub"): 1,  # fine-tuning, which test_fine_tune runs
+        ("code/README.md", "endless"): 1,  # demo.py, which test_demo starts
         ("README.md", "minutes"): 2,  # the quick start, all tests
         (CONVERSIONS, "cluster"): 1,
         ("tests/README.md", "minutes"): 5,
