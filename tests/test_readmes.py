@@ -46,7 +46,7 @@ def test_what_is_not_run_is_marked():
         (CONVERSIONS, "cluster"): 1,
         ("tests/README.md", "minutes"): 5,
     }
-    assert {block.language for _, block in found} == {"bash", "console", "python", "json", "bibtex", ""}
+    assert {block.language for _, block in found} == {"bash", "console", "python", "json", "yaml", "bibtex", ""}
     for readme, block in found:
         if block.language == "" and readme != "README.md":
             assert not re.search(r"^(\$|python|bash|torchrun|accelerate) ", block.text, re.MULTILINE), block.text
