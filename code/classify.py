@@ -178,8 +178,7 @@ def score(result: dict, truth: list[str | None]) -> np.ndarray:
             confusion[classes.index(label), classes.index(given["label"])] += 1
     if not confusion.any():
         raise InputError(f"no piece has a label that is one of the classes: {', '.join(classes)}")
-    used = np.flatnonzero(confusion.sum(axis=0) + confusion.sum(axis=1))
-    result["scores"] = labels.scores(confusion[np.ix_(used, used)]) | {"pieces": int(confusion.sum())}
+    result["scores"] = labels.scores(confusion) | {"pieces": int(confusion.sum())}
     result["confusion"] = confusion.tolist()
     return confusion
 

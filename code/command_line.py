@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 M3_SUFFIXES = (".abc", ".mtf")  # of the extractors' input
 CLAMP2_SUFFIXES = (*M3_SUFFIXES, ".txt")
 Run = Callable[[argparse.Namespace], int]
+PROBE = {"seed": 0, "batch_size": 32, "learning_rate": 1e-3, "epochs": 100, "patience": 10}
+PUBLISHED_PROBE = {"seed": 42, "batch_size": 1, "learning_rate": 1e-5, "epochs": 1000, "patience": 1000}
 NO_MORE = "What the launcher prints below means no more"  # 35 lines, and exit status 1, for any status but 0
 
 
@@ -75,6 +78,11 @@ def probe(doc: str, train: Run | None = None, predict: Run | None = None) -> arg
     parser = documented(doc)
     commands = parser.add_subparsers(required=True, metavar="{train,predict}")
 
+    def setting(sub: argparse.ArgumentParser, name: str, kind: Callable, metavar: str, about: str) -> None:
+        """Add an option that `train --published` has another default of: None stands for either."""
+        about += f" (default: {PROBE[name]:g}, published: {PUBLISHED_PROBE[name]:g})"
+        sub.add_argument(f"--{name}", type=kind, metavar=metavar, help=about)
+
     def command(name: str, run: Run | None, about: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about)
         sub.set_defaults(run=run)
@@ -84,20 +92,25 @@ def probe(doc: str, train: Run | None = None, predict: Run | None = None) -> arg
         sub.add_argument("--labels", metavar="CSV", type=Path, help="file,label; default: names up to the first _")
         sub.add_argument("--json", metavar="FILE", type=Path, help="write scores, predictions and files left out")
         sub.add_argument("--confusion", metavar="FILE", type=picture, help="draw the confusion matrix (.png, .svg)")
-        sub.add_argument("--batch_size", type=at_least(1), default=32, metavar="N", help="files a step (default: 32)")
+        about = "files whose names agree in its first group, the segments of a song, say, count as one piece"
+        sub.add_argument("--groups", metavar="REGEX", type=pattern, help=about)
+        setting(sub, "batch_size", at_least(1), "N", "files a step")
         return sub
 
     sub = command("train", train, "train and test a probe")
     sub.add_argument("--model", metavar="FILE", type=Path, help="save the model and its labels there")
-    sub.add_argument("--folds", type=at_least(2), default=0, metavar="K", help="test by K-fold cross-validation")
+    splits = sub.add_mutually_exclusive_group()
+    splits.add_argument("--folds", type=at_least(2), default=0, metavar="K", help="test by K-fold cross-validation")
+    about = "split by the subfolders of FEATURES: train, test and, if it is there, validation"
+    splits.add_argument("--split", action="store_true", help=about)
+    about = "the published script's protocol, which is no clean test: the best epoch is chosen on the test set"
+    splits.add_argument("--published", action="store_true", help=about)
     sub.add_argument("--balanced", action="store_true", help="weight the loss so that every class counts the same")
     sub.add_argument("--hidden_size", type=at_least(1), metavar="N", help="default: the width of the features")
-    sub.add_argument("--learning_rate", type=positive, default=1e-3, metavar="X", help="default: 0.001")
-    sub.add_argument("--epochs", type=at_least(1), default=100, metavar="N", help="at most (default: 100)")
-    sub.add_argument("--patience", type=at_least(1), default=10, metavar="N", help="stop N epochs after the best (10)")
-    sub.add_argument(
-        "--seed", type=at_least(0), default=0, metavar="N", help="of the splits and the model (default: 0)"
-    )
+    setting(sub, "learning_rate", positive, "X", "of AdamW")
+    setting(sub, "epochs", at_least(1), "N", "at most")
+    setting(sub, "patience", at_least(1), "N", "stop N epochs after the best")
+    setting(sub, "seed", at_least(0), "N", "of the splits and the model")
     sub = command("predict", predict, "predict the label of each feature file")
     sub.add_argument("--evaluate", action="store_true", help="compare with the labels of the files instead of listing")
     return parser
@@ -117,6 +130,16 @@ def positive(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text}: not a positive number")
     return number
+
+
+def pattern(text: str) -> re.Pattern:
+    try:
+        compiled = re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text}: not a regular expression ({error})") from error
+    if not compiled.groups:
+        raise argparse.ArgumentTypeError(f"{text}: has no group, such as (.*), for the name of the song")
+    return compiled
 
 
 def picture(text: str) -> Path:

@@ -51,8 +51,9 @@ import retrieval
 import semantic_search
 from features import Features
 from files import InputError
+from intervals import bootstrap, measure
 
-BOOTSTRAPS, FRECHET_BOOTSTRAPS = 1000, 50  # a Fréchet distance takes some tenths of a second
+FRECHET_BOOTSTRAPS = 50  # a Fréchet distance takes some tenths of a second
 MLE = "maximum likelihood"  # so called, though n - 1 is the denominator, as elsewhere
 Gaussian = tuple[np.ndarray, np.ndarray]  # mean [H], root of the covariance [any, H]; see retrieval.py
 Distance = Callable[[np.ndarray, np.ndarray], float]  # Fréchet distance of a Gaussian to that of the real pieces
@@ -128,17 +129,6 @@ def frechet_infinity(
 
 
 # --- bootstrap --------------------------------------------------------------------------------------------------------
-
-
-def bootstrap(statistic: Callable, n: int, rng: np.random.Generator, times: int = BOOTSTRAPS) -> list[float]:
-    """Compute a statistic of how often each of n pieces is drawn, int [n], for `times` bootstrap samples."""
-    return [statistic(rng.multinomial(n, np.full(n, 1 / n))) for _ in range(times)]
-
-
-def measure(statistic: Callable, n: int, rng: np.random.Generator) -> dict:
-    """Compute a statistic as in `bootstrap`, each piece drawn once, and its 95 % interval (percentiles)."""
-    interval = np.quantile(bootstrap(statistic, n, rng), [0.025, 0.975]).tolist()
-    return {"value": float(statistic(np.ones(n, int))), "interval": interval}
 
 
 def mean_of(values: np.ndarray) -> Callable[[np.ndarray], float]:

@@ -1,29 +1,39 @@
 """Labelled features: the label of each feature file, stratified splits, scores of predictions."""
 
 import csv
+import math
+import random
+import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from tqdm import tqdm
 
 import features
+import intervals
 from features import without_suffix
 from files import InputError
+
+PARTS = ("train", "validation", "test")  # subfolders of a split that is given
 
 
 @dataclass(frozen=True)
 class Example:
-    """A feature file. Files with the same key and label are one piece, perhaps in ABC and in MTF."""
+    """A feature file. Files with the same key and label are one piece, perhaps in ABC and in MTF.
+
+    Files of one group, the segments of a song, say, count as one piece too, of the label that most of them have.
+    """
 
     path: Path
     key: str  # see features.without_suffix
     label: str | None = None
+    group: tuple[str, str] | None = None  # its most frequent label, its name
 
     @property
     def piece(self) -> tuple[str, str]:
-        return str(self.label), self.key
+        return self.group or (str(self.label), self.key)
 
 
 def from_name(name: str) -> str | None:
@@ -79,10 +89,17 @@ def assign(names: list[tuple[Path, str]], labels: dict[str, str] | None) -> list
     return assigned
 
 
-def gather(roots: list[Path], labelled: bool, csv_file: Path | None, width: int = 0) -> tuple[list[Example], list[str]]:
+def gather(
+    roots: list[Path],
+    labelled: bool,
+    csv_file: Path | None,
+    width: int = 0,
+    groups: re.Pattern | None = None,
+) -> tuple[list[Example], list[str]]:
     """List the usable feature files below `roots`, with their labels if `labelled`; and why others were left out.
 
-    Raises InputError if nothing is left, or if a width is not `width` (0: that of the first).
+    Raises InputError if nothing is left, if a width is not `width` (0: that of the first), or if `groups`, see `group`,
+    does not fit a name.
     """
     paths = [(root, path) for root in roots for path in features.find(root)]
     names = [(root, features.relative_name(path, root)) for root, path in paths]
@@ -107,7 +124,22 @@ def gather(roots: list[Path], labelled: bool, csv_file: Path | None, width: int 
         examples.append(Example(path, without_suffix(name), label))
     if not examples:
         raise InputError(f"none of {len(files)} feature files can be used; the first: {left_out[0]}")
-    return examples, left_out
+    return group(examples, groups) if groups else examples, left_out
+
+
+def group(examples: list[Example], pattern: re.Pattern) -> list[Example]:
+    """Group the files in whose stems the first group of `pattern` is the same. Raises InputError where it fails."""
+    names = []
+    for example in examples:
+        found = pattern.search(PurePosixPath(example.key).name)
+        if not found:
+            raise InputError(f"{example.path}: --groups {pattern.pattern!r} does not match its name")
+        names.append(found[1])
+    sizes: dict[str, Counter[str]] = defaultdict(Counter)
+    for example, name in zip(examples, names, strict=True):
+        sizes[name][str(example.label)] += 1
+    most = {name: max(sorted(found), key=found.__getitem__) for name, found in sizes.items()}
+    return [replace(example, group=(most[name], name)) for example, name in zip(examples, names, strict=True)]
 
 
 def drop_small_classes(examples: list[Example], smallest: int) -> tuple[list[Example], list[str]]:
@@ -115,11 +147,12 @@ def drop_small_classes(examples: list[Example], smallest: int) -> tuple[list[Exa
 
     Raises InputError if fewer than two classes are kept.
     """
-    sizes = Counter(label for label, _ in {example.piece for example in examples})
+    sizes = Counter(str(label) for label, _ in {(example.label, example.piece) for example in examples})
     if sum(size >= smallest for size in sizes.values()) < 2:
         there = ", ".join(f"{label} {size}" for label, size in sizes.most_common(10))
         raise InputError(f"a probe needs two classes of {smallest} pieces or more; there are: {there}")
-    kept, small = _split(examples, {example.piece for example in examples if sizes[str(example.label)] < smallest})
+    kept = [example for example in examples if sizes[str(example.label)] >= smallest]
+    small = [example for example in examples if sizes[str(example.label)] < smallest]
     return kept, [f"{item.path}: its class, {item.label}, has fewer than {smallest} pieces" for item in small]
 
 
@@ -141,6 +174,29 @@ def folds(examples: list[Example], number: int, rng: np.random.Generator) -> lis
     return [_split(examples, set(dealt[fold::number])) for fold in range(number)]
 
 
+def random_split(examples: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Hold out `share` of all pieces, rounded up and whatever their classes, as the published script does."""
+    pieces = sorted({example.piece for example in examples}, key=lambda piece: piece[::-1])
+    random.Random(seed).shuffle(pieces)
+    return _split(examples, set(pieces[: math.ceil(share * len(pieces))]))
+
+
+def given_split(examples: list[Example]) -> dict[str, list[Example]]:
+    """Return the examples below train/, validation/ and test/. Raises InputError for a group that is in two of them."""
+    parts: dict[str, list[Example]] = {name: [] for name in PARTS}
+    part_of: dict[tuple[str, str], str] = {}
+    for example in examples:
+        part, _, rest = example.key.partition("/")
+        if part not in parts or not rest:
+            raise InputError(f"{example.path}: --split needs files in subfolders: {', '.join(PARTS)}")
+        if example.group and (other := part_of.setdefault(example.group, part)) != part:
+            raise InputError(f"{example.path}: {example.group[1]} is in {other}/ too; a group belongs in one part")
+        parts[part].append(example)
+    if not (parts["train"] and parts["test"]):
+        raise InputError("--split needs files in train/ and in test/")
+    return parts
+
+
 def _shuffled_classes(examples: list[Example], rng: np.random.Generator) -> list[list[tuple[str, str]]]:
     """Shuffle the pieces of each class; the order of the files does not matter."""
     classes: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -155,8 +211,29 @@ def _split(examples: list[Example], held_out: set[tuple[str, str]]) -> tuple[lis
 
 
 def scores(confusion: np.ndarray) -> dict[str, float]:
-    """Compute accuracy, macro-F1 (0: a class never right) and the largest class's share of [C true, C predicted]."""
+    """Compute accuracy, macro-F1 (0: a class never right) and the largest class's share of [C true, C predicted].
+
+    As in scikit-learn, the mean of macro-F1 is over the classes that some piece has or is given.
+    """
     true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
-    f1 = 2 * confusion.diagonal() / np.maximum(true + predicted, 1)
+    there = true + predicted > 0
+    f1 = 2 * confusion.diagonal()[there] / (true + predicted)[there]
     accuracy, majority = confusion.trace() / true.sum(), true.max() / true.sum()
     return {"accuracy": float(accuracy), "macro_f1": float(f1.mean()), "majority": float(majority)}
+
+
+def score_intervals(truth: list[int], predicted: list[int], pieces: list) -> dict[str, list[float]]:
+    """Compute 95 % intervals of accuracy and macro-F1.
+
+    Args:
+        truth, predicted: the number of the class of each file.
+        pieces: the piece that each file is of; its files are drawn together.
+    """
+    count = 1 + max(truth + predicted)
+    cells = np.array(truth) * count + predicted
+
+    def drawn(counts: np.ndarray) -> dict[str, float]:
+        return scores(np.bincount(cells, counts, count**2).reshape(count, count))
+
+    found = intervals.of_groups(drawn, pieces, np.random.default_rng(0))
+    return {name: found[name] for name in ("accuracy", "macro_f1")}

@@ -8,10 +8,17 @@ examples:
   python linear_probe.py train abc_features/ mtf_features/ --labels labels.csv --balanced --folds 5
   python linear_probe.py predict probe.pth new_features/ --json predictions.json
   python linear_probe.py predict probe.pth test_features/ --labels test.csv --evaluate
+  python linear_probe.py train features/ --groups "^Q._(.{11})_"     # EMOPIA: no song on both sides of a split
+  python linear_probe.py train features/ --split                     # as in features/train, validation and test
 
 `train` holds out 20 % of each class as the test set, and 10 % of the rest as the validation set. `--folds K` instead
 cross-validates; `--model` then saves a model trained on all pieces. Files that share label and path, but for folder and
-extension, are one piece, and stay on one side of every split.
+extension, are one piece, as are those of one group, and stay on one side of every split. 95 % intervals are of the
+bootstrap: the pieces of the test set are drawn anew; the split and the model stay.
+
+`train --published` follows the published script instead: 20 % of the pieces, rounded up, are drawn at random, whatever
+their classes, with seed 42; cross-entropy is of the softmax's softmax; the best of 1,000 epochs is the one of the
+highest accuracy on the same 20 %. That is no clean test: it is for comparing with published figures only.
 Exit status: 0; 1 if a file was left out; 2 if nothing could be done.
 """
 
@@ -105,7 +112,7 @@ def predict_logits(model: LinearProbe, batches: DataLoader) -> tuple[Tensor, Ten
 def fit(
     train: list[Example], validation: list[Example], classes: list[str], args: argparse.Namespace
 ) -> tuple[LinearProbe, list[dict]]:
-    """Train a probe. Returns the model of lowest validation loss, and the losses of each epoch."""
+    """Train a probe. Returns the model of the best epoch on the validation set, and the losses of each epoch."""
     torch.manual_seed(args.seed)
     width = features.read(train[0].path).shape[-1]
     device = pick_device()
@@ -114,7 +121,12 @@ def fit(
     weight = None
     if args.balanced:
         sizes = Counter(example.label for example in train)
-        weight = torch.tensor([len(train) / (len(classes) * sizes[label]) for label in classes], device=device)
+        weight = torch.tensor([len(train) / (len(classes) * max(1, sizes[label])) for label in classes], device=device)
+
+    def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy; the published model ends in a softmax, of which the loss takes another one."""
+        return cross_entropy(logits.softmax(dim=-1) if args.published else logits, targets, weight)
+
     order, dataset = torch.Generator().manual_seed(args.seed), FeatureDataset(train, classes)
     batches = DataLoader(dataset, args.batch_size, shuffle=True, generator=order, collate_fn=collate)
     for_validation = DataLoader(FeatureDataset(validation, classes), args.batch_size, collate_fn=collate)
@@ -125,18 +137,19 @@ def fit(
             model.train()
             total = 0.0
             for sequences, mask, targets in batches:
-                loss = cross_entropy(model(sequences.to(device), mask.to(device)), targets.to(device), weight)
+                loss = loss_of(model(sequences.to(device), mask.to(device)), targets.to(device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 total += loss.item() * len(targets)
-            eval_loss = cross_entropy(*predict_logits(model, for_validation), weight).item()
-            losses = {"train_loss": total / len(train), "eval_loss": eval_loss}
+            logits, targets = predict_logits(model, for_validation)
+            losses = {"train_loss": total / len(train), "eval_loss": loss_of(logits, targets).item()}
             if not np.isfinite(list(losses.values())).all():
                 raise InputError(f"the loss is not finite in epoch {epoch}: lower --learning_rate; are features huge?")
-            history.append({"epoch": epoch} | losses)
+            right = logits.argmax(dim=-1) == targets
+            history.append({"epoch": epoch} | losses | {"eval_accuracy": right.double().mean().item()})
             epochs.set_postfix({name: f"{loss:.4f}" for name, loss in losses.items()})
-            best = best_epoch(history)
+            best = best_epoch(history, args.published)
             if epoch == best:
                 best_state = copy.deepcopy(model.state_dict())
             elif epoch - best >= args.patience:
@@ -145,8 +158,11 @@ def fit(
     return model, history
 
 
-def best_epoch(history: list[dict]) -> int:
-    return min(history, key=lambda losses: losses["eval_loss"])["epoch"]
+def best_epoch(history: list[dict], published: bool = False) -> int:
+    """Return the epoch of the lowest loss or, as `published`, of the highest accuracy; the first of several."""
+    if published:
+        return max(history, key=lambda epoch: epoch["eval_accuracy"])["epoch"]
+    return min(history, key=lambda epoch: epoch["eval_loss"])["epoch"]
 
 
 def pick_device() -> torch.device:
@@ -169,10 +185,40 @@ def evaluate(
     return records, torch.bincount(cells, minlength=count**2).view(count, count).numpy()
 
 
+def set_defaults(args: argparse.Namespace) -> argparse.Namespace:
+    """Set the settings that were not given, by the protocol."""
+    defaults = command_line.PUBLISHED_PROBE if getattr(args, "published", False) else command_line.PROBE
+    given = {name: value for name, value in vars(args).items() if name in defaults and value is not None}
+    vars(args).update(defaults | given)
+    return args
+
+
+def splits_of(
+    examples: list[Example], args: argparse.Namespace, rng: np.random.Generator
+) -> tuple[str, list[tuple[list[Example], list[Example], list[Example]]]]:
+    """Split examples. Returns the protocol, and the pieces to train on, to stop by and to test of each split."""
+    if args.published:
+        others, held_out = labels.random_split(examples, TEST_SHARE, args.seed)
+        return "published: 20 % at random, the best epoch chosen on them: no clean test", [(others, held_out, held_out)]
+    if args.split:
+        parts = labels.given_split(examples)
+        if parts["validation"]:
+            return "given: train, validation, test", [(parts["train"], parts["validation"], parts["test"])]
+        protocol, splits = "given: train, test", [(parts["train"], parts["test"])]
+    elif args.folds:
+        protocol, splits = f"{args.folds} folds", labels.folds(examples, args.folds, rng)
+    else:
+        protocol, splits = "20 % of each class to test", [labels.hold_out(examples, TEST_SHARE, rng)]
+    protocol += "; 10 % of the others to stop by"
+    return protocol, [(*labels.hold_out(others, VALIDATION_SHARE, rng), for_test) for others, for_test in splits]
+
+
 def train(args: argparse.Namespace) -> int:
+    set_defaults(args)
     made_with = provenance.agreed(features.made_with(args.features))
-    found, left_out = labels.gather(args.features, True, args.labels)
-    examples, dropped = labels.drop_small_classes(found, max(3, args.folds))
+    found, left_out = labels.gather(args.features, True, args.labels, groups=args.groups)
+    smallest = 1 if args.published or args.split else max(3, args.folds)
+    examples, dropped = labels.drop_small_classes(found, smallest)
     left_out += dropped
     sizes = Counter(str(example.label) for example in examples)
     classes = sorted(sizes)
@@ -180,20 +226,25 @@ def train(args: argparse.Namespace) -> int:
     print(files.printable(f"{len(examples)} files of {len(classes)} classes: {listed}"))
 
     rng = np.random.default_rng(args.seed)
-    splits = labels.folds(examples, args.folds, rng) if args.folds else [labels.hold_out(examples, TEST_SHARE, rng)]
+    protocol, splits = splits_of(examples, args, rng)
+    if args.published:
+        print(protocol)
     tested: list[dict] = []
     predictions, confusion = [], np.zeros((len(classes), len(classes)), np.int64)
-    for others, for_test in splits:
-        for_fit, validation = labels.hold_out(others, VALIDATION_SHARE, rng)
+    for for_fit, validation, for_test in splits:
         model, history = fit(for_fit, validation, classes, args)
         records, matrix = evaluate(model, for_test, classes, args.batch_size)
-        best = best_epoch(history)
+        best = best_epoch(history, args.published)
         tested.append(labels.scores(matrix) | {"best_epoch": best, "history": history})
         parts = f"{len(for_fit)} to train on, {len(validation)} to stop by, {len(for_test)} to test"
         print(f"{parts}; best epoch {best} of {len(history)}; {show(tested[-1])}")
         predictions += records
         confusion += matrix
-    result = {"classes": classes, "test": labels.scores(confusion), "splits": tested}
+    settings = {name: getattr(args, name) for name in (*command_line.PROBE, "balanced")}
+    result = {"protocol": {"split": protocol} | settings, "made_with": made_with, "classes": classes}
+    result |= {"test": labels.scores(confusion), "splits": tested}
+    tested_examples = [example for _, _, for_test in splits for example in for_test]
+    result |= show_intervals(tested_examples, predictions, classes)
     if args.folds:
         for name in ("accuracy", "macro_f1"):
             values = [split[name] for split in tested]
@@ -209,11 +260,13 @@ def train(args: argparse.Namespace) -> int:
 
 
 def predict(args: argparse.Namespace) -> int:
-    if (args.labels or args.confusion) and not args.evaluate:
-        raise InputError("--labels and --confusion compare predictions with labels: add --evaluate")
+    set_defaults(args)
+    if (args.labels or args.groups or args.confusion) and not args.evaluate:
+        raise InputError("--labels, --groups and --confusion compare predictions with labels: add --evaluate")
     model, classes, made_with = load(args.model)
     provenance.agreed({str(args.model): made_with} | features.made_with(args.features))
-    found, left_out = labels.gather(args.features, args.evaluate, args.labels, model.hidden.in_features)
+    width = model.hidden.in_features
+    found, left_out = labels.gather(args.features, args.evaluate, args.labels, width, args.groups)
     examples = [example for example in found if example.label in (None, *classes)]
     unknown = [example for example in found if example.label not in (None, *classes)]
     left_out = [f"{example.path}: the model knows no class {example.label}" for example in unknown] + left_out
@@ -224,6 +277,7 @@ def predict(args: argparse.Namespace) -> int:
     if args.evaluate:
         result["test"] = labels.scores(confusion)
         print(f"{len(examples)} files: {show(result['test'])}")
+        result |= show_intervals(examples, records, classes)
     else:
         for record in records:
             probability = record["probabilities"][record["predicted"]]
@@ -233,6 +287,16 @@ def predict(args: argparse.Namespace) -> int:
 
 def show(scores: dict) -> str:
     return "accuracy {accuracy:.4f}, macro-F1 {macro_f1:.4f} (largest class: {majority:.4f})".format(**scores)
+
+
+def show_intervals(examples: list[Example], records: list[dict], classes: list[str]) -> dict:
+    """Print the 95 % intervals of accuracy and macro-F1; returns them, and how many pieces are tested."""
+    truth, predicted = ([classes.index(record[name]) for record in records] for name in ("label", "predicted"))
+    pieces = [example.piece for example in examples]
+    found, count = labels.score_intervals(truth, predicted, pieces), len(set(pieces))
+    form = "95 % intervals, of {} pieces: accuracy [{:.4f}, {:.4f}], macro-F1 [{:.4f}, {:.4f}]"
+    print(form.format(count, *found["accuracy"], *found["macro_f1"]))
+    return {"intervals": found, "pieces": count}
 
 
 def finish(

@@ -40,28 +40,35 @@ def top_k(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.ndarr
 
 
 def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Select the `k` highest scores of each row of [q, n], in no order, and their columns."""
+    """Select the `k` highest scores of each row of [q, n], of equal ones the first, in no order, and their columns."""
     if scores.shape[1] <= k:
         return scores, np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
     columns = np.argpartition(scores, -k, axis=1)[:, -k:]
+    lowest = np.take_along_axis(scores, columns, axis=1).min(1, keepdims=True)
+    for row in np.flatnonzero((scores >= lowest).sum(1) > k):  # others are equal to the lowest selected one
+        columns[row] = np.argsort(-scores[row], kind="stable")[:k]
     return np.take_along_axis(scores, columns, axis=1), columns
 
 
-def ranks(queries: np.ndarray, references: np.ndarray, partners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ranks(
+    queries: np.ndarray, references: np.ndarray, partners: np.ndarray, ties_first: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Rank (from 1) each query's partner among all references. Returns ranks and partners' cosines, [Q] each.
 
-    `partners` [Q] holds row numbers of `references`. References that tie with the partner rank before it.
+    `partners` [Q] holds row numbers of `references`. References that tie with the partner rank before it, or behind it
+    if not `ties_first`.
     """
     _same_width(queries, references)
     queries = unit(queries)
     own = cosines(queries, references[partners])  # [Q]
+    least = own - np.float32(TIE) if ties_first else own + np.float32(TIE)  # of a reference that ranks before it
     result = np.ones(len(queries), np.int64)
     for start, block, norms in _blocks(references):
         for some in _chunks(len(queries)):
             scores = queries[some] @ block.T / norms  # [q, n]
             here = np.flatnonzero((partners[some] >= start) & (partners[some] < start + len(block)))
             scores[here, partners[some][here] - start] = -np.inf  # the partner does not rank before itself
-            result[some] += np.count_nonzero(scores >= own[some, None] - np.float32(TIE), axis=1)
+            result[some] += np.count_nonzero(scores >= least[some, None], axis=1)
     return result, own
 
 

@@ -37,6 +37,7 @@ import command_line
 import config
 import features
 import files
+import intervals
 import pieces
 import published
 import retrieval
@@ -45,6 +46,10 @@ from features import INPUT_SUFFIXES, Features, require_alike
 from files import InputError
 from queries import or_error, read_lines, read_queries, read_query, shown_file
 
+PROTOCOLS = (
+    "candidates: all references; ties: the partner ranks last",
+    "published: candidates: references with a partner; ties: the partner ranks first",
+)
 NUMBER = re.compile(r"\.\d+$")  # ends the stem of one of several files: waltz.1, waltz.2
 
 
@@ -206,23 +211,34 @@ def metrics(args: argparse.Namespace) -> int:
     queries, references = read_folders(args.query_dir, args.ref_dir)
     pairs = pair_up(args.query_dir, queries, args.ref_dir, references, args.several)
     rows, partners = np.array(pairs).T  # [P] each
-    rank, score = retrieval.ranks(queries.matrix[rows], references.matrix, partners)
+    candidates, own = references.matrix, partners
+    if args.published:
+        with_partner, own = np.unique(partners, return_inverse=True)
+        candidates = references.matrix[with_partner]
+    rank, score = retrieval.ranks(queries.matrix[rows], candidates, own, ties_first=not args.published)
     best, rank = retrieval.best_of_several(rows, rank, score)  # [Q] each
     measured = retrieval.measures(rank)
-    by_chance = retrieval.chance(len(references.names), np.unique(rows, return_counts=True)[1])
+    by_chance = retrieval.chance(len(candidates), np.unique(rows, return_counts=True)[1])
+    asked = [features.without_suffix(queries.names[row]) for row in rows[best]]
+    asked = [NUMBER.sub("", name) for name in asked] if args.several else asked
+    rng = np.random.default_rng(0)
+    spread = intervals.of_groups(lambda counts: retrieval.measures(np.repeat(rank, counts)), asked, rng)
     partner = "their partners" if args.several else "one partner"
-    print(f"{len(rank)} queries, each with {partner} among {len(references.names)} pieces")
-    print(f"{'':12}{'measured':>10}{'by chance':>11}")
+    print(f"{len(rank)} queries, each with {partner} among {len(candidates)} pieces")
+    print(f"{'':12}{'measured':>10}{'95 % interval':>20}{'by chance':>11}")
     for name, value in measured.items():
         digits = 1 if name == "median rank" else 4
-        print(f"{name:12}{value:10.{digits}f}{by_chance[name]:11.{digits}f}")
+        interval = "[{:.{d}f}, {:.{d}f}]".format(*spread[name], d=digits)
+        print(f"{name:12}{value:10.{digits}f}{interval:>20}{by_chance[name]:11.{digits}f}")
     if args.ranks:
         with files.atomic_write(args.ranks, "w", encoding="utf-8", errors="backslashreplace") as file:
             for pair, r in zip(best, rank, strict=True):
                 names = {"query": queries.names[rows[pair]], "reference": references.names[partners[pair]]}
                 line = names | {"rank": int(r), "score": round(float(score[pair]), 6)}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    result = {"queries": len(rank), "references": len(references.names), "measured": measured, "by_chance": by_chance}
+    result: dict = {"queries": len(rank), "references": len(candidates), "protocol": PROTOCOLS[args.published]}
+    result |= {"measured": measured, "intervals": spread, "by_chance": by_chance}
+    result["made_with"] = queries.made_with | references.made_with
     return finish(args, result, {str(args.query_dir): queries, str(args.ref_dir): references}, pairs)
 
 
@@ -306,7 +322,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     sub.add_argument("query_dir", metavar="QUERY_DIR", type=Path)
     sub.add_argument("ref_dir", metavar="REF_DIR", type=Path, help="every file in it is a candidate, paired or not")
     about = "name.1.abc, name.2.abc, ... are all partners of name; the rank is that of the best one"
-    sub.add_argument("--several", action="store_true", help=about)
+    protocol = sub.add_mutually_exclusive_group()
+    protocol.add_argument("--several", action="store_true", help=about)
+    about = "as the published script: only pieces with a partner are candidates, and ties favour the partner"
+    protocol.add_argument("--published", action="store_true", help=about)
     sub.add_argument("--ranks", type=Path, metavar="FILE", help="write one JSON line a query there")
 
     sub = command(score, "the cosine of the mean features of two folders")

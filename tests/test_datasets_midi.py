@@ -35,8 +35,8 @@ def test_gigamidi(tmp_path):
         file(4, md5="../../etc"),
         file(5, music_styles_curated=[]),
     ]
-    shard(tmp_path / "v2.0.0/train-00000-of-00002.parquet", rows, row_group_size=2)
-    shard(tmp_path / "v2.0.0/validation.parquet", [file(6)])
+    shard(tmp_path / "tested/train-00000-of-00002.parquet", rows, row_group_size=2)
+    shard(tmp_path / "tested/validation.parquet", [file(6)])
     shard(tmp_path / "v2.0.0/test/00.parquet", [file(7)])
     entries, left_out = read("gigamidi", tmp_path)
     name = "00/" + "0" * 31
@@ -54,8 +54,8 @@ def test_gigamidi(tmp_path):
     assert third.record["genres"] == []
     assert list(read("gigamidi", tmp_path, "--split", "test")[0]) == [f"test/{name}7"]
     assert left_out == {
-        "v2.0.0/train-00000-of-00002.parquet, row 3": "`music` is not bytes: NoneType",
-        "v2.0.0/train-00000-of-00002.parquet, row 4": "`md5` is not 32 hexadecimal digits: '../../etc'",
+        "tested/train-00000-of-00002.parquet, row 3": "`music` is not bytes: NoneType",
+        "tested/train-00000-of-00002.parquet, row 4": "`md5` is not 32 hexadecimal digits: '../../etc'",
     }
 
 
@@ -94,7 +94,7 @@ def test_aria_midi_finds_metadata_by_number(tmp_path, monkeypatch, chunk):
         "ab/000007_0",
         "ab/000008_0",
         "ab/000009_0",
-        "ab/x",
+        "ab/x_0",
     ]
     midis = {f"aria-midi-v1/data/{name}.mid": MIDI for name in names}
     entries, left_out = read(
@@ -116,7 +116,7 @@ def test_aria_midi_finds_metadata_by_number(tmp_path, monkeypatch, chunk):
             f"00000{number}_0.mid": f"its `metadata` in metadata.json are not an object of texts: 00000{number}"
             for number in (7, 8, 9)
         },
-        "x.mid": "its name is not <id>_<segment>.mid: aria-midi-v1/data/ab/x.mid",
+        "x_0.mid": "its name is not <id>_<segment>.mid: aria-midi-v1/data/ab/x_0.mid",
     }
 
 

@@ -1,10 +1,12 @@
 """Splits, shares and measures of labelled pieces against values worked out by hand."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn import metrics
 
 import labels
 from files import InputError
@@ -107,8 +109,95 @@ def test_measures_worked_out_by_hand():
 
 
 def test_measures_of_a_class_that_is_nowhere():
+    """It is no part of the mean, as in scikit-learn; one that is given to a piece counts 0."""
     matrix = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0]])
-    assert labels.scores(matrix) == pytest.approx({"accuracy": 2 / 3, "macro_f1": (4 / 6 * 2) / 3, "majority": 2 / 3})
+    assert labels.scores(matrix) == pytest.approx({"accuracy": 2 / 3, "macro_f1": (4 / 6 * 2) / 2, "majority": 2 / 3})
+    matrix = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]])
+    expected = {"accuracy": 2 / 3, "macro_f1": (2 / 3 + 1) / 3, "majority": 2 / 3}
+    assert labels.scores(matrix) == pytest.approx(expected)
+
+
+def test_intervals_of_measures_are_those_of_pieces_drawn_one_by_one():
+    """A second bootstrap, with scikit-learn's measures: 60 pieces, of which some have two or three files."""
+    rng = np.random.default_rng(0)
+    pieces = np.repeat(np.arange(60), rng.integers(1, 4, 60))
+    truth = (pieces % 4).tolist()
+    guesses = np.where(rng.random(60) < 0.6, np.arange(60) % 4, rng.integers(0, 4, 60))
+    predicted = guesses[pieces].tolist()
+    found = labels.score_intervals(truth, predicted, pieces.tolist())
+    drawn = []
+    for _ in range(150):
+        rows = np.concatenate([np.flatnonzero(pieces == piece) for piece in rng.integers(0, 60, 60)])
+        one, other = np.array(truth)[rows], np.array(predicted)[rows]
+        drawn.append((metrics.accuracy_score(one, other), metrics.f1_score(one, other, average="macro")))
+    for values, name in zip(np.array(drawn).T, ("accuracy", "macro_f1"), strict=True):
+        assert found[name] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.03)
+    alone = labels.score_intervals(truth, predicted, list(range(len(pieces))))
+    assert np.ptp(alone["accuracy"]) < 0.85 * np.ptp(found["accuracy"])
+
+
+# --- groups and given splits ------------------------------------------------------------------------------------------
+
+EMOPIA = re.compile(r"^Q\d_(.{11})_")
+
+
+def clips(*names: str) -> list[Example]:
+    return [Example(Path(f"{name}.npy"), name, labels.from_name(name)) for name in names]
+
+
+def test_the_clips_of_a_song_are_one_piece_of_its_most_frequent_label():
+    """Ids of songs may hold _ and -; one song has clips of two labels, as often, and the first in the alphabet counts."""
+    songs = clips(
+        "x/Q1_a_b-c_d-e_f_0", "x/Q2_a_b-c_d-e_f_1", "Q2_a_b-c_d-e_f_12", "Q4_00000000000_0", "Q3_00000000000_1"
+    )
+    found = labels.group(songs, EMOPIA)
+    assert [example.piece for example in found] == [("Q2", "a_b-c_d-e_f")] * 3 + [("Q3", "00000000000")] * 2
+    assert [example.label for example in found] == ["Q1", "Q2", "Q2", "Q4", "Q3"]
+    with pytest.raises(InputError, match=r"Q1_short_0\.npy: --groups .* does not match its name"):
+        labels.group(clips("Q1_short_0"), EMOPIA)
+
+
+def test_no_song_is_on_both_sides_of_a_split():
+    rng = np.random.default_rng(0)
+    names = [f"Q{rng.integers(1, 5)}_{song:011d}_{clip}" for song in range(60) for clip in range(rng.integers(1, 6))]
+    songs = labels.group(clips(*names), EMOPIA)
+    splits = [labels.hold_out(songs, 0.2, rng), *labels.folds(songs, 5, rng), labels.random_split(songs, 0.2, 42)]
+    for others, held_out in splits:
+        assert not {song.key[3:14] for song in others} & {song.key[3:14] for song in held_out}
+        assert Counter([*others, *held_out]) == Counter(songs)
+        assert 10 <= len({song.piece for song in held_out}) <= 14  # of 60 songs
+
+
+@pytest.mark.parametrize(("count", "held"), [(204, 41), (411, 83), (1010, 202)])
+def test_a_random_split_holds_out_a_fifth_rounded_up(count, held):
+    """As many as the published accuracies are fractions of: 33/41 = .8049, 74/83 = .8916, 94/202 = .4653."""
+    pieces = pieces_of({"a": count - 20, "b": 20})
+    others, held_out = labels.random_split(pieces, 0.2, 42)
+    assert (len(others), len(held_out)) == (count - held, held)
+    assert labels.random_split(pieces[::-1], 0.2, 42)[1] == held_out[::-1]
+    drawn = [sum(p.label == "b" for p in labels.random_split(pieces, 0.2, seed)[1]) for seed in range(30)]
+    assert len(set(drawn)) > 3 and 2 < np.mean(drawn) < 6  # not stratified
+
+
+def test_a_split_that_folders_give():
+    """Names may be numbers that begin anew in each part; groups may not."""
+    pieces = clips("train/a_1", "train/deep/b_1", "test/a_1", "validation/b_2")
+    parts = labels.given_split(pieces)
+    assert {name: [piece.key for piece in part] for name, part in parts.items()} == {
+        "train": ["train/a_1", "train/deep/b_1"],
+        "validation": ["validation/b_2"],
+        "test": ["test/a_1"],
+    }
+    for names, problem in (
+        (["train/a_1", "a_2"], "subfolders: train, validation, test"),
+        (["train/a_1", "other/a_2"], "subfolders: train, validation, test"),
+        (["train/a_1", "validation/a_2"], "files in train/ and in test/"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            labels.given_split(clips(*names))
+    songs = labels.group(clips("train/Q1_00000000000_0", "test/Q2_00000000000_1"), EMOPIA)
+    with pytest.raises(InputError, match="00000000000 is in train/ too"):
+        labels.given_split(songs)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

@@ -86,7 +86,8 @@ def test_the_best_epoch_is_kept_and_training_stops_after_it(tmp_path):
     write_pieces(tmp_path, {"a": 30, "b": 30}, signal=0.3)
     pieces, _ = labels.gather([tmp_path], True, None)
     for_fit, validation = labels.hold_out(pieces, 0.3, np.random.default_rng(0))
-    args = command_line.probe("").parse_args(["train", str(tmp_path), "--patience", "3", "--hidden_size", "64"])
+    given = ["train", str(tmp_path), "--patience", "3", "--hidden_size", "64"]
+    args = linear_probe.set_defaults(command_line.probe("").parse_args(given))
     model, history = linear_probe.fit(for_fit, validation, ["a", "b"], args)
     losses = [line["eval_loss"] for line in history]
     assert len(losses) == np.argmin(losses) + 1 + 3 < 100
@@ -376,10 +377,16 @@ def test_wrong_use_is_said_in_one_line_and_exits_with_2(tmp_path, monkeypatch, c
         (["train", "good", "--learning_rate", "-1"], "positive"),
         (["train", "good", "--folds", "1"], "from 2"),
         (["train", "good", "--confusion", "c.pdf"], ".png or .svg"),
+        (["train", "good", "--groups", "(a"], "(a: not a regular expression"),
+        (["train", "good", "--groups", "a_"], "a_: has no group"),
+        (["train", "good", "--groups", "(b.)"], "a_0.npy: --groups '(b.)' does not match"),
+        (["train", "good", "--split"], "a_0.npy: --split needs files in subfolders: train, validation, test"),
+        (["train", "good", "--published", "--folds", 2], "not allowed with"),
         (["predict", "other.pth", "good"], "other.pth: not a model"),
         (["predict", "not.pth", "good"], "not.pth: not a model"),
         (["predict", "no.pth", "good"], "no.pth"),
         (["predict", "m.pth", "good", "--labels", "labels.csv"], "--evaluate"),
+        (["predict", "m.pth", "good", "--groups", "(.)"], "--evaluate"),
         (["predict", "m.pth", "empty"], "no .npy file"),
     ]
     for arguments, word in cases:

@@ -3,6 +3,9 @@
 import argparse
 import json
 import math
+import random
+import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -49,7 +52,7 @@ def pieces_in(folder: Path) -> list[labels.Example]:
 
 
 def arguments(*options: object) -> argparse.Namespace:
-    return command_line.probe("").parse_args(["train", "in", *map(str, options)])
+    return linear_probe.set_defaults(command_line.probe("").parse_args(["train", "in", *map(str, options)]))
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -79,7 +82,11 @@ def loss_of(logits: torch.Tensor, targets: list[int], weight: list[float]) -> to
 
 
 def plain_fit(batches, sizes, args, weight):
-    """A second implementation: (losses of each epoch, state after each) for batches of `sizes` pieces to train on."""
+    """A second implementation: (losses of each epoch, state after each) for batches of `sizes` pieces to train on.
+
+    The published loss takes the logarithm of the softmax of the softmax.
+    """
+    twice = (lambda logits: torch.exp(logits.log_softmax(-1))) if args.published else (lambda logits: logits)
     torch.manual_seed(args.seed)
     hidden = nn.Linear(WIDTH, args.hidden_size or WIDTH)
     output = nn.Linear(hidden.out_features, len(weight))
@@ -90,7 +97,7 @@ def plain_fit(batches, sizes, args, weight):
         for size in sizes["train"]:
             batch = next(batches)
             assert len(batch) == size
-            loss = loss_of(logits_of(hidden, output, batch), [target for _, target in batch], weight)
+            loss = loss_of(twice(logits_of(hidden, output, batch)), [target for _, target in batch], weight)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -98,8 +105,9 @@ def plain_fit(batches, sizes, args, weight):
         validation = [item for size in sizes["validation"] for item in next(batches)]
         with torch.no_grad():
             logits = logits_of(hidden, output, validation)
-            evaluation = loss_of(logits, [target for _, target in validation], weight).item()
-        history.append((total / sum(sizes["train"]), evaluation))
+            evaluation = loss_of(twice(logits), [target for _, target in validation], weight).item()
+            right = [int(row.argmax()) == target for row, (_, target) in zip(logits, validation, strict=True)]
+        history.append((total / sum(sizes["train"]), evaluation, sum(right) / len(right)))
         states.append(
             {
                 f"{n}.{k}": v.clone()
@@ -110,23 +118,38 @@ def plain_fit(batches, sizes, args, weight):
     return history, states
 
 
+@pytest.mark.parametrize("published", [False, True])
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("hidden_size", [None, 11])
-def test_every_loss_and_the_kept_model_are_those_of_a_plain_loop(tmp_path, batches, balanced, hidden_size):
+def test_every_loss_and_the_kept_model_are_those_of_a_plain_loop(tmp_path, batches, published, balanced, hidden_size):
     """29 pieces in batches of 8, 8, 8 and 5, 15 to stop by in batches of 8 and 7."""
     train = pieces_in(write_pieces(tmp_path / "train", {"a": 5, "b": 9, "c": 15}, 0.8))
     validation = pieces_in(write_pieces(tmp_path / "validation", {"a": 6, "b": 2, "c": 7}, 0.8, seed=1))
-    options = ["--batch_size", 8, "--epochs", 12, "--patience", 12, "--learning_rate", 0.05, "--seed", 3]
+    options = [
+        "--batch_size",
+        8,
+        "--epochs",
+        12,
+        "--patience",
+        12,
+        "--learning_rate",
+        0.05,
+        "--seed",
+        3 + 2 * published,
+    ]
     options += ["--balanced"] * balanced + ["--hidden_size", hidden_size] * bool(hidden_size)
+    options += ["--published"] * published
     args = arguments(*options)
     model, history = linear_probe.fit(train, validation, ["a", "b", "c"], args)
     weight = [29 / (3 * 5), 29 / (3 * 9), 29 / (3 * 15)] if balanced else [1, 1, 1]
     expected, states = plain_fit(batches, {"train": [8, 8, 8, 5], "validation": [8, 7]}, args, weight)
     assert [losses["epoch"] for losses in history] == list(range(1, 13))
-    found = [(losses["train_loss"], losses["eval_loss"]) for losses in history]
+    found = [(losses["train_loss"], losses["eval_loss"], losses["eval_accuracy"]) for losses in history]
     assert np.array(found) == pytest.approx(np.array(expected), rel=1e-4)
-    best = int(np.argmin([evaluation for _, evaluation in expected]))
-    assert 0 < best < 11  # neither the first nor the last
+    _, evaluation, accuracy = zip(*expected, strict=True)
+    best = int(np.argmax(accuracy) if published else np.argmin(evaluation))
+    assert (best > 0 or published) and best < 11  # neither the first nor the last
+    assert linear_probe.best_epoch(history, published) == best + 1
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, states[best][name], atol=1e-5, rtol=1e-4)
 
@@ -261,6 +284,16 @@ def check_split(split: dict, fitted, records: list[dict], printed: str) -> None:
     )
 
 
+def check_intervals(result: dict, pieces: list[str], printed: str) -> None:
+    """Around the measures, and printed as they are in the result."""
+    assert result["pieces"] == len(set(pieces)) and list(result["intervals"]) == ["accuracy", "macro_f1"]
+    for name, (low, high) in result["intervals"].items():
+        assert low <= result["test"][name] <= high and 0.05 < high - low < 0.8
+    shown = [f"{bound:.4f}" for interval in result["intervals"].values() for bound in interval]
+    start = f"95 % intervals, of {len(set(pieces))} pieces: accuracy ["
+    assert printed.startswith(start) and re.findall(r"\d\.\d{4}", printed) == shown
+
+
 OPTIONS = ("--epochs", 9, "--learning_rate", 0.1, "--patience", 3, "--batch_size", 7)
 
 
@@ -280,7 +313,17 @@ def test_every_number_of_one_split(tmp_path, fits, capsys):
     check_split(split, fitted, records, printed[1])
     assert result["classes"] == ["a", "b", "c"] and result["confusion"] == table_of(records)
     assert result["test"] == pytest.approx(measures_of(records)) and 0.3 < result["test"]["accuracy"] < 1
-    assert "accuracy" not in result and len(printed) == 2
+    assert "accuracy" not in result and len(printed) == 3
+    check_intervals(result, [record["file"] for record in records], printed[2])
+    assert result["protocol"] == {
+        "split": "20 % of each class to test; 10 % of the others to stop by",
+        "seed": 0,
+        "batch_size": 7,
+        "learning_rate": 0.1,
+        "epochs": 9,
+        "patience": 3,
+        "balanced": False,
+    }
     for name, value in torch.load(model, weights_only=True)["model"].items():
         torch.testing.assert_close(value, fitted[2].state_dict()[name])
 
@@ -290,7 +333,9 @@ def test_every_number_of_one_split(tmp_path, fits, capsys):
     check_records(evaluated["predictions"], fitted[2])
     assert evaluated["confusion"] == table_of(evaluated["predictions"])
     assert evaluated["test"] == pytest.approx(measures_of(evaluated["predictions"]))
-    assert "13 files: accuracy" in capsys.readouterr().out
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("13 files: accuracy")
+    check_intervals(evaluated, [record["file"] for record in evaluated["predictions"]], printed[1])
 
 
 def test_every_number_of_folds(tmp_path, fits, capsys):
@@ -308,7 +353,8 @@ def test_every_number_of_folds(tmp_path, fits, capsys):
     assert len({record["file"] for record in result["predictions"]}) == 52
     assert result["confusion"] == table_of(result["predictions"])
     assert result["test"] == pytest.approx(measures_of(result["predictions"]))
-    for line, name in zip(printed[4:], ("accuracy", "macro_f1"), strict=True):
+    check_intervals(result, [record["file"] for record in result["predictions"]], printed[4])
+    for line, name in zip(printed[5:], ("accuracy", "macro_f1"), strict=True):
         values = [measures_of(part)[name] for part in parts]
         mean = sum(values) / 3
         deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / 3)
@@ -320,6 +366,70 @@ def test_every_number_of_folds(tmp_path, fits, capsys):
     assert Counter(piece.label for piece in validation) == {"a": 2, "b": 3, "c": 1} and len(train) == 46
     for name, value in torch.load(model, weights_only=True)["model"].items():
         torch.testing.assert_close(value, kept.state_dict()[name])
+
+
+def test_the_published_protocol(tmp_path, fits, capsys):
+    """A fifth of all pieces, rounded up, and the best epoch by accuracy on the same pieces; rare classes stay."""
+    write_pieces(tmp_path / "in", {"a": 17, "c": 2, "b": 26}, 0.4)
+    file = tmp_path / "r.json"
+    options = ("--epochs", 12, "--learning_rate", 0.01, "--json", file)
+    assert main("train", tmp_path / "in", "--published", *options) == 0
+    result, [(train, validation, _, history)] = json.loads(file.read_text()), fits
+    assert (len(train), len(validation)) == (36, 9) and not set(train) & set(validation)
+    assert [record["file"] for record in result["predictions"]] == files_of(validation)
+    names = sorted(path.stem for path in (tmp_path / "in").iterdir())
+    random.Random(42).shuffle(names)
+    assert sorted(Path(path).stem for path in files_of(validation)) == sorted(names[:9])
+    accuracies = [epoch["eval_accuracy"] for epoch in history]
+    assert len(history) == 12 and result["test"]["accuracy"] == max(accuracies)
+    assert result["splits"][0]["best_epoch"] == accuracies.index(max(accuracies)) + 1
+    assert result["protocol"] | {"epochs": 1000, "learning_rate": 1e-5} == {
+        "split": "published: 20 % at random, the best epoch chosen on them: no clean test",
+        "seed": 42,
+        "batch_size": 1,
+        "learning_rate": 1e-5,
+        "epochs": 1000,
+        "patience": 1000,
+        "balanced": False,
+    }
+    assert "no clean test" in capsys.readouterr().out
+    given = linear_probe.set_defaults(command_line.probe("").parse_args(["train", "in", "--published"]))
+    assert (given.epochs, given.learning_rate) == (1000, 1e-5)
+
+
+def test_a_split_of_folders_and_songs(tmp_path, fits, capsys):
+    """The test part is tested, the validation part stopped by; without one, a tenth of the songs to train on."""
+    for part, songs in (("train", range(20)), ("validation", range(20, 24)), ("test", range(30, 40))):
+        for song in songs:
+            for clip in range(3):
+                write_pieces(tmp_path / "one", {"ab"[song % 2]: 1}, 0.4, seed=song + 100 * clip)
+                (found,) = (tmp_path / "one").iterdir()
+                (tmp_path / "in" / part).mkdir(parents=True, exist_ok=True)
+                found.rename(tmp_path / "in" / part / f"{'ab'[song % 2]}_{song}_{clip}.npy")
+    file = tmp_path / "r.json"
+    options = ("--split", "--groups", r"^._(\d+)_", "--epochs", 2, "--json", file)
+    assert main("train", tmp_path / "in", *options) == 0
+    result = json.loads(file.read_text())
+    assert result["protocol"]["split"] == "given: train, validation, test"
+    assert (result["pieces"], len(result["predictions"])) == (10, 30)
+    assert [{piece.path.parent.name for piece in part} for part in fits[0][:2]] == [{"train"}, {"validation"}]
+    assert {Path(record["file"]).parent.name for record in result["predictions"]} == {"test"}
+    assert "95 % intervals, of 10 pieces: " in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "in" / "validation")
+    assert main("train", tmp_path / "in", *options) == 0
+    train, validation = fits[1][:2]
+    assert (len(train), len(validation)) == (54, 6) and not {p.piece for p in train} & {p.piece for p in validation}
+    assert json.loads(file.read_text())["protocol"]["split"] == "given: train, test; 10 % of the others to stop by"
+
+
+def test_a_class_that_is_in_the_test_part_only(tmp_path):
+    """It is never right, and has no weight in training."""
+    for part, sizes in (("train", {"a": 6, "b": 9}), ("test", {"a": 2, "b": 2, "c": 1})):
+        write_pieces(tmp_path / "in" / part, sizes, 0.4)
+    file = tmp_path / "r.json"
+    assert main("train", tmp_path / "in", "--split", "--balanced", "--epochs", 1, "--json", file) == 0
+    result = json.loads(file.read_text())
+    assert result["confusion"][2][2] == 0 and sum(map(sum, result["confusion"])) == 5
 
 
 def test_the_seed_draws_the_split(tmp_path, fits):

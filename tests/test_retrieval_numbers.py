@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import features
 import retrieval
@@ -48,7 +49,8 @@ def test_top_k_of_the_plane(block_rows, query_block):
     expected = [[10, 10, 10, 45], [0, 35, 35, 45], [20, 110, 150, 155]]
     np.testing.assert_allclose(scores, np.cos(np.radians(expected)), atol=1e-6)
     equal = np.tile(on_circle(30), (7, 1))
-    assert retrieval.top_k(on_circle(0), equal, 7)[1].tolist() == [[0, 1, 2, 3, 4, 5, 6]]
+    for k in (7, 3, 1):  # also where the cut is among equal ones
+        assert retrieval.top_k(on_circle(0), equal, k)[1].tolist() == [list(range(k))]
     assert retrieval.top_k(on_circle(0), equal[:3], 7)[1].tolist() == [[0, 1, 2]]
 
 
@@ -68,6 +70,24 @@ def test_cosines_that_rounding_may_make_differ_are_a_tie(difference, rank):
     """The partner is better by `difference`: at 90 degrees to the query, the cosine is the angle's distance to that."""
     references = np.array([[difference, 1], [0, 1]], np.float32)
     assert retrieval.ranks(np.array([[1, 0]], np.float32), references, np.array([0]))[0].tolist() == [rank]
+
+
+def test_ranks_where_ties_favour_the_partner(block_rows, query_block):
+    """Against sorted pairs of cosine and being the partner, as the published script sorts; many references are equal."""
+    rng = np.random.default_rng(0)
+    references = on_circle(*rng.choice([0, 15, 40, 90, 200], 30))
+    queries, partners = on_circle(*rng.uniform(0, 360, 12)), rng.choice(30, 12, replace=False)
+    expected = []
+    for query, partner in zip(queries, partners, strict=True):
+        cosines = [round(float(query @ reference), 5) for reference in references]
+        order = sorted(range(30), key=lambda row: (cosines[row], row == partner), reverse=True)
+        expected.append(order.index(partner) + 1)
+    ranks, own = retrieval.ranks(queries, references, partners, ties_first=False)
+    assert ranks.tolist() == expected
+    last, same = retrieval.ranks(queries, references, partners)
+    assert np.array_equal(own, same)
+    equal = [sum(np.array_equal(one, references[partner]) for one in references) for partner in partners]
+    assert (last - ranks + 1).tolist() == equal and max(equal) > 3
 
 
 @pytest.mark.parametrize("bad", [[0, 0], [np.nan, 1], [np.inf, 1]])
@@ -218,6 +238,11 @@ def test_every_number_of_metrics(tmp_path, capsys):
     result = json.loads((tmp_path / "m.json").read_text())
     assert (result["queries"], result["references"]) == (3, 5)
     assert result["measured"] == pytest.approx(expected) and result["by_chance"] == pytest.approx(by_chance)
+    assert result["protocol"].startswith("candidates: all references; ties: the partner ranks last")
+    assert result["made_with"] == {str(queries): {}, str(references): {}}
+    # Of ranks 1, 4 and 4, three are drawn: no 1 in 8/27 of the samples, only 1 in 1/27.
+    intervals = {"MRR": [0.25, 1], "Hit@1": [0, 1], "Hit@10": [1, 1], "Hit@100": [1, 1], "median rank": [1, 4]}
+    assert result["intervals"] == {name: pytest.approx(interval) for name, interval in intervals.items()}
     assert result["without_partner"] == {str(queries): ["lonely.npy"], str(references): ["0.npy", "y.npy"]}
     lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert [(line["query"], line["reference"], line["rank"]) for line in lines] == [
@@ -229,14 +254,46 @@ def test_every_number_of_metrics(tmp_path, capsys):
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
         "3 queries, each with one partner among 5 pieces",
-        "              measured  by chance",
-        "MRR             0.5000     0.4567",
-        "Hit@1           0.3333     0.2000",
-        "Hit@10          1.0000     1.0000",
-        "Hit@100         1.0000     1.0000",
-        "median rank        4.0        3.0",
+        "              measured       95 % interval  by chance",
+        "MRR             0.5000    [0.2500, 1.0000]     0.4567",
+        "Hit@1           0.3333    [0.0000, 1.0000]     0.2000",
+        "Hit@10          1.0000    [1.0000, 1.0000]     1.0000",
+        "Hit@100         1.0000    [1.0000, 1.0000]     1.0000",
+        "median rank        4.0          [1.0, 4.0]        3.0",
     ]
     assert f"1 of {queries} have no partner:" in printed.err and f"2 of {references} have no partner:" in printed.err
+
+
+def test_intervals_of_metrics_are_of_queries_drawn_with_replacement(tmp_path, monkeypatch):
+    """Of 40 queries 2 are hits: of as many drawn, from none to 5 in 95 % of the samples, by the binomial distribution."""
+    names = {f"{number}.npy": number for number in range(40)}
+    queries, references = save(tmp_path / "q", names), save(tmp_path / "r", names)
+    given = np.array([1] * 2 + [20] * 38), np.ones(40, np.float32)
+    monkeypatch.setattr(retrieval, "ranks", lambda *_, **__: given)
+    assert main("metrics", queries, references, "--json", tmp_path / "m.json") == 0
+    found = json.loads((tmp_path / "m.json").read_text())["intervals"]
+    assert found["Hit@1"] == pytest.approx(stats.binom.ppf([0.025, 0.975], 40, 0.05) / 40, abs=0.026)
+    assert found["Hit@1"][1] > 4 / 40 - 1e-9
+
+
+def test_metrics_as_the_published_script_has_them(tmp_path, capsys):
+    """References without a partner are no candidates, and b, which equals a, is no better than it."""
+    queries = save(tmp_path / "q", {"a.npy": 0, "b.npy": 1, "c.npy": 50, "lonely.npy": 5})
+    references = save(tmp_path / "r", {"0.npy": 1, "a.npy": 10, "b.npy": 10, "c.npy": 80, "y.npy": 60})
+    assert main("metrics", queries, references, "--published", "--json", tmp_path / "m.json") == 0
+    result = json.loads((tmp_path / "m.json").read_text())
+    assert (result["queries"], result["references"]) == (3, 3) and result["protocol"].startswith("published: ")
+    # c is 30 away from its partner, and 40 from a and b
+    assert result["measured"]["MRR"] == 1 and result["by_chance"]["Hit@1"] == pytest.approx(1 / 3)
+    assert main("metrics", queries, references, "--ranks", tmp_path / "r.jsonl") == 0
+    ranks = [json.loads(line)["rank"] for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert ranks == [3, 3, 2]  # behind 0 and the other of a and b; behind y
+    assert main("metrics", queries, references, "--published", "--ranks", tmp_path / "r.jsonl") == 0
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [(line["reference"], line["rank"]) for line in lines] == [("a.npy", 1), ("b.npy", 1), ("c.npy", 1)]
+    with pytest.raises(SystemExit):
+        main("metrics", queries, references, "--published", "--several")
+    assert "not allowed with" in capsys.readouterr().err
 
 
 def test_several_files_of_a_name(tmp_path, capsys):
@@ -255,7 +312,9 @@ def test_several_files_of_a_name(tmp_path, capsys):
     printed = capsys.readouterr()
     by_chance = (4 * (1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 5 + (4 + 3 / 2 + 2 / 3 + 1 / 4) / 10) / 5
     assert printed.out.splitlines()[0] == "5 queries, each with their partners among 5 pieces"
-    assert printed.out.splitlines()[2].split() == ["MRR", f"{(4 + 1 / 4) / 5:.4f}", f"{by_chance:.4f}"]
+    # Drawn are names: a, of ranks 1, 1 and 4, three times in 1/27 of the samples, and never in 8/27.
+    interval = ["[0.7500,", "1.0000]"]
+    assert printed.out.splitlines()[2].split() == ["MRR", f"{(4 + 1 / 4) / 5:.4f}", *interval, f"{by_chance:.4f}"]
     assert printed.err.splitlines()[1:] == [f"1 of {references} have no partner:", "  b.npy"]
     assert main("metrics", queries, references) == 0  # without it, a.npy has a partner and the numbers are names
     assert capsys.readouterr().out.startswith("1 queries, each with one partner")
