@@ -235,7 +235,8 @@ def next_commands(run: _Run) -> list[str]:
     if "midi" in run.written:
         commands.append(f"process_data/batch_midi2mtf.py {at('midi')} {at('mtf')}")
     music = at("mtf" if "midi" in run.written else "interleaved")
-    if "records" in run.has:
+    only_measures = "texts" in run.has and "train" not in run.written  # a query for each piece
+    if "records" in run.has and not only_measures:
         part = "/train" if "train" in run.written else ""
         options = " --captions" if "captions" in run.has else ""
         folders = f"{at('records' + part)} {at('summaries')} {at('')}"

@@ -312,6 +312,8 @@ def test_midicaps(tmp_path, capsys):
     assert f"semantic_search.py metrics {out}/texts/test {out}/mtf/test" in printed
     assert run("midicaps", folder, tmp_path / "test", "--split", "test") == 1
     assert set(tree(tmp_path / "test/midi")) == {"test/lmd_full/a/aa.mid"}
+    printed = capsys.readouterr().out  # the way to the measures, not to training on the test part
+    assert "code/semantic_search.py metrics" in printed and "train.jsonl" not in printed
     assert report(tmp_path / "test")["2"] == "in another split"
     write(folder, {"train.json": '{"location": "a.mid", "captions": "?"}'})
     assert run("midicaps", folder, tmp_path / "other") == 2
