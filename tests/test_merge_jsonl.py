@@ -238,7 +238,9 @@ def test_jsonl_files_and_folders_become_one(data):
         lines = [json.dumps(record(title=name, filepaths=found)) for found in paths]
         (data / name / "set.jsonl").write_text("\n\n".join([*lines, '{"title": 1}', "not JSON", ""]))
     write(data, {"a": record(), "b": record(title=None)})
-    assert merge(data, data / "pdmx/set.jsonl", data / "records", data / "caps/train/set.jsonl", data / "all.jsonl") == 1
+    assert (
+        merge(data, data / "pdmx/set.jsonl", data / "records", data / "caps/train/set.jsonl", data / "all.jsonl") == 1
+    )
     own = [record()["filepaths"]]
     merged = [["pdmx/mtf/b.mtf"]] * 2 + own + [["caps/train/mtf/b.mtf"]] * 2
     assert [found["filepaths"] for found in read(data / "all.jsonl")] == merged
