@@ -139,6 +139,11 @@ def _cache() -> FeatureCache:
     return FeatureCache()
 
 
+def model() -> "CLaMP2Model":
+    """Return the model that makes the features, which is loaded once. Raises InputError."""
+    return _cache().model
+
+
 def made_with() -> dict:
     """Return the facts of the features, as `extract_clamp2.py --normalize` notes them; see `provenance`."""
     return provenance.facts(_cache().weights, _cache().sha256, True, config.KEEP_UNIT_LENGTH)

@@ -22,9 +22,9 @@ _STAFF_LINES = f"{_SVG}g[@class='staff']/{_SVG}path"  # of a measure
 PAGE_WIDTH = 2100  # of an engraving, in tenths of a millimetre; the page that shows it makes it fit
 
 
-def draw_all(sources: list[Path]) -> Iterator[tuple[Path, str, str]]:
+def draw_all(sources: list[Path], timeout: float) -> Iterator[tuple[Path, str, str]]:
     """Yield (source, SVG, why there is none) of music files, `#N` of a tune included, in any order."""
-    for source, svg in workers.run(draw, sources, TIMEOUT):
+    for source, svg in workers.run(draw, sources, timeout):
         yield source, *(("", svg.reason) if isinstance(svg, workers.Failed) else (svg, ""))
 
 

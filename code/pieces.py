@@ -152,12 +152,12 @@ def _checked(piece: Piece, suffix: str) -> Piece:
 # --- in worker processes ----------------------------------------------------------------------------------------------
 
 
-def read_files(paths: Iterable[Path]) -> Iterator[tuple[Path, str, list[Piece]]]:
+def read_files(paths: Iterable[Path], timeout: float = workers.TIMEOUT) -> Iterator[tuple[Path, str, list[Piece]]]:
     """Yield (path, digest of its content, its pieces) of each file, as they get ready.
 
     The digest is empty if the content may not be at fault: after a time limit, or a crash of the converter.
     """
-    for path, found in workers.run(_read_file, paths):
+    for path, found in workers.run(_read_file, paths, timeout):
         yield path, *(("", [Piece("", error=found.reason)]) if isinstance(found, workers.Failed) else found)
 
 

@@ -1,9 +1,10 @@
-"""How much time and memory prepare_dataset.py takes on sets of full size: made up, in the form of PDMX and MidiCaps.
+"""How much time and memory prepare_dataset.py takes on sets of full size: made up, in the form of PDMX, MidiCaps and GigaMIDI.
 
 Not a test; by hand, with a folder on a fast disk and, if wanted, other numbers of rows:
 
-    python tests/dataset_scale.py /tmp/scale [254077 168385]
+    python tests/dataset_scale.py /tmp/scale [254077 168385 2000000]
 
+Of GigaMIDI, a sixteenth of the rows is written (`--shard 1/16`), and all are read.
 Prints a table in Markdown. The stand-ins for music are of a few bytes; memory is the most of the process, imports included.
 """
 
@@ -45,6 +46,29 @@ def midicaps(folder: Path, count: int) -> None:
             _write(folder / line["location"], b"MThd")
 
 
+def gigamidi(folder: Path, count: int) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    texts = {"title": "A", "artist": "B", "music_style_scraped": "Hard%20Rock,pop"}
+    schema = pyarrow.schema(
+        [
+            ("md5", pyarrow.string()),
+            ("music", pyarrow.binary()),
+            ("music_styles_curated", pyarrow.list_(pyarrow.string())),
+        ]
+        + [(name, pyarrow.string()) for name in texts]
+    )
+    with parquet.ParquetWriter(folder / "train-00000-of-00001.parquet", schema) as table:
+        for start in range(0, count, 10_000):
+            rows = [
+                {"md5": f"{number * 2654435761 % 2**32:08x}{number:024x}", "music": f"MThd{number:0500}".encode()}
+                | texts
+                for number in range(start, min(start + 10_000, count))
+            ]
+            table.write_table(pyarrow.Table.from_pylist(rows, schema))
+
+
 def _write(path: Path, content: bytes) -> None:
     try:
         path.write_bytes(content)
@@ -64,16 +88,23 @@ def measure(*argv: str) -> tuple[float, float, int]:
     return time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss // 1024
 
 
+SETS = {
+    "pdmx": (pdmx, 254_077, ()),
+    "midicaps": (midicaps, 168_385, ()),
+    "gigamidi": (gigamidi, 2_000_000, ("--shard", "1/16")),
+}
+
+
 def main() -> None:
-    root, counts = Path(sys.argv[1]), [int(word) for word in sys.argv[2:]] or [254_077, 168_385]
+    root, counts = Path(sys.argv[1]), [int(word) for word in sys.argv[2:]] or [full for _, full, _ in SETS.values()]
     print("| set | rows | run | s | CPU s | memory, MB |", "|---|---|---|---|---|---|", sep="\n")
-    for (name, make), full in zip((("pdmx", pdmx), ("midicaps", midicaps)), counts, strict=False):
-        for count in (full // 16, full):
+    for (name, (make, _, options)), full in zip(SETS.items(), counts, strict=False):
+        for count in filter(None, (full // 16, full)):
             folder = root / f"{name}{count}"
             folder.mkdir(parents=True)
             make(folder, count)
             for run in ("first", "second, nothing to do"):
-                seconds, cpu, memory = measure(name, str(folder), str(root / f"{name}{count}_out"))
+                seconds, cpu, memory = measure(name, str(folder), str(root / f"{name}{count}_out"), *options)
                 print(f"| {name} | {count:,} | {run} | {seconds:.0f} | {cpu:.0f} | {memory} |", flush=True)
 
 

@@ -1,10 +1,12 @@
 """What public data sets come as: .zip archives, tables in CSV, JSON and parquet, names made of titles."""
 
+import io
 import json
 import tarfile
 import tracemalloc
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -187,3 +189,21 @@ def test_members_of_a_tar_are_not_held_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(tarfile, "open", lambda *args: opened.append(open_tar(*args)) or opened[-1])
     held = [len(opened[0].members) for _ in dataset_files._tar_files(tmp_path / "a.tar.gz")]
     assert len(held) == 5 and max(held) <= 1
+
+
+def test_a_damaged_array_is_not_read_to_its_end(monkeypatch):
+    class Counted(io.BytesIO):
+        count = 0
+
+        def read1(self, size=-1):
+            data = super().read1(size)
+            Counted.count += len(data)
+            return data
+
+    monkeypatch.setattr(dataset_tables, "CHUNK", 2**10)
+    monkeypatch.setattr(dataset_tables, "LONGEST", 2**14)
+    array = Counted(b'[{"a": 1}, {"a": "no end' + b"x" * 10**6)
+    source = SimpleNamespace(stream=lambda member: Counted(array.getvalue()))
+    with pytest.raises(InputError, match="object 2: not JSON"):
+        list(dataset_tables._array(source, "a.json"))
+    assert 0 < Counted.count < 2**16

@@ -228,8 +228,8 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait_for(self, expression: str):
-        for _ in range(100):
+    def wait_for(self, expression: str, seconds: float = 5):
+        for _ in range(int(seconds * 20)):
             if value := self.ask(expression):
                 return value
             time.sleep(0.05)

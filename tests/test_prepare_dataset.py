@@ -563,11 +563,20 @@ def test_what_is_surely_no_music_is_left_out(tmp_path):
     for number, (suffix, content) in enumerate(good.items()):
         assert prepare_dataset.write_entry(Entry(str(number), {suffix.upper(): content}), source, tmp_path / "out")
     assert set(tree(tmp_path / "out")) == {"midi/0.mid", "midi/1.rmi", "scores/2.musicxml", "abc/3.abc"}
+    prepare_dataset.write_entry(Entry("3", {".abc": good[".abc"]}, {"title": "C"}), source, tmp_path / "out")
+    assert record(tmp_path / "out", "3")["filepaths"] == ["interleaved/3.abc"]
 
 
 def test_addresses_are_removed_from_texts_and_nothing_else():
     kept = "M@ry 4@4: a @ b, C#m, http, 50 %"
-    gone = ("@jane_doe", "(jane@doe.org)", "<mailto:jane@doe.org>", "www.musescore.com/user/1", "https://x.org/?u=jane")
+    gone = (
+        "@jane_doe",
+        "(@jane)",
+        "(jane@doe.org)",
+        "<mailto:jane@doe.org>",
+        "www.musescore.com/user/1",
+        "https://x.org/?u=jane",
+    )
     for address in gone:
         assert prepare_dataset._clean(f"{kept} {address}") == kept
         assert prepare_dataset._clean(f"悲しい{address}曲") == "悲しい曲"
