@@ -41,12 +41,13 @@ def test_what_is_not_run_is_marked():
     assert Counter((readme, block.why_not) for readme, block in found if block.why_not) == {
         ("README.md", "hub"): 1,  # search with the published weights
         ("README.md", "minutes"): 2,  # the quick start, all tests
+        ("code/README.md", "endless"): 1,  # demo.py
         (CONVERSIONS, "cluster"): 1,
         (CONVERSIONS, "download"): 1,
         (CONVERSIONS, "hours"): 4,  # test_public_data runs them on small files
         ("tests/README.md", "minutes"): 5,
     }
-    assert {block.language for _, block in found} == {"bash", "console", "python", "json", "bibtex", ""}
+    assert {block.language for _, block in found} == {"bash", "console", "python", "json", "yaml", "bibtex", ""}
     for readme, block in found:
         if block.language == "" and readme != "README.md":
             assert not re.search(r"^(\$|python|bash|torchrun|accelerate) ", block.text, re.MULTILINE), block.text
