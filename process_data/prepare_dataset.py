@@ -250,10 +250,8 @@ def next_commands(run: _Run) -> list[str]:
     for task in run.labels:
         labels = at(f"labels{_end(task)}.csv")
         model = at(f"probe{_end(task)}.pth")
-        part = "/train" if "train" in run.written and "test" in run.written else ""
-        commands.append(f"code/linear_probe.py train {at('features' + part)} --labels {labels} --model {model}")
-        if part:
-            commands.append(f"code/linear_probe.py predict {model} {at('features/test')} --labels {labels} --evaluate")
+        split = " --split" if {"train", "test"} <= run.written.keys() else ""
+        commands.append(f"code/linear_probe.py train {at('features')} --labels {labels}{split} --model {model}")
     return joined + [f"python {command}" for command in commands]
 
 

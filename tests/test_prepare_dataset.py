@@ -369,8 +369,8 @@ def test_labels_and_splits_are_the_probes(tmp_path, two_tasks, capsys):
     for root, names in ((out / "f/test", ["x,5.npy"]), (out / "f", ["test/x,5.npy"])):  # of one split, and of all
         assert labels.assign([(root, name) for name in names], known) == ["odd"]
     printed = capsys.readouterr().out
-    assert f"train {out}/features/train --labels {out}/labels.csv" in printed
-    assert f"predict {out}/probe_size.pth {out}/features/test --labels {out}/labels_size.csv --evaluate" in printed
+    for end in ("", "_size"):
+        assert f"train {out}/features --labels {out}/labels{end}.csv --split --model {out}/probe{end}.pth" in printed
 
 
 # --- again, in parts, interrupted -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import checkpoints
 from dataset_fixtures import MIDI, write, zipped
@@ -121,4 +122,6 @@ def test_the_whole_way(tmp_path):
     assert len(hits) == 3 and set(hits) < set("6789")  # of the test part
     measured = {name: json.loads((data / f"{name}.json").read_text())["queries"] for name in ("midicaps", "wikimt")}
     assert measured == {"midicaps": 4, "wikimt": 2}
-    assert "6 files: accuracy" in printed("probe.py predict")  # the clips of one of five songs
+    probed = json.loads((data / "emopia.json").read_text())
+    assert Counter(Path(clip["file"]).parent.name for clip in probed["predictions"]) == {"test": 6}
+    assert probed["pieces"] == 1  # of five songs
