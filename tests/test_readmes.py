@@ -43,7 +43,6 @@ def test_what_is_not_run_is_marked():
         ("code/README.md", "hub"): 1,  # fine-tuning, which test_fine_tune runs
         ("code/README.md", "endless"): 1,  # demo.py, which test_demo starts
         ("README.md", "minutes"): 2,  # the quick start, all tests
-        ("code/README.md", "endless"): 1,  # demo.py
         (CONVERSIONS, "cluster"): 1,
         (CONVERSIONS, "download"): 1,
         (CONVERSIONS, "hours"): 4,  # test_public_data runs them on small files
