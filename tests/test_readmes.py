@@ -44,6 +44,8 @@ def test_what_is_not_run_is_marked():
         ("code/README.md", "endless"): 1,  # demo.py, which test_demo starts
         ("README.md", "minutes"): 2,  # the quick start, all tests
         (CONVERSIONS, "cluster"): 1,
+        (CONVERSIONS, "download"): 1,
+        (CONVERSIONS, "hours"): 4,  # test_public_data runs them on small files
         ("tests/README.md", "minutes"): 5,
     }
     assert {block.language for _, block in found} == {"bash", "console", "python", "json", "yaml", "bibtex", ""}
@@ -78,7 +80,7 @@ def known_options(script: Path, command: tuple[str, ...]) -> set[str]:
     """The options that a script's help lists; of a tool of the tests, which may lack a package, those in its source."""
     if script.parent.name == "tests":
         return set(re.findall(r'"(--\w+)"', script.read_text(encoding="utf-8")))
-    commands = command if script.stem in ("semantic_search", "linear_probe", "plot") else ()
+    commands = command if script.stem in ("semantic_search", "linear_probe", "plot", "prepare_dataset") else ()
     return set(re.findall(r"--\w+", run_script(script, *commands, "--help").stdout))
 
 
