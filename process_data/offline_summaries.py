@@ -43,6 +43,7 @@ LONGEST, MOST = 60, 8  # characters of a name, names in a list: what is longer i
 TEMPOS = range(10, 500)
 _NOTE = r"[A-Ga-g][,']*"
 _MODES = {mode[:3]: mode for mode in templates.MODES} | {"": "major", "m": "minor", "ion": "major", "aeo": "minor"}
+_NOBODY = ("anonymous", "anon", "composer", "trad", "traditional", "unknown")  # "Composer" is MuseScore's placeholder
 _CLEF = r"\S*=|treble|bass|alto|tenor|perc"  # behind a key of ABC, or in its place
 _METERS = {"C": "4/4", "C|": "2/2"}
 
@@ -120,15 +121,15 @@ def _count_bars(bars: list[str], meter: str, unit: str) -> int | None:
     if not (length and whole):
         return None
     lengths = [bar_lengths.bar_length(bar, whole, is_compound) / float(length) for bar in bars]
-    return int(sum(lengths) + 1e-3) if max(lengths) < 1.001 else None
+    return int(sum(lengths) + 1e-3) or None if max(lengths) < 1.001 else None
 
 
 def _instruments(parts: list[str]) -> list[str] | None:
-    """The words for the names of all parts; None if one is not known."""
+    """The words for the names of all parts; None if one is not known, or there is none."""
     names = [re.sub(r"\\n|[\W\d_]|\b[IV]+\b", " ", part).casefold().strip() for part in parts]
     singing = {"alto", "bass", "basso"} if {"soprano", "tenor", "tenore", "canto"} & set(names) else ()
     words = ["voices" if name in singing else templates.instrument(name) for name in names]
-    return words if all(words) else None
+    return words if words and all(words) else None
 
 
 def of_mtf(text: str) -> dict:
@@ -194,6 +195,7 @@ def of_music(paths: list[str], folder: Path) -> tuple[dict, list[str]]:
 def of_metadata(record: dict) -> dict:
     """The facts that a record says itself; key and meter may be tags, such as `Bb major` and `6/8 time`."""
     facts: dict = {field: _names(record[field]) for field in ("composer", "genres", "ensembles", "instruments")}
+    facts["composer"] = [name for name in facts["composer"] if name.casefold() not in _NOBODY]
     tags = "\n".join(_texts(record["tags"]))
     key = record.get("key") or _only(re.findall(rf"^[A-G][#b]? (?:{'|'.join(templates.MODES)})$", tags, re.MULTILINE))
     meter = record.get("meter") or record.get("time_signature")

@@ -235,7 +235,8 @@ def next_commands(run: _Run) -> list[str]:
     if "midi" in run.written:
         commands.append(f"process_data/batch_midi2mtf.py {at('midi')} {at('mtf')}")
     music = at("mtf" if "midi" in run.written else "interleaved")
-    if "records" in run.has and run.args.split != "test":
+    only_measures = "train" not in run.written and ("texts" in run.has or "test" in run.written)
+    if "records" in run.has and not only_measures:
         part = "/train" if "train" in run.written else ""
         options = " --captions" if "captions" in run.has else ""
         folders = f"{at('records' + part)} {at('summaries')} {at('')}"
@@ -249,10 +250,8 @@ def next_commands(run: _Run) -> list[str]:
     for task in run.labels:
         labels = at(f"labels{_end(task)}.csv")
         model = at(f"probe{_end(task)}.pth")
-        part = "/train" if "train" in run.written and "test" in run.written else ""
-        commands.append(f"code/linear_probe.py train {at('features' + part)} --labels {labels} --model {model}")
-        if part:
-            commands.append(f"code/linear_probe.py predict {model} {at('features/test')} --labels {labels} --evaluate")
+        split = " --split" if {"train", "test"} <= run.written.keys() else ""
+        commands.append(f"code/linear_probe.py train {at('features')} --labels {labels}{split} --model {model}")
     return joined + [f"python {command}" for command in commands]
 
 

@@ -197,7 +197,7 @@ def test_pickups_and_divided_bars_are_not_counted(bars, count):
     ("names", "words"),
     [(["Soprano", "Alto 1", "Tenor", "Bass II", "Piano"], ["voices"] * 4 + ["piano"]), (["Bass", "Drums"], ["bass", "drums"]),
      (["Alto Sax", "Tenor Sax", "Bass"], ["saxophone", "saxophone", "bass"]), (["Solo\\nViola"], ["strings"]),
-     (["Piano", "Part 2"], None)],
+     (["Piano", "Part 2"], None), ([], None)],
 )  # fmt: skip
 def test_parts_are_told_if_all_are_known(names, words):
     parts = "".join(f'V:{number} nm="{name}"\n' for number, name in enumerate(names))
@@ -249,7 +249,7 @@ def test_defaults_of_midi_and_what_changes_are_no_facts(lines, known):
 
 def test_facts_of_metadata():
     record = dict.fromkeys(records.METADATA) | {
-        "genres": ["pop", "None", " pop ", "x" * 61], "composer": "J. S.\nBach.", "instruments": ["Piano", None],
+        "genres": ["pop", "None", " pop ", "x" * 61], "composer": ["J. S.\nBach.", "Trad.", "Composer"], "instruments": ["Piano", None],
         "key": "Bb major", "time_signature": "4/4", "tempo": 119.6, "duration": 12,
     }  # fmt: skip
     assert of_metadata(record) == {

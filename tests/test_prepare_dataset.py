@@ -312,8 +312,9 @@ def test_midicaps(tmp_path, capsys):
     assert f"offline_summaries.py {out}/records/train {out}/summaries {out} --captions" in printed
     assert f"semantic_search.py metrics {out}/texts/test {out}/mtf/test" in printed
     assert run("midicaps", folder, tmp_path / "test", "--split", "test") == 1
-    assert "train" not in capsys.readouterr().out.partition("Next:")[2]
     assert set(tree(tmp_path / "test/midi")) == {"test/lmd_full/a/aa.mid"}
+    printed = capsys.readouterr().out  # the way to the measures, not to training on the test part
+    assert "code/semantic_search.py metrics" in printed and "train.jsonl" not in printed
     assert report(tmp_path / "test")["2"] == "in another split"
     write(folder, {"train.json": '{"location": "a.mid", "captions": "?"}'})
     assert run("midicaps", folder, tmp_path / "other") == 2
@@ -369,8 +370,8 @@ def test_labels_and_splits_are_the_probes(tmp_path, two_tasks, capsys):
     for root, names in ((out / "f/test", ["x,5.npy"]), (out / "f", ["test/x,5.npy"])):  # of one split, and of all
         assert labels.assign([(root, name) for name in names], known) == ["odd"]
     printed = capsys.readouterr().out
-    assert f"train {out}/features/train --labels {out}/labels.csv" in printed
-    assert f"predict {out}/probe_size.pth {out}/features/test --labels {out}/labels_size.csv --evaluate" in printed
+    for end in ("", "_size"):
+        assert f"train {out}/features --labels {out}/labels{end}.csv --split --model {out}/probe{end}.pth" in printed
 
 
 # --- again, in parts, interrupted -------------------------------------------------------------------------------------
