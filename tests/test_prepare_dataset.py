@@ -348,6 +348,7 @@ def labelled(source, args):
         entry = Entry(
             f"x,{number}",
             {".abc": f"X:1\nK:C\nC{number}|\n".encode()},
+            {"title": "C"},
             labels={"label": "odd" if number % 2 else "even", "size": "s"},
             split=split,
         )
@@ -372,6 +373,9 @@ def test_labels_and_splits_are_the_probes(tmp_path, two_tasks, capsys):
     printed = capsys.readouterr().out
     for end in ("", "_size"):
         assert f"train {out}/features --labels {out}/labels{end}.csv --split --model {out}/probe{end}.pth" in printed
+    assert f"merge_jsonl.py {out}/summaries {out}/train.jsonl" in printed
+    assert run("two", tmp_path / "in", tmp_path / "test", "--split", "test") == 0
+    assert "merge_jsonl.py" not in capsys.readouterr().out
 
 
 # --- again, in parts, interrupted -------------------------------------------------------------------------------------
