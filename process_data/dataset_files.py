@@ -49,7 +49,8 @@ class Entry:
         return posixpath.join(self.split, self.name)
 
 
-Reader = Callable[["Source", argparse.Namespace], Iterator[tuple[str, Callable[[], Entry]]]]
+Made = Iterator[tuple[str, Callable[[], Entry]]]
+Reader = Callable[["Source", argparse.Namespace], Made]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class Dataset:
     read: Reader
     splits: tuple[str, ...] = ()  # of its entries: the choices of --split
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
+
+
+def one_task(label: str) -> dict[str, str]:
+    """Return the labels of a piece, in a set with one task: none if it is blank."""
+    return {"label": label} if label else {}
 
 
 def is_safe(name: str) -> bool:

@@ -13,7 +13,8 @@ OUT gets, with the same names in each folder, and below train/, validation/ and 
   labels.csv          file and class, for linear_probe.py; labels_TASK.csv if there are several tasks
   prepared.jsonl      the rows left out, each with its reason, and warnings
 The same command again does what is missing. What to run next is printed.
-Exit status: 0; 1 if a row was left out for another reason than an option; 2 for wrong use, or if no row was kept.
+Exit status: 0; 1 if a row was left out for another reason than an option, or a member of an archive was refused; 2 for
+wrong use, or if no row was kept.
 """
 
 import argparse
