@@ -12,9 +12,10 @@ folder that the records' `filepaths` are relative to: the one of the JSONL file 
 The facts are key, meter, tempo (quarter notes a minute), number of bars, instruments and range, as the music has them
 (interleaved ABC, MTF), or else the record (`key`, `meter` or `time_signature`, `tempo`, `instruments`, a tag that is a
 key or a meter); and the record's `genres`, `ensembles` and `composer`. A fact that is unknown, or changes within the
-piece, is left out; so are MIDI's defaults, which many programs write when they know nothing: C major, and 4/4 if the
-tempo is 120; a major key in which the music does not end, as programs write the key of a minor piece; the bars of a
-piece whose meter changes; and the instruments, if one of them is not known.
+piece, is left out, and so is what may be wrong:
+* MIDI's defaults, which many programs write when they know nothing: C major, and 4/4 if the tempo is 120;
+* a major key on whose tonic the music does not end: many programs write a minor key as the major one of its signature;
+* the number of bars if the meter changes, and all instruments if one of them is not known.
 `summaries` in a record says which of its summaries are a "caption" and which are a "template".
 
 The same command resumes a run, and works again on records that have changed; --overwrite, if music or options have.
@@ -171,7 +172,7 @@ def _tonic(key: str) -> int:
 def _final_pitch(text: str) -> int | None:
     """The pitch class of the lowest note that sounds with the last one of MTF."""
     note = rf"^note_on \d+ (?!{DRUMS} )\d+ \d+ [1-9]"
-    last = re.search(rf"(?s).*(?={note})", text, re.MULTILINE)
+    last = re.match(rf"(?s).*(?={note})", text, re.MULTILINE)
     ended = re.findall(rf"^note_o(?:n|ff) \d+ (?!{DRUMS} )\d+ (\d+) ", text[last.end() :], re.MULTILINE) if last else []
     return min(map(int, ended)) % 12 if ended else None
 

@@ -218,6 +218,8 @@ def test_facts_of_mtf():
     assert facts == {
         "key": "F# minor", "meter": "3/8", "tempo": 100, "instruments": ["guitar", "drums"], "range": (60, 67),
     }  # fmt: skip
+    drums = of_mtf("ticks_per_beat 480\n" + "note_on 0 9 35 80\nnote_off 9 9 35 0\n" * 10**4)  # at once, not in minutes
+    assert [fact for fact in drums.values() if fact] == [["drums"]]
     for unknown in ((), ("program_change 0 0 999",), ("program_change 0 0 55",)):  # more than drums sounds
         assert of_mtf(mtf(*unknown))["instruments"] is None
 
