@@ -52,7 +52,7 @@ LFS = b"version https://git-lfs"
 WORD = re.compile("[!-~]+")  # of ASCII: other scripts may have no spaces
 # A page, a mail address, or an account, such as youtu.be/x, a@b.org and "@name"
 ADDRESS = re.compile(
-    r"://|www\.|\w\.(?:com|net|org)\b|\w\.[a-z]{2}/|\S@\S+\.|(?<![\w@])@\w\S", re.ASCII | re.IGNORECASE
+    r"://|www\.|\w\.(?:com|net|org)\b|\w\.[a-z]{2}/|[^@\s]@[^@\s]+\.|(?<![\w@])@\w\S", re.ASCII | re.IGNORECASE
 )
 
 

@@ -587,6 +587,8 @@ def test_addresses_are_removed_from_texts_and_nothing_else():
         "IG:@jane",
         '"@jane"',
     )
+    long = "a@" * 10**5  # at once, not in minutes
+    assert prepare_dataset._clean(long) == long
     for address in gone:
         assert prepare_dataset._clean(f"{kept} {address}") == kept
         assert prepare_dataset._clean(f"悲しい{address}曲") == "悲しい曲"
