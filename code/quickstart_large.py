@@ -142,12 +142,11 @@ def collect(data: Path) -> int:
 def facts_of(name: str, tune: str, score: bytes) -> dict:
     """What is known about a tune: classes by its headers (ABC), key, meter and melody by its MusicXML."""
     root = fromstring(musicxml.read(score)[0])
-    (fifths, mode), fields = (
-        key_of(root),
-        {letter: " ".join(re.findall(f"^{letter}:(.*)$", tune, re.M)) for letter in "TOR"},
-    )
+    fields = {letter: " ".join(re.findall(f"^{letter}:(.*)$", tune, re.MULTILINE)) for letter in "TOR"}
+    fifths, mode = key_of(root)
     tonic = fifths + {"ionian": 0, "aeolian": 3}.get(mode, MODES.get(mode, 0))
-    melody = {onset: pitch for onset, _, pitch in sorted(notes_of(next(root.iter("part"))))}  # the highest at each onset
+    notes = sorted(notes_of(next(root.iter("part"))))
+    melody = {onset: pitch for onset, _, pitch in notes}  # the highest at each onset
     pitches, onsets = list(melody.values()), list(melody)
     meter = f"{root.findtext('.//time/beats', 'none')}/{root.findtext('.//time/beat-type', '')}".removesuffix("/")
     return {

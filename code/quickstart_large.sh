@@ -64,15 +64,19 @@ python code/extract_clamp2.py $run/music $run/features/clamp2 --normalize
 CLAMP2_CONFIG=$run/config_untrained.py python code/extract_m3.py $run/music $run/features/untrained
 
 python code/quickstart_probe.py probe $data $run
-for asked in region genre collection; do # 1: tunes without a label, or rare ones
-  python code/linear_probe.py train $run/features/m3/train --labels $run/labels/$asked.csv \
-    --model $run/probe_m3/$asked.pth || [ $? = 1 ]
+for kind in untrained m3; do # status 1: tunes without a label, or rare ones
+  for asked in region genre collection; do
+    python code/linear_probe.py train $run/features/$kind/train --labels $run/labels/$asked.csv \
+      --model $run/probe_$kind/$asked.pth || [ $? = 1 ]
+  done
 done
 for question in test_region test_genre test_collection dva_region boehme_genre oneill_genre; do
   part=${question%_*} asked=${question#*_}
-  python code/linear_probe.py predict $run/probe_m3/$asked.pth $run/features/m3/$part --labels $run/labels/$asked.csv \
-    --evaluate --json $run/probe_m3/$question.json || [ $? = 1 ]
-  for language in English German; do # 1: nearly all of one class
+  for kind in untrained m3; do
+    python code/linear_probe.py predict $run/probe_$kind/$asked.pth $run/features/$kind/$part --evaluate \
+      --labels $run/labels/$asked.csv --json $run/probe_$kind/$question.json || [ $? = 1 ]
+  done
+  for language in English German; do
     python code/classify.py $run/features/clamp2/$part --classes $run/classes/${asked}_$language.json \
       --labels $run/labels/$asked.csv --json $run/words/${question}_$language.json || [ $? = 1 ]
   done

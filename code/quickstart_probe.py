@@ -31,7 +31,8 @@ NGRAMS = {  # words of tunes.json whose n-grams are counted
     "n-grams of all": ("pitches", "intervals", "rhythm", "header"),
 }
 FEATURES = {"untrained M3": "untrained", "M3": "m3", "CLaMP 2": "clamp2"}
-COLUMNS = ("largest class", *NGRAMS, *FEATURES, "M3, linear_probe.py", *(f"words, {name}" for name in LANGUAGES))
+DEEPER = {f"{name}, linear_probe.py": FEATURES[name] for name in ("untrained M3", "M3")}
+COLUMNS = ("largest class", *NGRAMS, *FEATURES, *DEEPER, *(f"words, {language}" for language in LANGUAGES))
 
 
 def header(tune: dict) -> str:
@@ -112,7 +113,8 @@ def results(run: Path) -> dict[str, dict]:
     found = read(run / "probes.json")
     for question, by_column in found.items():
         where, asked = question.split()
-        by_column["M3, linear_probe.py"] = read(run / f"probe_m3/{where}_{asked}.json")["test"]
+        for column, kind in DEEPER.items():
+            by_column[column] = read(run / f"probe_{kind}/{where}_{asked}.json")["test"]
         for language in LANGUAGES:
             answers = read(run / f"words/{where}_{asked}_{language}.json")
             by_column[f"words, {language}"] = answers["questions"][f"{asked}_{language}"]["scores"]
@@ -137,14 +139,14 @@ def report(runs: list[Path]) -> int:
     found = [results(run) for run in runs]
     for run, of_run in zip(runs, found, strict=True):
         features.write_json(run / "results.json", of_run)
-    print(f"accuracy, {len(runs)} seed(s)".ljust(24) + "".join(question.rjust(18) for question in QUESTIONS))
+    print(f"accuracy, {len(runs)} seed(s)".ljust(32) + "".join(question.rjust(18) for question in QUESTIONS))
     for column in COLUMNS:
         cells = []
         for question in QUESTIONS:
             values = [of_run[question][column]["accuracy"] for of_run in found]
             spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.3f}{spread}".rjust(18))
-        print(column.ljust(24) + "".join(cells))
+        print(column.ljust(32) + "".join(cells))
     return 0
 
 

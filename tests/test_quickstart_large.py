@@ -42,6 +42,10 @@ def test_the_collections_are_read_whole():
     assert "Herzog Ernst" in tunes["altdeu10-2"] and "Acacia" in tunes["ryan-AcaciaReel-1"]
 
 
+def test_tunes_begin_at_their_number():
+    assert large.split_tunes("% X:0\n\nX:1\nT:X:0\nK:C\nX: 2\nK:D\n") == ["X:1\nT:X:0\nK:C\n", "X: 2\nK:D\n"]
+
+
 def test_only_the_music_of_a_tune_is_kept():
     assert large.music_only(TUNE) == "X:1\nM: 2/4\nL: 1/8\nK: Ador\nA>B [ce]2 | A4  :| \n[K:G](3GAB g2\n"
 
@@ -228,14 +232,17 @@ def test_each_kind_of_features_goes_through_one_probe(tmp_path, monkeypatch, cap
     # answers by words and of linear_probe.py are read beside them
     for question in probe.QUESTIONS:
         where, asked = question.split()
-        large.write(tmp_path / f"probe_m3/{where}_{asked}.json", json.dumps({"test": {"accuracy": 0.25}}))
+        for kind, accuracy in (("m3", 0.25), ("untrained", 0.75)):
+            answer = json.dumps({"test": {"accuracy": accuracy}})
+            large.write(tmp_path / f"probe_{kind}/{where}_{asked}.json", answer)
         for language in large.LANGUAGES:
             answers = {f"{asked}_{language}": {"scores": {"accuracy": 0.125}}}
             large.write(tmp_path / f"words/{where}_{asked}_{language}.json", json.dumps({"questions": answers}))
     capsys.readouterr()
     assert probe.main(["report", str(tmp_path)]) == 0
-    shown = {line[:24].strip(): line[24:].split() for line in capsys.readouterr().out.splitlines()}
-    assert shown["M3, linear_probe.py"] == ["0.250"] * 3 and shown["words, German"] == ["0.125"] * 3
+    shown = {line[:32].strip(): line[32:].split() for line in capsys.readouterr().out.splitlines()}
+    assert shown["M3, linear_probe.py"] == ["0.250"] * 3 and shown["untrained M3, linear_probe.py"] == ["0.750"] * 3
+    assert shown["words, German"] == ["0.125"] * 3
     assert shown["n-grams of all"] == ["1.000"] * 3 and shown["largest class"] == ["0.500"] * 3
     assert probe.main(["report", str(tmp_path), str(tmp_path)]) == 0
     assert "1.000 ± 0.000" in capsys.readouterr().out
@@ -278,7 +285,8 @@ def test_large_is_a_list_of_commands_too(tmp_path):
     }
     assert answers == {f"{folder}/seed4/words/{name}.json" for name in wanted}  # where the report reads them
     answers = {words[words.index("--json") + 1] for words in seen if words[1:2] == ["predict"]}
-    assert answers == {f"{folder}/seed4/probe_m3/{name.rpartition('_')[0]}.json" for name in wanted}
+    names = {name.rpartition("_")[0] for name in wanted}
+    assert answers == {f"{folder}/seed4/probe_{kind}/{name}.json" for kind in ("m3", "untrained") for name in names}
     assert seen[-1] == ["code/quickstart_probe.py", "report", f"{folder}/seed4"]
 
     statuses["code/classify.py"] = 2
