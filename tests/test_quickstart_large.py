@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
 import quickstart_large as large
 import quickstart_probe as probe
@@ -128,16 +129,17 @@ def test_what_is_written_for_training(tmp_path, monkeypatch):
     monkeypatch.setattr(large, "SIZES", {"test": 4, "validation": 4})
     monkeypatch.setattr(large, "COMMON", 5)
     tunes = [tune(f"han-{n}", n, region="China", genre="shange" if n % 8 else "wuge") for n in range(20)]
-    tunes += [tune(f"oneill-{n}", 100 + n, genre="reel") for n in range(3)]
+    tunes += [tune(f"oneill-{n}", 100 + n, genre="reel") for n in range(6)]
     for one in tunes:
         large.write(tmp_path / f"data/interleaved/{one['name']}.abc", "music")
     large.write(tmp_path / "data/tunes.json", json.dumps(tunes))
     assert large.main(["prepare", str(tmp_path / "data"), str(tmp_path / "run"), "--seed", "3"]) == 0
     run = tmp_path / "run"
     assert {path.name: len(list(path.iterdir())) for path in (run / "music").iterdir()} == {
-        "train": 12, "validation": 4, "test": 4, "oneill": 3,
+        "train": 12, "validation": 4, "test": 4, "oneill": 6,
     }  # fmt: skip
     records = {path.stem: json.loads(path.read_text()) for path in run.glob("records/train/*.json")}
+    assert {path.name for path in (run / "records").iterdir()} == {"train", "validation"}
     assert len(records) == 12 and not any("oneill" in name for name in records)
     for name, record in records.items():
         assert (run / record["filepaths"][0]).read_text() == "music"
@@ -176,25 +178,26 @@ def test_the_header_is_counted_as_words():
     assert counted.shape == (3, 3) and probe.header(tune("x")) == "3/4 C_major"
 
 
-def test_the_probe_is_chosen_by_validation_and_scored_on_the_test(monkeypatch):
-    chosen = []
+def test_the_regularization_is_chosen_by_groups_that_the_probe_has_not_seen(monkeypatch):
+    """Rows of a group are alike and of random classes: weak regularization learns them by heart, which is of no use."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(100), 5)
+    truth = np.where(rng.random(100) < 0.6, "a", "b")[groups]
+    matrix = csr_matrix(10 * rng.normal(size=(100, 200))[groups])
+    monkeypatch.setattr(probe, "STRENGTHS", (1e-6, 100))
+    found = probe.fit(matrix, truth, groups)
+    assert found.best_params_ == {"C": 1e-6}
+    by_rows = probe.fit(matrix, truth, np.arange(500))
+    assert by_rows.best_params_ == {"C": 100}
 
-    class Probe:
-        def __init__(self, C, **options):
-            self.C = C
 
-        def fit(self, matrix, truth):
-            assert truth.tolist() == ["a", "b"]
-            return self
-
-        def score(self, matrix, truth):
-            assert truth.tolist() == ["c"]
-            chosen.append(self.C)
-            return {0.1: 0.2, 1: 0.9, 10: 0.5, 100: 0.9}[self.C]
-
-    monkeypatch.setattr(probe, "LogisticRegression", Probe)
-    found = probe.fit(np.zeros((4, 1)), np.array(list("abcd")), np.array([0, 1]), np.array([2]))
-    assert found.C == 1 and chosen == [0.1, 1, 10, 100]
+def test_features_are_scaled_by_training_alone(tmp_path):
+    for name, values in (("train/a", (0, 2)), ("train/b", (3, 3)), ("test/c", (4, 6))):  # of two patches
+        large.write(tmp_path / f"{name}.npy", b"")
+        np.save(tmp_path / f"{name}.npy", np.repeat(np.float32(values), 4).reshape(1, 2, 4))
+    found = probe.read_features(tmp_path, ["c", "a", "b"], np.array([False, True, True]))
+    # the means over time are 5, 1 and 3; those of training have mean 2 and deviation 1; four dimensions
+    assert found.toarray().tolist() == [[1.5] * 4, [-0.5] * 4, [0.5] * 4]
 
 
 def test_scores_worked_out_by_hand():
@@ -213,11 +216,12 @@ def test_each_kind_of_features_goes_through_one_probe(tmp_path, monkeypatch, cap
     }
     tunes, rows = [], []
     for number, name in enumerate(name for part in names.values() for name in part):
-        words = "1 2 3" if number % 2 else "4 5 6"
-        tunes.append(tune(name, pitches=words, intervals=words, rhythm="1"))
-        rows.append(f"{name},{'odd' if number % 2 else 'even'}\n")
+        is_third = number % 3 == 0
+        words = "1 2 3" if is_third else "4 5 6"
+        tunes.append(tune(name, number, pitches=words, intervals=words, rhythm="1"))
+        rows.append(f"{name},{'third' if is_third else 'other'}\n")
         for kind in probe.FEATURES.values():  # of "untrained", noise
-            values = rng.normal(size=(1, 3, 4)) + (5 * (number % 2) if kind != "untrained" else 0)
+            values = rng.normal(size=(1, 3, 4)) + (5 * is_third if kind != "untrained" else 0)
             large.write(tmp_path / f"features/{kind}/any/{name}.npy", b"")
             np.save(tmp_path / f"features/{kind}/any/{name}.npy", values.astype(np.float32))
     for asked in large.ASKED:
@@ -243,7 +247,7 @@ def test_each_kind_of_features_goes_through_one_probe(tmp_path, monkeypatch, cap
     shown = {line[:32].strip(): line[32:].split() for line in capsys.readouterr().out.splitlines()}
     assert shown["M3, linear_probe.py"] == ["0.250"] * 3 and shown["untrained M3, linear_probe.py"] == ["0.750"] * 3
     assert shown["words, German"] == ["0.125"] * 3
-    assert shown["n-grams of all"] == ["1.000"] * 3 and shown["largest class"] == ["0.500"] * 3
+    assert shown["n-grams of all"] == ["1.000"] * 3 and shown["largest class"] == ["0.700"] * 3
     assert probe.main(["report", str(tmp_path), str(tmp_path)]) == 0
     assert "1.000 ± 0.000" in capsys.readouterr().out
 
