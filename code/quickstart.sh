@@ -5,18 +5,23 @@
 #   bash code/quickstart.sh                 make .venv (unless a virtual environment is active), install, run
 #   bash code/quickstart.sh --seed 1        hold out other pieces, start from another text encoder
 #   bash code/quickstart.sh --pretrained    only the search, with the published weights (from the hub)
+#   bash code/quickstart.sh --large         12,750 tunes, and whether what is learnt beats counting n-grams (--seed, too)
 #
 # Each command is printed before it runs. All files are below .quickstart/. The same command line continues a run that
 # was interrupted, and shows the results of one that is finished; remove .quickstart/ to begin anew.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-seed=0
-case "$#:${1:-}" in
-  0: | 1:--pretrained) ;;
-  1:--seed=*) seed=${1#--seed=} ;;
-  2:--seed) seed=$2 ;;
-  *) sed -n '2,10s/^# \{0,1\}//p' code/quickstart.sh; [ "$*" = --help ] || exit 2; exit ;;
+seed=0 large=
+if [ "${1:-}" = --large ]; then
+  large=large
+  shift
+fi
+case "$large$#:${1:-}" in
+  0: | large0: | 1:--pretrained) ;;
+  1:--seed=* | large1:--seed=*) seed=${1#--seed=} ;;
+  2:--seed | large2:--seed) seed=$2 ;;
+  *) sed -n '2,11s/^# \{0,1\}//p' code/quickstart.sh; [ "$*" = --help ] || exit 2; exit ;;
 esac
 [[ $seed =~ ^[0-9]+$ ]] || { echo "error: --seed $seed: not a number from 0" >&2; exit 2; }
 
@@ -29,6 +34,10 @@ python -m pip install --quiet --disable-pip-version-check --requirement requirem
 
 PS4=$'\n$ ' BASH_XTRACEFD=1 # where each command is printed
 
+if [ -n "$large" ]; then
+  source code/quickstart_large.sh
+  exit
+fi
 if [ "${1:-}" = --pretrained ]; then
   run=.quickstart/pretrained
   unset CLAMP2_CONFIG
