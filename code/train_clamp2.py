@@ -236,6 +236,11 @@ def main(job: processes.Processes) -> int:
             load_m3=config.CLAMP2_LOAD_M3,
         )
     run = training.Training(settings, job, model, PairFeatures)
+    if config.CLAMP2_FREEZE and not settings.checkpoint:
+        job.print(
+            f"warning: CLAMP2_FREEZE = {config.CLAMP2_FREEZE!r} without weights of CLaMP 2 to start from: the frozen"
+            f" projection stays random; copy some to CLAMP2_WEIGHTS_PATH, set in {config.source()}"
+        )
     # Attention with dropout is one kernel in bfloat16 only. A micro-batch is computed twice, and must drop the same.
     if job.device.type == "cuda" and run.dtype == torch.bfloat16 and not config.CLAMP2_MICRO_BATCH:
         compile_layers(model)

@@ -8,8 +8,10 @@ import torch
 
 import config
 import train_clamp2
+import training
 from checkpoints import load_checkpoint
-from helpers import CODE, KIT_MODEL, run_ranks
+from helpers import CODE, KIT, KIT_MODEL, KIT_SIZES, run_ranks
+from processes import Processes
 from small_runs import a_run, tiny_model
 from test_training import clamp2_config
 from test_waits import batch_of
@@ -104,3 +106,18 @@ def test_two_processes(tmp_path):
     end = load_checkpoint(tmp_path / "latest_weights_clamp2.pth")["model"]
     changed = {tower(name) for name, value in end.items() if not torch.equal(value, start[name])}
     assert changed == {"music"}
+
+
+def test_a_projection_that_stays_random_is_warned_of(tmp_path, monkeypatch, capsys):
+    """Where no weights of CLaMP 2 are there to start from, whatever M3's are."""
+    settings = {"TRAIN_JSONL": str(KIT / "pieces.jsonl"), "TEXT_MODEL_NAME": str(KIT / "tiny-xlmr"), "EVAL_SPLIT": 0.2}
+    for name, value in (KIT_SIZES | settings | {"CLAMP2_BATCH_SIZE": 4}).items():
+        monkeypatch.setattr(config, name, value)
+    monkeypatch.setattr(training.Training, "run", lambda *loaders: 0)
+    empty, kit = str(tmp_path / "weights.pth"), KIT_MODEL["CLAMP2_WEIGHTS_PATH"]
+    for start, frozen, is_warned_of in ((empty, "music", True), (empty, "", False), (kit, "text", False)):
+        monkeypatch.setattr(config, "CLAMP2_WEIGHTS_PATH", start)
+        monkeypatch.setattr(config, "CLAMP2_FREEZE", frozen)
+        assert train_clamp2.main(Processes(0, 0, 1)) == 0
+        warning = "warning: CLAMP2_FREEZE = 'music' without weights of CLaMP 2 "
+        assert (warning in capsys.readouterr().out) == is_warned_of

@@ -276,6 +276,7 @@ def test_large_is_a_list_of_commands_too(tmp_path):
     commands = LargeCommands(tmp_path, run)
     done = commands.start("--large", "--seed", "4")
     assert (done.returncode, done.stderr) == (0, "")
+    assert "\n$ python code/train_m3.py\n" in done.stdout and not re.search(r"'\[' \d", done.stdout)  # the status
     folder = f"{tmp_path}/large"
     seen = [words for words in commands.seen if words[0] not in ("-m", "-c")]
     assert [words[1] for words in seen if words[0] == "code/quickstart_large.py"] == ["collect", "describe", "prepare"]
