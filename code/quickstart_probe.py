@@ -137,11 +137,18 @@ def untrained(seed: int) -> int:
 
 
 def report(runs: list[Path]) -> int:
-    """Print a table: a row for each column of `results`, a column for each question."""
-    found = [results(run) for run in runs]
-    for run, of_run in zip(runs, found, strict=True):
-        features.write_json(run / "results.json", of_run)
-    print(f"accuracy, {len(runs)} seed(s)".ljust(32) + "".join(question.rjust(18) for question in QUESTIONS))
+    """Print a table of the runs that are finished: a row for each column of `results`, a column for each question."""
+    found = []
+    for run in runs:
+        try:
+            found.append(results(run))
+        except (FileNotFoundError, KeyError):  # a question has no answer yet
+            print(f"{run}: not finished, left out", file=sys.stderr)
+        else:
+            features.write_json(run / "results.json", found[-1])
+    if not found:
+        raise files.InputError("no run is finished")
+    print(f"accuracy, {len(found)} seed(s)".ljust(32) + "".join(question.rjust(18) for question in QUESTIONS))
     for column in COLUMNS:
         cells = []
         for question in QUESTIONS:

@@ -86,11 +86,10 @@ def train(run: Path, mine: Path, variant: str, changes: dict) -> tuple[Path, str
     settings |= {"CLAMP2_WEIGHTS_PATH": str(weights)} | changes
     lines = "".join(f"{constant} = {value!r}\n" for constant, value in settings.items())
     config.write_text((run / "config.py").read_text() + lines)
-    if not weights.exists():
-        if changes is not SCRATCH:
-            shutil.copy(run / "weights_clamp2.pth", weights)
-        if changes:
-            python("code/train_clamp2.py", config=config)
+    if not weights.exists() and changes is not SCRATCH:
+        shutil.copy(run / "weights_clamp2.pth", weights)
+    if changes:  # it goes on where it was stopped, and does nothing if it is finished
+        python("code/train_clamp2.py", config=config)
     return config, log.read_text() if changes else ""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fine_tune
 import published
 from checkpoints import load_checkpoint
 from helpers import KIT, KIT_SIZES, run, run_script
@@ -65,3 +66,17 @@ def test_the_page_from_the_published_weights_to_ones_own(clone):
     start, end = (load_checkpoint(cwd / path)["model"] for path in (published.CLAMP2, "weights_mine.pth"))
     changed = {name.partition("_")[0] for name, value in start.items() if not torch.equal(value, end[name])}
     assert changed == {"text", "music"}
+
+
+def test_a_measurement_that_was_interrupted_goes_on(tmp_path, monkeypatch):
+    """Copied weights that are not trained yet are not taken for trained ones; those that are there stay."""
+    trained = []
+    monkeypatch.setattr(fine_tune, "python", lambda *words, config: trained.append((*words, config.stem)))
+    for name in ("config.py", "weights_clamp2.pth", "logs_text_frozen.txt"):
+        (tmp_path / name).write_text(f"# {name}\n")
+    (tmp_path / "weights_text_frozen.pth").write_text("of the run that was interrupted")
+    for variant in ("before", "text frozen"):
+        fine_tune.train(tmp_path, tmp_path, variant, fine_tune.VARIANTS[variant])
+    assert trained == [("code/train_clamp2.py", "text_frozen")]
+    assert (tmp_path / "weights_before.pth").read_text() == "# weights_clamp2.pth\n"
+    assert (tmp_path / "weights_text_frozen.pth").read_text() == "of the run that was interrupted"

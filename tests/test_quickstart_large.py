@@ -249,7 +249,14 @@ def test_each_kind_of_features_goes_through_one_probe(tmp_path, monkeypatch, cap
     assert shown["words, German"] == ["0.125"] * 3
     assert shown["n-grams of all"] == ["1.000"] * 3 and shown["largest class"] == ["0.700"] * 3
     assert probe.main(["report", str(tmp_path), str(tmp_path)]) == 0
-    assert "1.000 ± 0.000" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "1.000 ± 0.000" in shown
+    unfinished = tmp_path / "seed1"  # of a run that was interrupted
+    large.write(unfinished / "probes.json", (tmp_path / "probes.json").read_bytes())
+    assert probe.main(["report", str(tmp_path), str(unfinished), str(tmp_path)]) == 0
+    assert capsys.readouterr() == (shown, f"{unfinished}: not finished, left out\n")
+    assert probe.main(["report", str(unfinished)]) == 2
+    assert "no run is finished" in capsys.readouterr().err
 
 
 # --- the list of commands ---------------------------------------------------------------------------------------------
