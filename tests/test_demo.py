@@ -106,6 +106,12 @@ def site(run, folder):
 
 
 @pytest.fixture(scope="module")
+def http(site):
+    with httpx.Client(base_url=site, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
 def client(site):
     return connect(site)
 
@@ -132,8 +138,8 @@ def cosines(vector, vectors) -> np.ndarray:
 
 def page_of(answer: str) -> Reader:
     """The page of hits within the frame of an answer."""
-    [(tag, frame)] = Reader(answer).elements
-    assert (tag, frame["sandbox"]) == ("iframe", "allow-scripts")
+    [(_, words), (tag, frame)] = Reader(answer).elements  # for those who hear it, and those who see it
+    assert words == {"class": "sr-only"} and (tag, frame["sandbox"]) == ("iframe", "allow-scripts")
     assert "default-src 'none'" in frame["srcdoc"]
     return Reader(frame["srcdoc"])
 
@@ -231,7 +237,7 @@ def test_the_classes_of_a_file(client, folder, features, model):
     lines = "jig: A jig.\n\n waltz：Ein Walzer: langsam\njig :Une gigue.\n"
     shares, note = client.predict(file, lines, api_name="/classify")
     found = {one["label"]: one["confidence"] for one in shares["confidences"]}
-    assert found == pytest.approx(dict(zip(["jig", "waltz"], expected, strict=True)), abs=1e-4) and not note
+    assert found == pytest.approx(dict(zip(["jig", "waltz"], expected, strict=True)), abs=1e-4) and note == demo.DONE
     shares, note = client.predict(file, "<i>A: same\nB: same\n", api_name="/classify")
     assert [one["confidence"] for one in shares["confidences"]] == [0.5, 0.5]
     assert "in doubt: the features of '<i>A' and 'B' are equal" in problem_of(note)
@@ -280,6 +286,45 @@ def test_other_files_and_large_ones_are_refused_at_once(client, tmp_path):
 
 
 @needs_gradio
+def test_a_large_request_and_other_doors_of_gradio_are_closed(http):
+    def chunks():  # without a length in the head
+        for _ in range(9):
+            yield b"x" * 2**20
+
+    assert http.post("gradio_api/queue/join", content=chunks()).status_code == 413
+    assert http.get("gradio_api/info").status_code == 200
+    for path in ("custom_component/%1b[31m/client/a/b", "deep_link?session_hash=x", "run/search", "dev/reload"):
+        assert http.get(f"gradio_api/{path}").status_code == 404
+    film = {"video": ("a.mp4", b"ffconcat version 1.0\nfile /etc/passwd\n")}  # ffmpeg would run without any limit
+    for method in ("process_recording", "component_server", "run/search"):
+        answer = http.post(f"gradio_api/{method}", files=film)
+        assert (answer.status_code, answer.content) == (404, b"")
+
+
+@needs_gradio
+def test_what_is_too_long_is_not_drawn(model, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "PATCHES", 1)
+    monkeypatch.setattr(demo.page, "preview", lambda *arguments: pytest.fail("drawn"))
+    with pytest.raises(demo.InputError, match="too long"):
+        demo.Library(folder).search(None, str(folder / "duo.abc"))
+
+
+def test_what_has_left_the_folder_since_the_start_is_not_shown(model, folder, tmp_path):
+    """A file that is gone, or a link out of the folder now; the path of the folder is not shown either."""
+    shutil.copytree(folder, tmp_path / "music", symlinks=True)
+    (tmp_path / "secret.txt").touch()  # nothing yet
+    library = demo.Library(tmp_path / "music")
+    (tmp_path / "secret.txt").write_text(SECRET)
+    for name in ("one_line.txt", "duo.abc", "tiny.abc"):
+        (tmp_path / "music" / name).unlink()
+    (tmp_path / "music" / "one_line.txt").symlink_to("../secret.txt")
+    os.mkfifo(tmp_path / "music" / "duo.abc")
+    page = library.search("a reel", None)
+    assert SECRET not in page and str(tmp_path) not in page
+    assert [name for name in ("one_line.txt", "duo.abc", "tiny.abc") if name in page] and page.count("<img") == 2
+
+
+@needs_gradio
 def test_links_out_of_the_folder_are_left_out_and_named(folder, model, capsys):
     music = demo.without_outsiders(folder, semantic_search.read_folder(folder))
     assert sorted(music.names) == [
@@ -293,12 +338,6 @@ def test_links_out_of_the_folder_are_left_out_and_named(folder, model, capsys):
     assert len(music.titles) == len(music.matrix) == 6
     said = capsys.readouterr().err
     assert "6 pieces" in said and "  secret.txt\n" in said and "  out/plain.mtf\n" in said
-
-
-@pytest.fixture(scope="module")
-def http(site):
-    with httpx.Client(base_url=site, timeout=60) as client:
-        yield client
 
 
 def request(http, inputs) -> str:
@@ -457,6 +496,7 @@ def test_chromium_asks_hears_and_classifies(browser, site, folder):
     browser("Input.insertText", text="a lively reel")
     browser.press("Enter", 13, "\r")
     browser.wait_for("!!document.querySelector('iframe')", 60)
+    assert browser.ask("document.querySelector('.prose[aria-live=polite] .sr-only').offsetWidth") == 1  # only heard
 
     page, browser.session = browser.session, {"sessionId": frame_of(browser)}
     for domain in ("Network", "Log", "Runtime"):
