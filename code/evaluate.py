@@ -39,10 +39,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import command_line
+
+if __name__ == "__main__":
+    command_line.begin()  # before the imports below, which take a while
+
 import numpy as np
 from tqdm import tqdm
 
-import command_line
 import config
 import features
 import files

@@ -1,6 +1,6 @@
 """List input folders, name outputs, write files whole or not at all, and report user errors.
 
-Shared by `code/` and `process_data/`; imports only the standard library.
+Shared by `code/` and `process_data/`; imports only the standard library and `command_line`.
 """
 
 import argparse
@@ -19,6 +19,8 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import IO
+
+import command_line
 
 MAX_BYTES = 128 * 2**20  # of an input file: a million messages of MIDI take 20 MB
 SHOWN = 20  # of a long list, on the terminal
@@ -68,6 +70,7 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None = None) 
     args = parser.parse_args(argv)
     print_any_name()
     try:
+        command_line.imported()
         status = args.run(args)
         sys.stdout.flush()
         return status

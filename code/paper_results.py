@@ -22,6 +22,10 @@ import sys
 from pathlib import Path
 
 import command_line
+
+if __name__ == "__main__":
+    command_line.begin()  # before the imports below, which take a while
+
 import features
 import files
 from files import InputError

@@ -30,10 +30,14 @@ import re
 import sys
 from pathlib import Path
 
+import command_line
+
+if __name__ == "__main__":
+    command_line.begin()  # before the imports below, which take a while
+
 import numpy as np
 
 import cache
-import command_line
 import config
 import features
 import files
