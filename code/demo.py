@@ -16,6 +16,8 @@ import argparse
 import html
 import os
 import re
+import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -312,6 +314,7 @@ def launch(blocks: "gradio.Blocks", host: str) -> str:
 
 
 def demo(args: argparse.Namespace) -> int:
+    require_address(args.host, os.environ.get("GRADIO_SERVER_PORT", "7860"))
     with tempfile.TemporaryDirectory() as uploads:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}  # as Gradio is imported
         try:
@@ -324,6 +327,18 @@ def demo(args: argparse.Namespace) -> int:
         print(f"{launch(blocks, args.host)}  (Ctrl-C ends it)", flush=True)
         blocks.block_thread()
     return 0
+
+
+def require_address(host: str, port: str) -> None:
+    """Raise InputError for an address that this machine does not have, with which Gradio would try a hundred ports."""
+    if not port.isdigit():
+        raise InputError(f"GRADIO_SERVER_PORT is {port!r}, not a number")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            listener.bind(address)
+    except OSError as error:
+        raise InputError(f"--host {host}: not an address of this machine ({error.strerror})") from error
 
 
 def default_folder() -> Path:
@@ -353,4 +368,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does, and the uploads are removed
     sys.exit(main())

@@ -10,6 +10,7 @@ import glob
 import hashlib
 import io
 import os
+import re
 import socket
 import stat
 import sys
@@ -48,10 +49,20 @@ def printable(text: object) -> str:
     )
 
 
+def counted(number: int, what: str) -> str:
+    """Count things that are named in the plural: `2 files left out`, `1 copy`."""
+    if number == 1:
+        what = re.sub(r"^(\w+?)(ie)?s\b", lambda plural: plural[1] + ("y" if plural[2] else ""), what)
+    return f"{number} {what}"
+
+
 def name_all(what: str, names: list[str], limit: int = SHOWN, elsewhere: str = "") -> None:
-    """Print a count and up to `limit` names on standard error. `elsewhere`: where all are listed."""
+    """Print how many of `what`, in the plural, and up to `limit` names on standard error.
+
+    `elsewhere`: where all are listed.
+    """
     if names:
-        print(f"{len(names)} {what}:", file=sys.stderr)
+        print(f"{counted(len(names), what)}:", file=sys.stderr)
         for name in names[:limit]:
             print(f"  {printable(name)}", file=sys.stderr)
         if len(names) > limit:

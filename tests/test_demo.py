@@ -5,7 +5,9 @@ import html
 import os
 import queue
 import re
+import runpy
 import shutil
+import signal
 import socket
 import sys
 import threading
@@ -397,6 +399,34 @@ def test_without_gradio_one_line_says_so(monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "error: the page is made with Gradio, which is not installed: pip install gradio\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "words"),
+    [
+        ("203.0.113.1", "7860", "--host 203.0.113.1: not an address of this machine (Cannot assign"),
+        ("no host", "7860", "--host no host: not an address of this machine ("),
+        ("127.0.0.1", "a", "GRADIO_SERVER_PORT is 'a', not a number"),
+    ],
+)
+def test_an_address_that_is_not_there(monkeypatch, capsys, host, port, words):
+    monkeypatch.setenv("GRADIO_SERVER_PORT", port)
+    assert demo.main([str(KIT), "--host", host]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_sigterm_removes_the_uploads_as_ctrl_c_does(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(sys, "argv", ["demo.py", str(KIT)])
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit):
+            runpy.run_path(demo.__file__, run_name="__main__")
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_an_error_of_the_system_does_not_show_a_path():

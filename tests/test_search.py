@@ -112,7 +112,7 @@ def test_every_query_on_every_file_type_is_the_plain_answer(music, extracted, co
     hits, result = search(tmp_path / "query.npy", music, "--top_k", 20, config=config)
     check(hits, expected["plain.mtf"])
     assert "duo" in result.stdout.split("book.abc#2")[1].splitlines()[0].split()  # its title
-    assert f"{music}: 1 files of other types were left alone" in result.stderr
+    assert f"{music}: 1 file of other types left alone" in result.stderr
 
     for number, vector in enumerate(extracted.values()):
         (tmp_path / "npy").mkdir(exist_ok=True)
@@ -349,7 +349,7 @@ def test_a_converter_that_crashes_or_hangs_costs_its_file_alone(tmp_path, monkey
 MISTAKES = {
     "no reference": (["a jig", "nowhere"], "nowhere: no such file"),
     "empty reference": (["a jig", "empty"], "no music, text or .npy file in it (0 files"),
-    "other types only": (["a jig", "others"], "(1 files of other types)"),
+    "other types only": (["a jig", "others"], "(1 file of other types)"),
     "music and features": (["a jig", "both"], "Separate them"),
     "only bad files": (["a jig", "bad"], "none of its 1 files can be used; the first: bad/x.mid: not a MIDI"),
     "query of unknown type": (["others/x.pdf", "good"], "others/x.pdf: of unknown type; a query is a sentence, or"),
