@@ -1,6 +1,5 @@
 """Search over files of any type: against the extractor and plain numpy, with its memory, and on input that is wrong."""
 
-import functools
 import json
 import os
 import shutil
@@ -13,7 +12,6 @@ import pytest
 
 import batch_script
 import pieces
-import workers
 import xml_abc
 from files import InputError
 from helpers import CODE, KIT, KIT_MODEL, environment, run, run_script, write_config
@@ -338,8 +336,7 @@ def test_a_converter_that_crashes_or_hangs_costs_its_file_alone(tmp_path, monkey
     for path, order in zip(orders, contents.values(), strict=True):
         path.write_text(order)
     monkeypatch.setattr(pieces, "_read_file", batch_script.read)
-    monkeypatch.setattr(workers, "run", functools.partial(workers.run, timeout=1))
-    found = {path.name: (key, piece.text or piece.error) for path, key, [piece] in pieces.read_files(orders)}
+    found = {path.name: (key, piece.text or piece.error) for path, key, [piece] in pieces.read_files(orders, 1)}
     assert found.pop("good.abc") == ("a digest", "echo x")
     assert {key for key, _ in found.values()} == {""}
     assert "signal 11" in found["crash.abc"][1] and "status 3" in found["leave.abc"][1]
