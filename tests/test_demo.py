@@ -21,7 +21,9 @@ from scipy.special import softmax
 import cache
 import config
 import demo
+import pictures
 import semantic_search
+import workers
 from helpers import KIT, KIT_MODEL
 from test_listen import SPY, Browser
 from test_page import CHROMIUM, Reader
@@ -107,6 +109,22 @@ def site(run, folder):
     return run(folder).local_url
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    """Files are read in this process, which is quicker; not drawn, for verovio may fail in a thread of a server.
+
+    The hostile files of fifty questions are read as ever.
+    """
+    in_workers = workers.run
+
+    def run(function, items, *limits):
+        if function is pictures.draw:
+            return in_workers(function, items, *limits)
+        return [(item, function(item)) for item in items]
+
+    monkeypatch.setattr(workers, "run", run)
+
+
 @pytest.fixture(scope="module")
 def http(site):
     with httpx.Client(base_url=site, timeout=60) as client:
@@ -127,6 +145,12 @@ def features(folder, model):
     vectors = clamp2.embed_music(model, [folder / name for name in music])
     text = clamp2.embed_texts(model, [(folder / "one_line.txt").read_text()])
     return dict(zip([*music, "one_line.txt"], [*vectors, *text], strict=True))
+
+
+def keep_environment(monkeypatch):
+    """What the command sets is that of `site` again at the end of the test."""
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
 
 
 def connect(site) -> "gradio_client.Client":
@@ -212,7 +236,7 @@ def test_fifty_questions_of_eight_clients_while_hostile_files_come(site, feature
 
 
 @needs_gradio
-def test_a_file_finds_itself_and_is_drawn_and_can_be_played(client, folder, features):
+def test_a_file_finds_itself_and_is_drawn_and_can_be_played(in_process, client, folder, features):
     answer = ask(client, file=folder / "duo.abc")
     heading, hits = hits_of(answer)
     expected = dict(zip(features, cosines(features["duo.abc"], list(features.values())), strict=True))
@@ -227,7 +251,7 @@ def test_a_file_finds_itself_and_is_drawn_and_can_be_played(client, folder, feat
 
 
 @needs_gradio
-def test_the_classes_of_a_file(client, folder, features, model):
+def test_the_classes_of_a_file(in_process, client, folder, features, model):
     import clamp2
 
     sentences = ["A jig.", "Une gigue.", "Ein Walzer: langsam"]
@@ -266,7 +290,7 @@ def test_the_classes_of_a_file(client, folder, features, model):
         (None, "a.mid", "<img src=x>", "a.mid: not a MIDI file"),
     ],
 )
-def test_questions_that_cannot_be_answered(client, tmp_path, monkeypatch, sentence, name, content, words):
+def test_questions_that_cannot_be_answered(in_process, client, tmp_path, monkeypatch, sentence, name, content, words):
     monkeypatch.setattr(demo, "PATCHES", 20)
     file = None
     if name:
@@ -304,14 +328,14 @@ def test_a_large_request_and_other_doors_of_gradio_are_closed(http):
 
 
 @needs_gradio
-def test_what_is_too_long_is_not_drawn(model, folder, tmp_path, monkeypatch):
+def test_what_is_too_long_is_not_drawn(in_process, model, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "PATCHES", 1)
     monkeypatch.setattr(demo.page, "preview", lambda *arguments: pytest.fail("drawn"))
     with pytest.raises(demo.InputError, match="too long"):
         demo.Library(folder).search(None, str(folder / "duo.abc"))
 
 
-def test_what_has_left_the_folder_since_the_start_is_not_shown(model, folder, tmp_path):
+def test_what_has_left_the_folder_since_the_start_is_not_shown(in_process, model, folder, tmp_path):
     """A file that is gone, or a link out of the folder now; the path of the folder is not shown either."""
     shutil.copytree(folder, tmp_path / "music", symlinks=True)
     (tmp_path / "secret.txt").touch()  # nothing yet
@@ -327,7 +351,7 @@ def test_what_has_left_the_folder_since_the_start_is_not_shown(model, folder, tm
 
 
 @needs_gradio
-def test_links_out_of_the_folder_are_left_out_and_named(folder, model, capsys):
+def test_links_out_of_the_folder_are_left_out_and_named(in_process, folder, model, capsys):
     music = demo.without_outsiders(folder, semantic_search.read_folder(folder))
     assert sorted(music.names) == [
         "duo.abc",
@@ -393,8 +417,7 @@ def test_the_page_fetches_nothing_for_a_stranger(http, site, monkeypatch, host):
 
 def test_without_gradio_one_line_says_so(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):  # are as they were at the end
-        monkeypatch.setenv(name, os.environ.get(name, ""))
+    keep_environment(monkeypatch)
     assert demo.main([str(KIT)]) == 2
     assert capsys.readouterr().err == (
         "error: the page is made with Gradio, which is not installed: pip install gradio\n"
@@ -418,6 +441,7 @@ def test_an_address_that_is_not_there(monkeypatch, capsys, host, port, words):
 def test_sigterm_removes_the_uploads_as_ctrl_c_does(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setattr(sys, "argv", ["demo.py", str(KIT)])
+    keep_environment(monkeypatch)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with pytest.raises(SystemExit):
@@ -438,17 +462,17 @@ def test_an_error_of_the_system_does_not_show_a_path():
 
 @needs_gradio
 def test_an_empty_folder_is_an_error(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ.get("GRADIO_TEMP_DIR", ""))
+    keep_environment(monkeypatch)
     assert demo.main([str(tmp_path)]) == 2
     assert "there is no music, text or .npy file in it" in capsys.readouterr().err
 
 
 @needs_gradio
-def test_it_is_open_to_this_machine_alone_unless_told_otherwise(run, site, folder, monkeypatch):
+def test_it_is_open_to_this_machine_alone_unless_told_otherwise(in_process, run, site, folder, monkeypatch):
     asked, tunnels = [], []
     monkeypatch.setattr(gradio.networking, "setup_tunnel", lambda **options: tunnels.append(options) or "https://x")
     monkeypatch.setattr(demo.published, "provide", lambda path, download: asked.append(download))
-    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ["GRADIO_TEMP_DIR"])  # is that of `site` again at the end
+    keep_environment(monkeypatch)
     monkeypatch.setenv("GRADIO_SHARE", "True")
     blocks = run(folder, "--host", "localhost")
     assert (
@@ -504,7 +528,7 @@ def frame_of(browser) -> str:
 
 @needs_gradio
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_chromium_asks_hears_and_classifies(browser, site, folder):
+def test_chromium_asks_hears_and_classifies(in_process, browser, site, folder):
     """By keys alone, but for the file that is dropped. Everything comes from the page's own address."""
     for domain in ("Page", "Network", "Log", "Runtime", "Accessibility"):
         browser(f"{domain}.enable")
