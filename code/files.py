@@ -37,6 +37,8 @@ class InputError(ValueError):
 
 def print_error(problem: object) -> int:
     """Print a user error on one line. Returns the exit status."""
+    if isinstance(problem, OSError) and problem.filename and problem.strerror:
+        problem = f"{problem.filename}: {problem.strerror}"
     print(f"error: {printable(problem)}", file=sys.stderr)
     return 2
 

@@ -7,6 +7,7 @@ A reader of a data set is a generator over its rows. It yields (where, make) for
 import argparse
 import contextlib
 import itertools
+import lzma
 import os
 import posixpath
 import shutil
@@ -23,6 +24,7 @@ import jobs
 from shared import InputError, files, records
 
 LONGEST_NAME = 200  # bytes; with suffixes at most 255, as file systems have it
+DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)  # of a member of an archive
 LeftOut = records.Unfit  # (kind, detail): why a row is left out; rows are counted by kind
 
 
@@ -34,7 +36,7 @@ class Filtered(LeftOut):
 class Entry:
     """A piece of a data set, as it is prepared. Outputs are named by `split`/`name`, in folders for each kind."""
 
-    name: str  # relative, "/" between folders, unique in its split, no suffix; see `safe_name`
+    name: str  # relative, "/" between folders, unique in its split, no suffix; see `is_safe`
     music: dict[str, str | bytes]  # {".mid": a member of the source, or the contents}; several forms of one piece
     record: dict = field(default_factory=dict)  # fields of records.METADATA, for merge_jsonl.py; no users' data
     text: str = ""  # the query of this piece, for retrieval
@@ -47,7 +49,8 @@ class Entry:
         return posixpath.join(self.split, self.name)
 
 
-Reader = Callable[["Source", argparse.Namespace], Iterator[tuple[str, Callable[[], Entry]]]]
+Made = Iterator[tuple[str, Callable[[], Entry]]]
+Reader = Callable[["Source", argparse.Namespace], Made]
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,9 @@ class Dataset:
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
 
 
-def safe_name(text: str) -> str:
-    """Turn a title, say, into one part of a name: without "/", control characters or a dot in front."""
-    kept = "".join("_" if c in '/\\:*?"<>|' or not c.isprintable() else c for c in text).strip(" .")
-    while len(kept.encode("utf-8", "replace")) > LONGEST_NAME:
-        kept = kept[:-1]
-    return kept
+def one_task(label: str) -> dict[str, str]:
+    """Return the labels of a piece, in a set with one task: none if it is blank."""
+    return {"label": label} if label else {}
 
 
 def is_safe(name: str) -> bool:
@@ -112,19 +112,24 @@ class Source:
 
     def _index(self, path: Path, folder: str | None) -> None:
         """List the members of a .zip, as they are in `folder`; None: the archive is the whole source."""
+        how = f"zip -s 0 {path.name} --out whole.zip (or: 7z x {path.name}), then move {path.stem}.z* away"
+        split = InputError(f"{path}: the last part of a split archive; join the parts first: {how}")
+        if path.with_suffix(".z01").exists():
+            raise split
         try:
             archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, EOFError) as error:
-            if path.with_suffix(".z01").exists() or "multiple disks" in str(error):
-                how = f"zip -s 0 {path.name} --out whole.zip (or: 7z x {path.name})"
-                raise InputError(f"{path}: the last part of a split archive; join the parts first: {how}") from None
             raise InputError(f"{path}: not a .zip that can be read ({error}); is the download complete?") from None
         infos = [info for info in archive.infolist() if not info.is_dir()]
+        if any(info.volume for info in infos):
+            raise split
         if folder is not None and not all(info.filename.startswith(f"{path.stem}/") for info in infos):
             folder = posixpath.join(folder, path.stem)
         for info in infos:
             member = posixpath.join(folder or "", info.filename)
-            if not records.leaves_folder(member):
+            if records.leaves_folder(member):
+                self.refused.append(_refusal(path, info.filename))
+            else:
                 self.zipped.setdefault(posixpath.normpath(member), (archive, info))
 
     def path(self, member: str) -> Path | None:
@@ -133,9 +138,6 @@ class Source:
             return None
         paths = (folder / member for folder in self.folders)
         return next((path for path in paths if os.path.isfile(path)), None)
-
-    def has(self, member: str) -> bool:
-        return self.path(member) is not None or posixpath.normpath(member) in self.zipped
 
     def stream(self, member: str) -> IO[bytes]:
         """Open a member. Raises LeftOut if it is not there; OSError."""
@@ -152,11 +154,11 @@ class Source:
         raise LeftOut("its file is missing", member)
 
     def read(self, member: str) -> bytes:
-        """Read a member of the size of a piece. Raises LeftOut, OSError."""
+        """Read a member of the size of a piece. Raises LeftOut."""
         try:
             with self.stream(member) as file:
                 content = file.read(files.MAX_BYTES + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except (*DAMAGE, OSError) as error:
             raise LeftOut("a member of the archive cannot be read", f"{member}: {error}") from None
         if len(content) > files.MAX_BYTES:
             raise LeftOut(f"over {files.MAX_BYTES // 2**20} MiB, which no piece has", member)
@@ -242,7 +244,7 @@ def damage_reported(path: Path) -> Iterator[None]:
         yield
     except LeftOut as error:
         raise InputError(f"{path}: {error}") from None
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (tarfile.TarError, *DAMAGE) as error:
         raise InputError(f"{path}: not an archive that can be read ({error}); is the download complete?") from None
 
 
@@ -256,4 +258,8 @@ def _tar_files(tar: Path, refused: list[str] | None = None) -> Iterator[tuple[st
             if content and not records.leaves_folder(name) and "\\" not in name:
                 yield name, info.size, content
             elif not info.isdir() and refused is not None:
-                refused.append(f"{tar.name}: {info.name} is no file inside of the archive's folder")
+                refused.append(_refusal(tar, info.name))
+
+
+def _refusal(archive: Path, member: str) -> str:
+    return f"{archive.name}: {member} is no file inside of the archive's folder"

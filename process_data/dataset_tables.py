@@ -28,7 +28,8 @@ class Row:
             raise LeftOut("the row cannot be read", self.problem)
         if column not in self.values:
             raise LeftOut(f"the row has no `{column}`")
-        return self.values[column]
+        value = self.values[column]
+        return None if value != value else value  # NaN, as pandas writes what is missing
 
     def text(self, column: str) -> str:
         """Return a text or a number as text, without space around; "" for null."""
@@ -79,11 +80,14 @@ def csv_rows(source: Source, member: str, required: Iterable[str], null: str = "
     """
     csv.field_size_limit(LONGEST)
     with io.TextIOWrapper(source.stream(member), "utf-8-sig", "surrogateescape", newline="") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
+        reader = csv.reader(file, strict=True)
+        try:
+            header = next(reader, [])
+        except csv.Error as error:
+            raise InputError(f"{member}, line 1: not CSV ({error})") from None
         _require(header, required, f"{member}, line 1")
         while True:
-            problem, cells = "", []
+            problem, cells, first = "", [], reader.line_num + 1
             try:
                 cells = next(reader)
             except StopIteration:
@@ -96,6 +100,8 @@ def csv_rows(source: Source, member: str, required: Iterable[str], null: str = "
                 problem = f"{len(cells)} cells, but {len(header)} columns"
             if any("\udc80" <= c <= "\udcff" for cell in cells for c in cell if not cell.isascii()):
                 problem = problem or "not UTF-8"
+            if problem and (lines := reader.line_num + 1 - first) > 1:  # a quotation mark is missing
+                problem += f", in {lines} lines"
             values = {name: None if cell == null else cell for name, cell in zip(header, cells, strict=False)}
             yield Row(f"{member}, line {reader.line_num}", values, problem)
 
@@ -191,5 +197,5 @@ def parquet_rows(source: Source, member: str, required: Iterable[str], batch_siz
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(f"{member}, row {number}", values)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:  # OSError: damaged pages
         raise InputError(f"{member}: not a parquet file that can be read ({error})") from None

@@ -3,14 +3,12 @@
 import argparse
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import PurePosixPath
 
-from dataset_files import Dataset, Entry, LeftOut, Source
+from dataset_files import Dataset, Entry, LeftOut, Made, Source, one_task
 from dataset_tables import Row, json_rows
-
-Made = Iterator[tuple[str, Callable[[], Entry]]]
 
 WIKIMT_FIELDS = ("description", "title", "artist", "genre")
 WIKIMT_X_FIELDS = ("description", "background", "analysis", "scene")
@@ -38,7 +36,7 @@ def _wikimt_entry(row: Row, number: int, scores: dict[str, list[str]], fields: l
         if len(fitting) != 1:
             raise LeftOut(f"{'two scores' if fitting else 'no score'} of its name", f"{artist} - {title}.mxl")
         music[PurePosixPath(fitting[0]).suffix.lower()] = fitting[0]
-    entry = Entry(f"{number:04d}", music, text=_joined(row, fields), labels=_label(genre))
+    entry = Entry(f"{number:04d}", music, text=_joined(row, fields), labels=one_task(genre))
     entry.warnings = [] if music else [HOW_TO_ADD]
     entry.record = {"title": title, "genres": [genre], "description": row.text("description"), "tags": [artist]}
     return entry
@@ -53,7 +51,7 @@ def wikimt_x(source: Source, args: argparse.Namespace) -> Made:
 
 
 def _wikimt_x_entry(row: Row, number: int, fields: list[str]) -> Entry:
-    entry = Entry(f"{number:04d}", {".abc": _abc(row, "leadsheet")}, labels=_label(row.text("genre")))
+    entry = Entry(f"{number:04d}", {".abc": _abc(row, "leadsheet")}, labels=one_task(row.text("genre")))
     entry.text = _joined(row, fields)
     texts = [text for field in WIKIMT_X_FIELDS if (text := row.text(field))]
     entry.record = {"title": row.text("title"), "genres": [row.text("genre")], "description": texts}
@@ -72,10 +70,6 @@ def irishman(source: Source, args: argparse.Namespace) -> Made:
 def _irishman_entry(row: Row, number: int, split: str) -> Entry:
     name = f"{number // 1000:03d}/{number:06d}"  # a thousand files in a folder
     return Entry(name, {".abc": _abc(row, "abc notation")}, split=split)
-
-
-def _label(label: str) -> dict[str, str]:
-    return {"label": label} if label else {}
 
 
 def _abc(row: Row, column: str) -> bytes:

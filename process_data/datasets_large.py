@@ -3,10 +3,9 @@
 import argparse
 import functools
 import posixpath
-from collections.abc import Callable, Iterator
 
 import general_midi
-from dataset_files import Dataset, Entry, Filtered, LeftOut, Source
+from dataset_files import Dataset, Entry, Filtered, LeftOut, Made, Source
 from dataset_tables import Row, csv_rows, json_rows
 from shared import InputError, records
 
@@ -55,7 +54,7 @@ def add_pdmx_arguments(parser: argparse.ArgumentParser) -> None:
     add("--only", choices=PDMX_FORMS, help="only the MusicXML or only the MIDI files (default: both)")
 
 
-def pdmx(source: Source, args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Entry]]]:
+def pdmx(source: Source, args: argparse.Namespace) -> Made:
     forms = [args.only] if args.only else list(PDMX_FORMS)
     named = [*args.subset, *["deduplicated"] * args.deduplicated, *["rated"] * args.rated]
     subsets = [f"subset:{name}" for name in dict.fromkeys(named)]
@@ -136,7 +135,7 @@ def _words(row: Row, column: str) -> list[str]:
 # --- MidiCaps ---------------------------------------------------------------------------------------------------------
 
 
-def midicaps(source: Source, args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Entry]]]:
+def midicaps(source: Source, args: argparse.Namespace) -> Made:
     table = source.one("train.json")
     source.need("midicaps.tar.gz")
     required = [*MIDICAPS_COLUMNS, "instrument_summary", "test_set"]

@@ -2,17 +2,14 @@
 
 import argparse
 import re
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import PurePosixPath
 from sys import intern
 from urllib.parse import unquote
 
-from dataset_files import Dataset, Entry, LeftOut, Source
+from dataset_files import Dataset, Entry, LeftOut, Made, Source
 from dataset_tables import Row, json_members, parquet_rows
 from shared import InputError
-
-Made = Iterator[tuple[str, Callable[[], Entry]]]
 
 GIGAMIDI_COLUMNS = ("md5", "music", "title", "artist", "music_styles_curated", "music_style_scraped")
 GIGAMIDI_SPLITS = ("train", "validation", "test")

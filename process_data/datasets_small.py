@@ -6,15 +6,13 @@ import posixpath
 import re
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from dataset_files import Dataset, Entry, LeftOut, Source
+from dataset_files import Dataset, Entry, LeftOut, Made, Source, one_task
 from dataset_tables import Row, csv_rows
 from shared import InputError
-
-Made = Iterator[tuple[str, Callable[[], Entry]]]
 
 CLIP = re.compile(r"(Q[1-4])_(.{11})_(\d+)")  # of EMOPIA: quadrant, song, number
 FEELINGS = {"Q1": ("high", "high"), "Q2": ("low", "high"), "Q3": ("low", "low"), "Q4": ("high", "low")}
@@ -99,7 +97,7 @@ def _pianist8_entry(member: str) -> Entry:
     composer = path.parent.name
     split = next((PIANIST8_FOLDERS[folder] for folder in path.parts if folder in PIANIST8_FOLDERS), "")
     record = {"composer": composer, "instruments": ["piano"]}
-    return Entry(f"{composer}/{path.stem}", {".mid": member}, record, labels=_label(composer), split=split)
+    return Entry(f"{composer}/{path.stem}", {".mid": member}, record, labels=one_task(composer), split=split)
 
 
 def asap(source: Source, args: argparse.Namespace) -> Made:
@@ -123,7 +121,7 @@ def _asap_entry(row: Row, folder: str, performances: bool, held_out: set[str]) -
     paths = [PurePosixPath(folder, path) for column in columns if (path := row.text(column))]
     if not paths:
         raise LeftOut("it names no music", name)
-    entry = Entry(name, {path.suffix: str(path) for path in paths}, labels=_label(composer))
+    entry = Entry(name, {path.suffix: str(path) for path in paths}, labels=one_task(composer))
     if performances:
         entry.name = f"{name}/{paths[0].stem}"
         entry.split = "test" if name in held_out else "train"
@@ -144,7 +142,7 @@ def _maestro_entry(row: Row, folder: str) -> Entry:
     composers = re.split(r"\s+/\s+", row.text("canonical_composer"))  # the second one made the arrangement
     entry = Entry(str(path.with_suffix("")), {path.suffix: posixpath.join(folder, path)})
     entry.split = _choice(row, "split", {split: split for split in SPLITS})
-    entry.labels = _label(composers[0]) if len(composers) == 1 else {}
+    entry.labels = one_task(composers[0]) if len(composers) == 1 else {}
     entry.record = {"title": row.text("canonical_title"), "composer": composers, "instruments": ["piano"]}
     return entry
 
@@ -163,8 +161,8 @@ def pop909(source: Source, args: argparse.Namespace) -> Made:
         raise InputError(f"{table}: not an Excel file that can be read ({error})") from None
     if missing := {"song_id", "name", "artist"} - set(header):
         raise InputError(f"{table}, row 1: no column {', '.join(sorted(missing))}; there are: {header}")
-    for number, cells in enumerate(rows, start=2):
-        row = Row(f"{table}, row {number}", dict(zip(header, cells, strict=True)))
+    for number, cells in enumerate(rows, start=2):  # a row may end early
+        row = Row(f"{table}, row {number}", dict(zip(header, cells, strict=False)))
         yield row.where, partial(_pop909_entry, row, posixpath.dirname(table))
 
 
@@ -196,10 +194,6 @@ def held_out_groups(labelled: Iterable[tuple[str, str]]) -> set[str]:
 def _emotion(quadrant: str) -> dict[str, str]:
     valence, arousal = FEELINGS[quadrant]
     return {"quadrant": quadrant, "valence": valence, "arousal": arousal}
-
-
-def _label(label: str) -> dict[str, str]:
-    return {"label": label} if label else {}
 
 
 def _choice(row: Row, column: str, names: dict[str, str]) -> str:

@@ -2,30 +2,36 @@
 
 examples:
   python merge_jsonl.py data/summaries data/train.jsonl
+  python merge_jsonl.py data/pdmx/train.jsonl data/midicaps/train.jsonl data/train.jsonl      two sets become one
 
 A record needs a title or a summary, and in `filepaths` at least one .abc or .mtf file, as a path relative to the folder
-of the JSONL file (here data/) that does not leave it. Records without are left out, and so are single files that are
-missing; OUT.left_out.jsonl beside the JSONL file names each with its reason. Fields keep their values, but for those
-that do not apply ("None", blank text), which become null.
+of the JSONL file (here data/) that does not leave it. Paths of a JSONL file that is merged are relative to its own
+folder, and are rewritten. Records without are left out, and so are single files that are missing; OUT.left_out.jsonl
+beside the JSONL file names each with its reason. Fields keep their values, but for those that do not apply ("None",
+blank text), which become null.
 Exit status: 0; 1 if a record was left out; 2 for wrong use, or if no record is fit for training.
 """
 
 import functools
+import itertools
 import json
+import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jobs
 from shared import InputError, files, records
 
+Found = tuple[str, Callable[[], dict]]  # the name of a record in the report, and what returns it or raises Unfit
 
-def merge(found: Iterable[tuple[str, Callable[[], dict]]], target: Path) -> int:
+
+def merge(found: Iterable[Found], target: Path) -> int:
     """Write the records that are fit for training to `target`, and the report beside it; print the counts.
 
     Args:
-        found: (name in the report, function that returns the metadata or raises Unfit) of each record.
+        found: the records.
         target: the JSONL file.
 
     Returns the exit status: 1 if a record was left out. Raises InputError if none is fit (then `target` stays as
@@ -88,6 +94,27 @@ def read(path: Path) -> dict:
         raise records.Unfit("no record", f"{path}: {error.strerror}") from None
 
 
+def _of_jsonl(source: Path, folder: str) -> Iterator[Found]:
+    """List the records of a JSONL file in `folder`, as seen from that of the new one."""
+    with open(source, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"{source}, line {number}", functools.partial(_moved, line, folder)
+
+
+def _moved(line: bytes, folder: str) -> dict:
+    """Read a record of a JSONL file, its paths with their folder in front. Raises Unfit."""
+    record = records.parse_metadata(line)
+    if isinstance(paths := record["filepaths"], list):
+        record["filepaths"] = [
+            path
+            if not isinstance(path, str) or records.is_blank(path) or records.leaves_folder(path)
+            else os.path.normpath(os.path.join(folder, path))
+            for path in paths
+        ]
+    return record
+
+
 def _line(record: dict) -> bytes:
     try:
         return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
@@ -110,21 +137,31 @@ def _write_report(entries: list[dict], target: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = jobs.parser(__doc__)
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="its whole tree of .json files is merged")
+    about = "a folder, whose whole tree of .json files is merged, or a .jsonl file"
+    parser.add_argument("sources", metavar="IN", nargs="+", type=Path, help=about)
     parser.add_argument("target", metavar="OUT.jsonl", type=Path, help="the JSONL file, in the folder of the music")
     args = parser.parse_args(argv)
+    others = 0
+    found: list[Iterable[Found]] = []
     try:
         check_target(args.target)
-        found, others = files.list_files(args.folder, (".json",))
-        folder = args.folder if args.folder.is_dir() else args.folder.parent
-        status = merge([(path.as_posix(), functools.partial(read, folder / path)) for path in found], args.target)
+        for source in args.sources:
+            if source.suffix == ".jsonl" and source.is_file():
+                found.append(_of_jsonl(source, os.path.relpath(source.parent, args.target.parent)))
+                continue
+            paths, ignored = files.list_files(source, (".json",))
+            folder = source if source.is_dir() else source.parent
+            shown = folder if len(args.sources) > 1 else Path()
+            found.append([((shown / path).as_posix(), functools.partial(read, folder / path)) for path in paths])
+            others += len(ignored)
+        status = merge(found[0] if len(found) == 1 else itertools.chain(*found), args.target)
     except (OSError, InputError) as error:
         parser.error(files.printable(error))
     except KeyboardInterrupt:
         print("Stopped; nothing is written.", file=sys.stderr)
         return 130
     if others:
-        print(f"{len(others)} other files in {files.printable(args.folder)} ignored")
+        print(f"{others} other files ignored")
     return status
 
 

@@ -12,8 +12,10 @@ folder that the records' `filepaths` are relative to: the one of the JSONL file 
 The facts are key, meter, tempo (quarter notes a minute), number of bars, instruments and range, as the music has them
 (interleaved ABC, MTF), or else the record (`key`, `meter` or `time_signature`, `tempo`, `instruments`, a tag that is a
 key or a meter); and the record's `genres`, `ensembles` and `composer`. A fact that is unknown, or changes within the
-piece, is left out; so are MIDI's defaults, which many programs write when they know nothing: C major, and 4/4 if the
-tempo is 120.
+piece, is left out, and so is what may be wrong:
+* MIDI's defaults, which many programs write when they know nothing: C major, and 4/4 if the tempo is 120;
+* a major key on whose tonic the music does not end: many programs write a minor key as the major one of its signature;
+* the number of bars if the meter changes, and all instruments if one of them is not known.
 `summaries` in a record says which of its summaries are a "caption" and which are a "template".
 
 The same command resumes a run, and works again on records that have changed; --overwrite, if music or options have.
@@ -30,6 +32,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
+import bar_lengths
 import batch
 import languages
 import merge_jsonl
@@ -39,7 +42,10 @@ from shared import InputError, files, notation, records
 DRUMS = "9"  # the MIDI channel whose notes have no pitch
 LONGEST, MOST = 60, 8  # characters of a name, names in a list: what is longer is no name, or says little
 TEMPOS = range(10, 500)
+_NOTE = r"[A-Ga-g][,']*"
 _MODES = {mode[:3]: mode for mode in templates.MODES} | {"": "major", "m": "minor", "ion": "major", "aeo": "minor"}
+_NOBODY = ("anonymous", "anon", "composer", "trad", "traditional", "unknown")  # "Composer" is MuseScore's placeholder
+_CLEF = r"\S*=|treble|bass|alto|tenor|perc"  # behind a key of ABC, or in its place
 _METERS = {"C": "4/4", "C|": "2/2"}
 
 
@@ -47,7 +53,7 @@ _METERS = {"C": "4/4", "C|": "2/2"}
 def key_of(text: str) -> str | None:
     """Read a key of ABC, MIDI or metadata, `Gm`, `Ddor` or `E-flat major`, as `G minor`; None if it is no key."""
     text = re.sub(r"(?<=^[A-G])[ -]?(sharp|♯)", "#", re.sub(r"(?<=^[A-G])[ -]?(flat|♭)", "b", text.strip()))
-    found = re.match(r"([A-G][#b]?)\s*(?!\S*=|treble|bass|alto|tenor|perc)([A-Za-z]*)", text)  # a clef is no mode
+    found = re.match(rf"([A-G][#b]?)\s*(?!{_CLEF})([A-Za-z]*)", text)
     mode = _MODES.get(found[2].lower()[:3]) if found else None
     return f"{found[1]} {mode}" if found and mode else None
 
@@ -67,47 +73,108 @@ def tempo_of(text: str) -> int | None:
 
 
 def _only(values: Iterable) -> object | None:
-    """The value that all share; None if they differ, or there is none."""
-    different = set(values) - {None}
-    return different.pop() if len(different) == 1 else None
+    """The value that all share; False if they differ, None if there is none."""
+    different = set(values)
+    return different.pop() if len(different) == 1 else False if different else None
 
 
 def of_abc(text: str) -> dict:
-    """The facts of interleaved ABC."""
-    fields: dict[str, list[str]] = {"K": [], "M": [], "Q": []}
-    for letter, value in re.findall(r"(?:^|\[)([KMQ]):[^\S\n]*([^\]%\n]*)", text, re.MULTILINE):
+    """The facts of interleaved ABC: None if unknown, False if they change."""
+    fields: dict[str, list[str]] = {letter: [] for letter in "KLMQ"}
+    for letter, value in re.findall(r"(?:^|\[)([KLMQ]):[^\S\n]*([^\]%\n]*)", text, re.MULTILINE):
         fields[letter].append(value)
-    names = re.findall(r'^V:.*?\bnm="([^"]*)"', text, re.MULTILINE)
-    if {"soprano", "alto", "tenor"} & {name.lower() for name in names}:  # then a bass is a voice
-        names = [name for name in names if name.lower() != "bass"]
+    key = _only(key_of(value) for value in fields["K"] if not re.match(_CLEF, value))
+    lines = [line.split("[V:") for line in text.split("\n") if line.startswith("[V:")]
+    is_written = notation.is_interleaved(text) and len(set(fields["M"])) == len(fields["L"]) == 1
     return {
-        "key": _only(map(key_of, fields["K"])),
+        "key": _unless_doubtful(key, str(key)[0] == _final_letter(lines[-1] if lines else [])),
         "meter": _only(map(meter_of, fields["M"])),
-        "tempo": _only(map(tempo_of, fields["Q"])),
-        "bars": sum(line.startswith("[V:") for line in text.split("\n")) if notation.is_interleaved(text) else None,
-        "instruments": [name for name in map(templates.instrument, names) if name],
+        "tempo": _only(tempo_of(value) if "=" in value else None for value in fields["Q"]),  # "120" is outdated
+        "bars": _count_bars([line[1] for line in lines], fields["M"][0], fields["L"][0]) if is_written else None,
+        "instruments": _instruments(re.findall(r'^V:.*?\bnm="([^"]*)"', text, re.MULTILINE)),
     }
+
+
+def _unless_doubtful(key: object, is_tonic_last: bool) -> object | None:
+    """A key; None if it is major and not the tonic ends the music: a signature without a mode is read as major, too."""
+    return None if str(key).endswith("major") and not is_tonic_last else key
+
+
+def _final_letter(voices: list[str]) -> str:
+    """The letter of the lowest of the last notes of all voices in a bar of ABC; "" if there is none."""
+    ends: list[str] = []
+    for voice in voices:
+        sounds = re.sub(r'^[^\]]*\]|"[^"]*"|![^!]*!|\[[A-Za-z]:[^\]]*\]|\{[^}]*\}|\[\d|\|\]', "", voice)
+        notes = re.findall(rf"\[[^\]]*\]|{_NOTE}", sounds)
+        ends += re.findall(_NOTE, notes[-1]) if notes else []
+    return min(ends, key=_height, default="")[:1].upper()
+
+
+def _height(note: str) -> int:
+    octave = note[0].islower() + note.count("'") - note.count(",")
+    return 7 * octave + "CDEFGAB".index(note[0].upper())
+
+
+def _count_bars(bars: list[str], meter: str, unit: str) -> int | None:
+    """The number of bars of a voice: a pickup is none, and one that a repeat divides is one. None with a cadenza."""
+    length, is_compound = bar_lengths.read_meter(meter)
+    whole = bar_lengths.read_unit(unit)
+    if not (length and whole):
+        return None
+    lengths = [bar_lengths.bar_length(bar, whole, is_compound) / float(length) for bar in bars]
+    return int(sum(lengths) + 1e-3) or None if max(lengths) < 1.001 else None
+
+
+def _instruments(parts: list[str]) -> list[str] | None:
+    """The words for the names of all parts; None if one is not known, or there is none."""
+    names = [re.sub(r"\\n|[\W\d_]|\b[IV]+\b", " ", part).casefold().strip() for part in parts]
+    singing = {"alto", "bass", "basso"} if {"soprano", "tenor", "tenore", "canto"} & set(names) else ()
+    words = ["voices" if name in singing else templates.instrument(name) for name in names]
+    return words if words and all(words) else None
 
 
 def of_mtf(text: str) -> dict:
-    """The facts of MTF, but for MIDI's defaults."""
-    keys = re.findall(r"^key_signature (\S+) ", text, re.MULTILINE)
+    """The facts of MTF, but for MIDI's defaults: None if unknown, False if they change."""
+    key = _only(key_of(value) for value in re.findall(r"^key_signature (\S+) ", text, re.MULTILINE))
     meters = {"/".join(meter) for meter in re.findall(r"^time_signature (\d+) (\d+) ", text, re.MULTILINE)}
     tempos = {round(60e6 / int(tempo)) for tempo in re.findall(r"^set_tempo ([1-9]\d{0,7}) ", text, re.MULTILINE)}
     is_default = meters <= {"4/4"} and tempos <= {120}
-    notes = set(re.findall(r"^note_on \d+ (\d{1,2}) (\d{1,3}) [1-9]", text, re.MULTILINE))
-    channels = {channel for channel, _ in notes}
-    changes = dict.fromkeys(re.findall(r"^program_change \d+ (\d{1,2}) (\d{1,3})$", text, re.MULTILINE))
-    programs = [int(program) for channel, program in changes if channel in channels - {DRUMS}]
-    names = [templates.PROGRAMS[program] for program in programs if program < len(templates.PROGRAMS)]
-    pitches = [int(pitch) for channel, pitch in notes if channel != DRUMS]
+    programs: dict[str, str] = {}  # of the channels, up to here
+    parts: dict[tuple[str, str], None] = {}  # (channel, program) of notes
+    pitches = set()
+    messages = r"^(program_change|note_on) \d+ (\d{1,2}) (\d{1,3})(?:$| [1-9])"
+    for message, channel, value in re.findall(messages, text, re.MULTILINE):
+        if message == "program_change":
+            programs[channel] = value
+            continue
+        parts[channel, programs.get(channel, "")] = None
+        if channel != DRUMS:
+            pitches.add(int(value))
+    names = ["drums" if channel == DRUMS else _of_program(program) for channel, program in parts]
     return {
-        "key": None if set(keys) == {"C"} else _only(map(key_of, keys)),
+        "key": None if key == "C major" else _unless_doubtful(key, _tonic(str(key)) == _final_pitch(text)),
         "meter": None if is_default else _only(map(meter_of, meters)),
         "tempo": None if is_default else _only(tempo_of(str(tempo)) for tempo in tempos),
-        "instruments": [*filter(None, names), *["drums"] * (DRUMS in channels)],
+        "instruments": names if all(names) else None,
         "range": (min(pitches), max(pitches)) if pitches else None,
     }
+
+
+def _of_program(number: str) -> str:
+    return templates.PROGRAMS[int(number)] if number and int(number) < len(templates.PROGRAMS) else ""
+
+
+def _tonic(key: str) -> int:
+    """The pitch class of a key's first note."""
+    return ("C D EF G A B".find(key[0]) + key.count("#") - key[:2].count("b")) % 12
+
+
+def _final_pitch(text: str) -> int | None:
+    """The pitch class of the lowest note that sounds with the last one of MTF."""
+    note = rf"^note_on \d+ (?!{DRUMS} )\d+ \d+ [1-9]"
+    last = re.match(rf"(?s).*(?={note})", text, re.MULTILINE)
+    ended = re.findall(rf"^note_o(?:n|ff) \d+ (?!{DRUMS} )\d+ (\d+) ", text[last.end() :], re.MULTILINE) if last else []
+    return min(map(int, ended)) % 12 if ended else None
 
 
 def of_music(paths: list[str], folder: Path) -> tuple[dict, list[str]]:
@@ -119,7 +186,8 @@ def of_music(paths: list[str], folder: Path) -> tuple[dict, list[str]]:
             if not path.lower().endswith(records.MUSIC):
                 raise InputError(f"{path}: neither .abc nor .mtf; convert it first")
             read = of_mtf if path.lower().endswith(".mtf") else of_abc
-            facts = _known(read(files.read_utf8(folder / path))) | facts
+            read_facts = read(files.read_utf8(folder / path)).items()
+            facts = {name: fact for name, fact in read_facts if fact is not None} | facts
         except InputError as error:
             warnings.append(str(error))
     return facts, warnings
@@ -128,6 +196,7 @@ def of_music(paths: list[str], folder: Path) -> tuple[dict, list[str]]:
 def of_metadata(record: dict) -> dict:
     """The facts that a record says itself; key and meter may be tags, such as `Bb major` and `6/8 time`."""
     facts: dict = {field: _names(record[field]) for field in ("composer", "genres", "ensembles", "instruments")}
+    facts["composer"] = [name for name in facts["composer"] if name.casefold() not in _NOBODY]
     tags = "\n".join(_texts(record["tags"]))
     key = record.get("key") or _only(re.findall(rf"^[A-G][#b]? (?:{'|'.join(templates.MODES)})$", tags, re.MULTILINE))
     meter = record.get("meter") or record.get("time_signature")
@@ -174,7 +243,7 @@ def convert(path: Path, args: argparse.Namespace) -> batch.Converted:
     if caption and (fault := languages.misfit(caption, "English")):
         caption, warnings = "", [f"the description is no English caption: {fault}", *warnings]
     name = path.relative_to(args.input).as_posix() if args.input.is_dir() else path.name
-    record = summarize(record, name, of_metadata(record) | facts, caption)
+    record = summarize(record, name, _known(of_metadata(record) | facts), caption)
     if records.is_blank(record["summary_en"]) and records.is_blank(record["summary_nen"]):
         raise InputError("; ".join(["nothing is known of it that a summary could say", *warnings]))
     text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"

@@ -13,7 +13,8 @@ OUT gets, with the same names in each folder, and below train/, validation/ and 
   labels.csv          file and class, for linear_probe.py; labels_TASK.csv if there are several tasks
   prepared.jsonl      the rows left out, each with its reason, and warnings
 The same command again does what is missing. What to run next is printed.
-Exit status: 0; 1 if a row was left out for another reason than an option; 2 for wrong use, or if no row was kept.
+Exit status: 0; 1 if a row was left out for another reason than an option, or a member of an archive was refused; 2 for
+wrong use, or if no row was kept.
 """
 
 import argparse
@@ -45,9 +46,14 @@ DATASETS = datasets_large.DATASETS | datasets_midi.DATASETS | datasets_abc.DATAS
 FORMS = dict.fromkeys(midi_reader.SUFFIXES, "midi") | dict.fromkeys(musicxml.SUFFIXES, "scores") | {".abc": "abc"}
 CONVERTED = {"midi": "mtf/{}.mtf", "scores": "interleaved/{}.abc", "abc": "interleaved/{}.abc"}
 SIGNS = {"midi": b"MThd", "abc": b"K:", ".mxl": b"PK"}  # each is in the first bytes of such a file
+OTHER_CONTENTS = "its name is taken by other contents, of another row or of an earlier SOURCE (then choose a new OUT)"
 HEAD = 4096  # bytes of a file that are searched for these
 LFS = b"version https://git-lfs"
 WORD = re.compile("[!-~]+")  # of ASCII: other scripts may have no spaces
+# A page, a mail address, or an account, such as youtu.be/x, a@b.org and "@name"
+ADDRESS = re.compile(
+    r"://|www\.|\w\.(?:com|net|org)\b|\w\.[a-z]{2}/|[^@\s]@[^@\s]+\.|(?<![\w@])@\w\S", re.ASCII | re.IGNORECASE
+)
 
 
 # --- one entry --------------------------------------------------------------------------------------------------------
@@ -111,7 +117,7 @@ def _write(path: Path, content: bytes) -> None:
     """Write a file. One that is there must be the same: from an earlier run, not of another entry."""
     if os.path.lexists(path):
         if path.read_bytes() != content:
-            raise LeftOut("an earlier row has its name, but not its contents", str(path))
+            raise LeftOut(OTHER_CONTENTS, str(path))
         return
     with files.atomic_write(path) as file:
         file.write(content)
@@ -121,7 +127,7 @@ def _link(path: Path, target: Path) -> None:
     """Make a symbolic link; a hard link where the system has none; a copy where these cannot be either."""
     if os.path.lexists(target):
         if not target.exists() or not (target.samefile(path) or target.read_bytes() == path.read_bytes()):
-            raise LeftOut("an earlier row has its name, but not its contents", str(target))
+            raise LeftOut(OTHER_CONTENTS, str(target))
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     for link in (os.symlink, os.link):
@@ -140,12 +146,7 @@ def _clean_value(value: object) -> object:
 
 def _clean(text: str) -> str:
     """Remove the addresses of pages, mail and accounts, which free text may hold."""
-    return WORD.sub(lambda word: "" if _is_address(word[0]) else word[0], text).strip()
-
-
-def _is_address(word: str) -> bool:
-    before, at, host = word.partition("@")
-    return "://" in word or "www." in word or (bool(at) and "." in host if before.strip("(<") else len(host) > 1)
+    return WORD.sub(lambda word: "" if ADDRESS.search(word[0]) else word[0], text).strip()
 
 
 # --- all entries ------------------------------------------------------------------------------------------------------
@@ -235,7 +236,8 @@ def next_commands(run: _Run) -> list[str]:
     if "midi" in run.written:
         commands.append(f"process_data/batch_midi2mtf.py {at('midi')} {at('mtf')}")
     music = at("mtf" if "midi" in run.written else "interleaved")
-    if "records" in run.has:
+    only_measures = "train" not in run.written and ("texts" in run.has or "test" in run.written)
+    if "records" in run.has and not only_measures:
         part = "/train" if "train" in run.written else ""
         options = " --captions" if "captions" in run.has else ""
         folders = f"{at('records' + part)} {at('summaries')} {at('')}"
@@ -249,10 +251,8 @@ def next_commands(run: _Run) -> list[str]:
     for task in run.labels:
         labels = at(f"labels{_end(task)}.csv")
         model = at(f"probe{_end(task)}.pth")
-        part = "/train" if "train" in run.written and "test" in run.written else ""
-        commands.append(f"code/linear_probe.py train {at('features' + part)} --labels {labels} --model {model}")
-        if part:
-            commands.append(f"code/linear_probe.py predict {model} {at('features/test')} --labels {labels} --evaluate")
+        split = " --split" if {"train", "test"} <= run.written.keys() else ""
+        commands.append(f"code/linear_probe.py train {at('features')} --labels {labels}{split} --model {model}")
     return joined + [f"python {command}" for command in commands]
 
 

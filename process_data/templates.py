@@ -112,19 +112,25 @@ PROGRAMS = tuple(name for name, count in _PROGRAMS for _ in range(count))
 # Other names of them; of a longer name, the last of these words counts: "bass clarinet", "trumpet in Bb".
 _OTHER_NAMES = {
     "piano": "pianoforte",
-    "tuned percussion": "glockenspiel vibraphone marimba xylophone celesta dulcimer tubular_bells music_box",
+    "tuned percussion": "glockenspiel vibraphone marimba xylophone celesta dulcimer tubular_bells music_box"
+    " glass_harmonica",
     "accordion": "bandoneon",
+    "harmonica": "mouth_organ",
     "guitar": "guitars",
     "bass": "bass_guitar electric_bass",
-    "strings": "string violin viola cello violoncello contrabass fiddle",
-    "voices": "voice vocal vocals choir",
-    "brass": "trumpet trombone tuba horn cornet euphonium flugelhorn",
+    "strings": "string violin violins viola violas cello cellos violoncello contrabass double_bass fiddle"
+    " violino violini violoncelli contrabbasso violine bratsche kontrabass",
+    "voices": "voice vocal vocals choir soprano mezzo_soprano tenor tenore canto gesang singstimme chant",
+    "brass": "trumpet trumpets trombone trombones tuba horn horns cornet euphonium flugelhorn corno corni",
     "saxophone": "sax saxophones",
-    "woodwinds": "woodwind oboe clarinet bassoon english_horn",
+    "woodwinds": "woodwind oboe oboes clarinet clarinets bassoon bassoons contrabassoon english_horn basset_horn oboi"
+    " clarinetto klarinette fagott fagotto fagotti",
     "flutes": "flute piccolo recorder ocarina shakuhachi",
     "synthesizer": "synth",
-    "traditional instruments": "sitar banjo shamisen koto kalimba bagpipe bagpipes shanai",
-    "percussion": "steel_drum steel_drums taiko_drum woodblock cymbal cymbals tambourine timbales claves",
+    "traditional instruments": "sitar banjo shamisen koto kalimba thumb_piano bagpipe bagpipes shanai"
+    " jaw_harp jew_s_harp",
+    "percussion": "bass_drum snare_drum side_drum steel_drum steel_drums taiko_drum"
+    " woodblock cymbal cymbals tambourine timbales claves",
     "sound effects": "noise",
     "drums": "drum drumset drumkit",
 }

@@ -39,14 +39,17 @@ def test_zip_is_read_as_it_is(tmp_path):
     }
     source = Source(zipped(tmp_path / "set.zip", members), tmp_path / "none")
     assert list(source.find("*.mid")) == ["set/a/1.mid"] and source.one("table.csv") == "set/table.csv"
-    assert source.read("set/a/1.mid") == MIDI and source.path("set/a/1.mid") is None and source.has("./set/a/1.mid")
+    assert source.read("set/a/1.mid") == MIDI and source.path("set/a/1.mid") is None
+    assert source.read("./set/a/1.mid") == MIDI
+    assert source.refused == [
+        f"set.zip: {n} is no file inside of the archive's folder" for n in ("../out.mid", "/abs.mid")
+    ]
     zipped(tmp_path / "in/labelled/phrases.zip", {"X_0.mid": MIDI})  # counts as expanded into a folder of its name
     write(tmp_path / "in", {"labelled/phrases/Y_0.mid": MIDI, "labelled/._Z.mid": b"", "a.mid": MIDI, "ba.mid": MIDI})
     source = Source(tmp_path / "in", tmp_path / "none")
     assert list(source.find("phrases/*.mid")) == ["labelled/phrases/Y_0.mid", "labelled/phrases/X_0.mid"]
     assert list(source.find("a.mid")) == ["a.mid"] and source.read("labelled/phrases/X_0.mid") == MIDI
     for name in ("../set.zip", "/etc/passwd", "a\0b", "labelled", ""):
-        assert not source.has(name)
         with pytest.raises(LeftOut, match="its file is missing"):
             source.read(name)
 
@@ -58,14 +61,26 @@ def test_damaged_members_and_archives_are_named(tmp_path, monkeypatch):
     source = Source(path, tmp_path / "none")
     with pytest.raises(LeftOut, match=r"cannot be read: a\.mid: Bad CRC-32"):
         source.read("a.mid")
+    with zipfile.ZipFile(tmp_path / "lzma.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.mid", MIDI)
+    packed = (tmp_path / "lzma.zip").read_bytes()
+    (tmp_path / "lzma.zip").write_bytes(packed.replace(packed[60:70], b"\xff" * 10))
+    with pytest.raises(LeftOut, match=r"cannot be read: a\.mid: Corrupt"):
+        Source(tmp_path / "lzma.zip", tmp_path / "none").read("a.mid")
     monkeypatch.setattr(files, "MAX_BYTES", 40)
     with pytest.raises(LeftOut, match="which no piece has"):
         source.read("b.mid")
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match="is the download complete"):
         Source(path, tmp_path / "none")
+    directory = data.index(b"PK\1\2")
+    for change, damaged in ((0, MIDI), (34, b"\1")):  # the number of the part that a member begins in
+        path.write_bytes(data[: directory + change] + damaged + data[directory + change + len(damaged) :])
+        with pytest.raises(InputError, match="is the download" if change == 0 else "the last part of a split archive"):
+            Source(path, tmp_path / "none")
+    path.write_bytes(data)
     (tmp_path / "a.z01").touch()
-    with pytest.raises(InputError, match=r"split archive; join the parts first: zip -s 0 a\.zip --out whole\.zip"):
+    with pytest.raises(InputError, match=r"join the parts first: zip -s 0 a\.zip --out whole\.zip .*move a\.z\* away"):
         Source(path, tmp_path / "none")
     with pytest.raises(InputError, match="neither a folder nor an archive"):
         Source(write(tmp_path, {"a.csv": ""}) / "a.csv", tmp_path / "none")
@@ -93,6 +108,19 @@ def test_a_json_array_is_read_in_pieces(tmp_path, monkeypatch):
     assert not list(dataset_tables.json_rows(table(tmp_path, "a.json", "[]"), "a.json", ["a"]))
 
 
+def test_what_a_missing_quotation_mark_swallows_is_counted(tmp_path):
+    for start, problem in (('3,"4', "unexpected end of data, in 3 lines"), ('"3,"4', "',' expected after '\"'")):
+        source = table(tmp_path, "a.csv", f'a,b\n1,"2\n""2"\n\n{start}\n5,6\n7,8\n')
+        problems = [row.problem for row in dataset_tables.csv_rows(source, "a.csv", ["a"])]
+        assert problems[:2] == ["", problem]
+    source = table(tmp_path, "a.csv", 'a,b\n1,"2\n3,4\n5,"6\n')
+    assert [row.problem for row in dataset_tables.csv_rows(source, "a.csv", ["a"])] == [
+        "',' expected after '\"', in 3 lines"
+    ]
+    with pytest.raises(InputError, match=r"a\.csv, line 1: not CSV \(unexpected end"):
+        list(dataset_tables.csv_rows(table(tmp_path, "a.csv", '"a'), "a.csv", ["a"]))
+
+
 def test_cells_are_checked(tmp_path):
     row = dataset_tables.Row(
         "a",
@@ -105,6 +133,7 @@ def test_cells_are_checked(tmp_path):
             "list": [1],
             "nan": "nan",
             "yes": True,
+            "missing": float("nan"),
         },
     )
     assert (row.number("n"), row.text("t"), row.flag("b"), row.texts("l"), row.texts("t")) == (
@@ -115,6 +144,7 @@ def test_cells_are_checked(tmp_path):
         ["x"],
     )
     assert (row.number("null"), row.text("null"), row.texts("null"), row.flag("yes")) == (None, "", [], True)
+    assert (row.number("missing"), row.text("missing"), row.texts("missing")) == (None, "", [])
     for method, column in (
         (row.number, "t"),
         (row.number, "nan"),
@@ -146,14 +176,14 @@ def test_parquet_is_streamed(tmp_path):
     assert rows[2].where == "x.parquet, row 3" and "other" not in rows[0].values
     with pytest.raises(InputError, match=r"x\.parquet: no column name; it has: md5, music"):
         list(dataset_tables.parquet_rows(source, "x.parquet", ["name"]))
-    (tmp_path / "in/x.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="not a parquet file"):
-        list(dataset_tables.parquet_rows(source, "x.parquet", ["md5"]))
+    whole = (tmp_path / "in/x.parquet").read_bytes()
+    for damaged in (b"PAR1", b"PAR1" + bytes(600) + whole[604:]):
+        (tmp_path / "in/x.parquet").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"x\.parquet: not a parquet file"):
+            list(dataset_tables.parquet_rows(source, "x.parquet", ["md5"]))
 
 
-def test_names_made_of_titles():
-    names = {"AC/DC - T.N.T.": "AC_DC - T.N.T", "..": "", " a\n": "a_", "é" * 300: "é" * 100, "a:b?": "a_b_"}
-    assert {name: dataset_files.safe_name(name) for name in names} == names
+def test_names_of_outputs():
     for name in ("a/b", "Ä 1"):
         assert dataset_files.is_safe(name)
     for name in ("", "/a", "a//b", "../a", "a/..", "a\nb", ".a", "a\\b", "x" * 201, "a\udcff"):

@@ -1,5 +1,7 @@
 """EMOPIA, VGMIDI, Pianist8, ASAP, MAESTRO, POP909: their readers, on files written here in the form of each."""
 
+from types import SimpleNamespace
+
 import openpyxl
 import pytest
 
@@ -178,6 +180,14 @@ def test_pop909(tmp_path):
     entries, _ = read("pop909", tmp_path)
     assert [entry.music for entry in entries.values()] == [{".mid": f"POP909/{n}/{n}.mid"} for n in ("001", "002")]
     assert entries["001"].record["title"] == "我的歌声里" and entries["001"].record["tags"] == ["曲婉婷"]
+
+
+def test_a_row_of_pop909_may_end_early(tmp_path, monkeypatch):
+    values = [("song_id", "name", "artist"), ("001", "Name")]
+    book = SimpleNamespace(worksheets=[SimpleNamespace(values=values)])
+    monkeypatch.setattr(openpyxl, "load_workbook", lambda file, read_only: book)
+    write(tmp_path, {"index.xlsx": ""})
+    assert read("pop909", tmp_path) == ({}, {"index.xlsx, row 2": "the row has no `artist`"})
 
 
 def test_a_fifth_of_the_groups_of_each_class_is_held_out():

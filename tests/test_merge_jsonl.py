@@ -229,6 +229,37 @@ def test_wrong_use(data, argv, said, monkeypatch, capsys):
     assert caught.value.code == 2 and said in capsys.readouterr().err
 
 
+def test_jsonl_files_and_folders_become_one(data):
+    """Paths of a JSONL file are relative to its own folder, before and after; none leaves either."""
+    paths = [["mtf/b.mtf"], ["mtf/gone.mtf"], ["../abc/a.abc", None, "None", 1, "../pdmx/mtf/b.mtf", "./mtf/b.mtf"]]
+    for name in ("pdmx", "caps/train"):
+        (data / name / "mtf").mkdir(parents=True)
+        (data / name / "mtf/b.mtf").write_text("ticks_per_beat 480\n")
+        lines = [json.dumps(record(title=name, filepaths=found)) for found in paths]
+        (data / name / "set.jsonl").write_text("\n\n".join([*lines, '{"title": 1}', "not JSON", ""]))
+    write(data, {"a": record(), "b": record(title=None)})
+    assert (
+        merge(data, data / "pdmx/set.jsonl", data / "records", data / "caps/train/set.jsonl", data / "all.jsonl") == 1
+    )
+    own = [record()["filepaths"]]
+    merged = [["pdmx/mtf/b.mtf"]] * 2 + own + [["caps/train/mtf/b.mtf"]] * 2
+    assert [found["filepaths"] for found in read(data / "all.jsonl")] == merged
+    said = {entry["file"]: entry for entry in read(data / "all.left_out.jsonl")}
+    for folder in ("pdmx", "caps/train"):
+        name = f"{data}/{folder}/set.jsonl, line"
+        assert f"{folder}/mtf/gone.mtf: not in {data}" in said.pop(f"{name} 3")["error"]
+        assert len(said.pop(f"{name} 5")["warnings"]) == 3
+        assert "`title`" in said.pop(f"{name} 7")["error"] and "not JSON" in said.pop(f"{name} 9")["error"]
+    assert list(said) == [f"{data}/records/b.json"]
+
+
+def test_a_jsonl_file_outside_of_the_new_ones_folder(data, capsys):
+    (data / "train.jsonl").write_text(json.dumps(record()))
+    with pytest.raises(SystemExit):
+        merge(data, data / "train.jsonl", data / "abc/train.jsonl")
+    assert f"../mtf/a.mtf: leaves {data}/abc" in capsys.readouterr().err
+
+
 def test_from_the_summaries_script(data, capsys):
     """--merge alone takes what is finished, and says what is not: no summaries of what a record said before."""
     write(data, {"a": record(), "folder/b": record(title="B"), "c": record(title="C"), "d": record(title="New")})

@@ -119,7 +119,8 @@ def test_general_midi():
     [("Violin II", "strings"), ("Electric Bass Guitar", "bass"), ("Bass Clarinet in Bb", "woodwinds"),
      ("English Horn", "woodwinds"), ("French Horn", "brass"), ("Synth Strings 1", "synthesizer"), ("Klavier", "piano"),
      ("Overdriven Guitar", "guitar"), ("Steel Drums", "percussion"), ("Drums", "drums"), ("钢琴", "piano"),
-     ("Timbales", "percussion"), ("Bass Drum", "drums"), ("Erhu", ""), ("Part 1", ""), ("", "")],
+     ("Timbales", "percussion"), ("Bass Drum", "percussion"), ("Double Bass", "strings"),
+     ("Glass Harmonica", "tuned percussion"), ("Jew's Harp", "traditional instruments"), ("Soprano Sax", "saxophone"), ("Erhu", ""), ("Part 1", ""), ("", "")],
 )  # fmt: skip
 def test_names_of_instruments(name, word):
     assert templates.instrument(name) == word
@@ -160,31 +161,79 @@ def test_meters_and_tempos():
 
 
 def test_facts_of_abc():
-    """Read by eye in the files: duo.abc has 20 lines of bars, K:Em, M:3/4, Q:1/4=120."""
+    """Read by eye in the files: duo.abc has 20 lines of bars, K:Em, M:3/4, Q:1/4=120, and two voices of a choir."""
     duo = of_abc((KIT / "interleaved" / "duo.abc").read_text())
-    assert duo == {"key": "E minor", "meter": "3/4", "tempo": 120, "bars": 20, "instruments": []}
-    octet = of_abc((KIT / "interleaved" / "octet.abc").read_text())
-    assert octet["instruments"][:3] == ["flutes", "strings", "piano"]  # no voice of a choir among them, such as Bass
-    head = 'M:4/4\nK:C\nV:1 nm="Bass" snm="B."\n'
+    assert duo == {"key": "E minor", "meter": "3/4", "tempo": 120, "bars": 20, "instruments": ["voices"] * 2}
+    head = 'L:1/4\nM:4/4\nK:C\nV:1 nm="Bass" snm="B."\n'
     changing = of_abc(head + "[V:1]C4|\n[V:1][M:3/4][K:G]C3|\n[V:1][Q:1/4=60]C3|\n")
-    assert changing == {"key": None, "meter": None, "tempo": 60, "bars": 3, "instruments": ["bass"]}
+    assert changing == {"key": False, "meter": False, "tempo": 60, "bars": None, "instruments": ["bass"]}
     assert of_abc("X:1\n" + head + "C4|")["bars"] is None  # not interleaved
+    odd = of_abc(head + "[V:1][K:bass][M:(2+3)/8][Q:120]C5/2|\n[V:1]C5/2|\n")  # a clef is no change of key
+    assert (odd["key"], odd["meter"], odd["tempo"]) == ("C major", False, None)  # 120 what?
+
+
+@pytest.mark.parametrize(
+    ("last", "key"),
+    [("[V:1]B G2|]", "G major"), ("[V:1]B E2|]", None), ("[V:1]G2|][V:2]B,,E,,2|]", None), ("[V:1]z3|]", None),
+     ('[V:1]e4|][V:2]"Em"[G,,D,B,]3|]', "G major"), ("[V:1]G2|][V:2][E,G,]3|]", None),
+     ("[V:1]B z2|][V:2]G,3[I:staff +1]!fermata!z|]", "G major"), ("[V:1]|[2 B, G3|]", "G major")],
+)  # fmt: skip
+def test_a_major_key_is_one_that_the_music_ends_in(last, key):
+    """A signature without a mode is K:G, of E minor too; what ends in E minor has E in the bass."""
+    assert of_abc(f"L:1/4\nM:3/4\nK:G\nV:1\n[V:1]GBd|\n{last}\n")["key"] == key
+    assert of_abc(f"L:1/4\nM:3/4\nK:Em\nV:1\n[V:1]GBd|\n{last}\n")["key"] == "E minor"
+
+
+@pytest.mark.parametrize(
+    ("bars", "count"),
+    [("d|GBd|GBd|GB", 3), ("d|GBd|GB|d|GBd", 3), ("GBd|GBd", 2), ("GBd|d16|GBd", None), ("(3GBdG|GBd|GB", 2)],
+)
+def test_pickups_and_divided_bars_are_not_counted(bars, count):
+    lines = "".join(f"[V:1]{bar}|\n" for bar in bars.split("|"))
+    assert of_abc(f"L:1/4\nM:3/4\nK:G\nV:1\n{lines}")["bars"] == count
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [(["Soprano", "Alto 1", "Tenor", "Bass II", "Piano"], ["voices"] * 4 + ["piano"]), (["Bass", "Drums"], ["bass", "drums"]),
+     (["Alto Sax", "Tenor Sax", "Bass"], ["saxophone", "saxophone", "bass"]), (["Solo\\nViola"], ["strings"]),
+     (["Piano", "Part 2"], None), ([], None)],
+)  # fmt: skip
+def test_parts_are_told_if_all_are_known(names, words):
+    parts = "".join(f'V:{number} nm="{name}"\n' for number, name in enumerate(names))
+    assert of_abc(f"K:C\n{parts}[V:1]C|\n")["instruments"] == words
 
 
 def mtf(*lines: str) -> str:
-    notes = ("note_on 0 0 60 80", "note_on 9 1 64 0", "note_on 0 0 72 9", "note_on 0 9 35 80", "end_of_track 0")
-    return "\n".join(["ticks_per_beat 480", *lines, *notes])
+    notes = ("note_on 0 0 60 80", "note_on 9 1 64 0", "note_on 0 0 67 9", "note_on 0 9 35 80", "note_off 9 0 67 0")
+    return "\n".join(["ticks_per_beat 480", *lines, *notes, "end_of_track 0"])
 
 
 def test_facts_of_mtf():
     facts = of_mtf(
-        mtf("time_signature 3 8 24 8 0", "key_signature F#m 0", "set_tempo 600000 0", "program_change 0 0 24",
-            "program_change 0 1 56", "program_change 0 9 0", "program_change 0 0 999")
+        mtf("time_signature 3 8 24 8 0", "key_signature F#m 0", "set_tempo 600000 0", "program_change 0 0 0",
+            "program_change 0 1 56", "program_change 0 9 0", "program_change 0 0 24")
     )  # fmt: skip
-    # 60 s / 0.6 s = 100; channel 1 has no note
+    # 60 s / 0.6 s = 100; channel 1 has no note, and channel 0 none as a piano
     assert facts == {
-        "key": "F# minor", "meter": "3/8", "tempo": 100, "instruments": ["guitar", "drums"], "range": (60, 72),
+        "key": "F# minor", "meter": "3/8", "tempo": 100, "instruments": ["guitar", "drums"], "range": (60, 67),
     }  # fmt: skip
+    drums = of_mtf("ticks_per_beat 480\n" + "note_on 0 9 35 80\nnote_off 9 9 35 0\n" * 10**4)  # at once, not in minutes
+    assert [fact for fact in drums.values() if fact] == [["drums"]]
+    for unknown in ((), ("program_change 0 0 999",), ("program_change 0 0 55",)):  # more than drums sounds
+        assert of_mtf(mtf(*unknown))["instruments"] is None
+
+
+@pytest.mark.parametrize(
+    ("key", "last", "known"),
+    [("Bb", 58, "Bb major"), ("Bb", 55, None), ("Gm", 58, "G minor"), ("Cb", 59, "Cb major"), ("F#", 54, "F# major"),
+     ("B", 58, None)],
+)  # fmt: skip
+def test_a_major_key_is_one_that_midi_ends_in(key, last, known):
+    """The lowest note that sounds with the last one is held from before, as in a broken chord."""
+    ends = (f"note_on 0 0 {last} 80", "note_on 9 0 65 80", "note_on 0 9 35 80", "note_off 9 0 65 0")
+    text = mtf(f"key_signature {key} 0").replace("end_of_track 0", "\n".join([*ends, f"note_off 0 0 {last} 0"]))
+    assert of_mtf(text)["key"] == known
 
 
 @pytest.mark.parametrize(
@@ -202,7 +251,7 @@ def test_defaults_of_midi_and_what_changes_are_no_facts(lines, known):
 
 def test_facts_of_metadata():
     record = dict.fromkeys(records.METADATA) | {
-        "genres": ["pop", "None", " pop ", "x" * 61], "composer": "J. S.\nBach.", "instruments": ["Piano", None],
+        "genres": ["pop", "None", " pop ", "x" * 61], "composer": ["J. S.\nBach.", "Trad.", "Composer"], "instruments": ["Piano", None],
         "key": "Bb major", "time_signature": "4/4", "tempo": 119.6, "duration": 12,
     }  # fmt: skip
     assert of_metadata(record) == {
@@ -239,7 +288,7 @@ def test_from_records_to_training(tmp_path, run, capsys):
     duo = made["duo"]
     assert list(duo) == [*records.FIELDS, "key", "summaries"]
     assert duo["summaries"] == {"summary_en": "template", "summary_nen": "template"}
-    for fact in ("E minor", "3/4", "120 BPM", "20", "piano", "G2", "A4"):  # the key of the music, not of the record
+    for fact in ("E minor", "3/4", "120 BPM", "20", "voices", "G2", "A4"):  # the key of the music, not of the record
         assert fact in duo["summary_en"]
     assert duo["title"] not in duo["summary_en"]
 
@@ -250,6 +299,14 @@ def test_from_records_to_training(tmp_path, run, capsys):
     assert records.fixed_text(merged["Duo"]) == [duo["summary_en"]]
     assert records.summaries(merged["Duo"]["summary_nen"]) == [duo["summary_nen"]["summary"]]
     assert languages.misfit(duo["summary_nen"]["summary"], duo["summary_nen"]["language"]) is None
+
+
+def test_what_changes_in_the_music_is_not_taken_from_the_record(tmp_path, run):
+    (tmp_path / "a.abc").write_text("L:1/4\nM:3/4\nK:Em\nV:1\n[V:1]G3|\n[V:1][M:2/4]E2|\n")
+    record = {"key": "Ab major", "time_signature": "3/4", "tempo": 90, "filepaths": ["a.abc"]}
+    write_records(tmp_path / "in", piece=record)
+    summary = run(music=tmp_path)[0]["piece"]["summary_en"]
+    assert "E minor" in summary and "90" in summary and "3/4" not in summary
 
 
 def test_captions_and_summaries_that_are_there(tmp_path, run):

@@ -263,7 +263,7 @@ def test_wrong_use_is_said_in_one_line_and_exits_with_2(tmp_path, monkeypatch, c
     Path("log.txt").write_text("no loss here\n")
     cases = [
         (["loss", "log.txt", "x.png"], "log.txt: no line such as"),
-        (["loss", "no.txt", "x.png"], "no.txt"),
+        (["loss", "no.txt", "x.png"], "error: no.txt: No such file or directory"),
         (["loss", "in", "x.png"], "in"),
         (["map", "in", "x.pdf"], ".png or .svg"),
         (["map", "empty", "x.png"], "no .npy file"),

@@ -192,7 +192,8 @@ def test_pdmx_odd_rows_are_left_out_and_named(tmp_path, capsys):
         "7": "the row cannot be read: not UTF-8",
         "9": "not music: no PK where a .mxl file has it: mxl/3/g.mxl",
         "10": ["its file is empty: mxl/3/h.mxl"],
-        "11": "an earlier row has its name, but not its contents: " + str(out / "records/1/11/Qa.json"),
+        "11": "its name is taken by other contents, of another row or of an earlier SOURCE (then choose a new OUT): "
+        + str(out / "records/1/11/Qa.json"),
         "12": "its name cannot be that of a file: '.hidden'",
         "14": ["its file is missing: mxl/3/k.mxl"],
     }
@@ -297,7 +298,7 @@ def test_midicaps(tmp_path, capsys):
     found = record(out, "train/lmd_full/b/bb")
     assert (found["genres"], found["tags"]) == (["folk"], ["Bb major", "4/4", "Adagio"])
     kinds = {line: text.partition(":")[0] for line, text in report(out).items()}
-    name = "an earlier row has its name, but not its contents"
+    name = prepare_dataset.OTHER_CONTENTS
     assert kinds.pop("3") == "the row cannot be read"
     assert kinds.pop("10") == "not music"
     assert kinds == {
@@ -312,6 +313,8 @@ def test_midicaps(tmp_path, capsys):
     assert f"semantic_search.py metrics {out}/texts/test {out}/mtf/test" in printed
     assert run("midicaps", folder, tmp_path / "test", "--split", "test") == 1
     assert set(tree(tmp_path / "test/midi")) == {"test/lmd_full/a/aa.mid"}
+    printed = capsys.readouterr().out  # the way to the measures, not to training on the test part
+    assert "code/semantic_search.py metrics" in printed and "train.jsonl" not in printed
     assert report(tmp_path / "test")["2"] == "in another split"
     write(folder, {"train.json": '{"location": "a.mid", "captions": "?"}'})
     assert run("midicaps", folder, tmp_path / "other") == 2
@@ -345,6 +348,7 @@ def labelled(source, args):
         entry = Entry(
             f"x,{number}",
             {".abc": f"X:1\nK:C\nC{number}|\n".encode()},
+            {"title": "C"},
             labels={"label": "odd" if number % 2 else "even", "size": "s"},
             split=split,
         )
@@ -367,8 +371,11 @@ def test_labels_and_splits_are_the_probes(tmp_path, two_tasks, capsys):
     for root, names in ((out / "f/test", ["x,5.npy"]), (out / "f", ["test/x,5.npy"])):  # of one split, and of all
         assert labels.assign([(root, name) for name in names], known) == ["odd"]
     printed = capsys.readouterr().out
-    assert f"train {out}/features/train --labels {out}/labels.csv" in printed
-    assert f"predict {out}/probe_size.pth {out}/features/test --labels {out}/labels_size.csv --evaluate" in printed
+    for end in ("", "_size"):
+        assert f"train {out}/features --labels {out}/labels{end}.csv --split --model {out}/probe{end}.pth" in printed
+    assert f"merge_jsonl.py {out}/summaries {out}/train.jsonl" in printed
+    assert run("two", tmp_path / "in", tmp_path / "test", "--split", "test") == 0
+    assert "merge_jsonl.py" not in capsys.readouterr().out
 
 
 # --- again, in parts, interrupted -------------------------------------------------------------------------------------
@@ -531,7 +538,7 @@ def test_two_pieces_of_one_name_are_not_mixed_up(tmp_path, second):
     first = "1.mid" if isinstance(second, str) else MIDI
     for again in (first, first, "3.mid" if isinstance(second, str) else MIDI):  # the same contents are the same piece
         assert prepare_dataset.write_entry(Entry("a", {".mid": again}), source, out) == {"midi"}
-    with pytest.raises(LeftOut, match="an earlier row has its name, but not its contents"):
+    with pytest.raises(LeftOut, match="its name is taken by other contents"):
         prepare_dataset.write_entry(Entry("a", {".mid": second}), source, out)
     assert tree(out) == {"midi/a.mid": MIDI}
 
@@ -566,7 +573,7 @@ def test_what_is_surely_no_music_is_left_out(tmp_path):
 
 
 def test_addresses_are_removed_from_texts_and_nothing_else():
-    kept = "M@ry 4@4: a @ b, C#m, http, 50 %"
+    kept = "M@ry 4@4: a @ b, C#m, http, 50 % op.5/2 B.C. feat.Bob commedia.comica net"
     gone = (
         "@jane_doe",
         "(@jane)",
@@ -574,7 +581,14 @@ def test_addresses_are_removed_from_texts_and_nothing_else():
         "<mailto:jane@doe.org>",
         "www.musescore.com/user/1",
         "https://x.org/?u=jane",
+        "youtu.be/jane",
+        "(soundcloud.com/jane)",
+        "jane.wordpress.com.",
+        "IG:@jane",
+        '"@jane"',
     )
+    long = "a@" * 10**5  # at once, not in minutes
+    assert prepare_dataset._clean(long) == long
     for address in gone:
         assert prepare_dataset._clean(f"{kept} {address}") == kept
         assert prepare_dataset._clean(f"悲しい{address}曲") == "悲しい曲"
