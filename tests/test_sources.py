@@ -243,7 +243,7 @@ def test_a_file_that_no_run_has_recorded_is_named_and_never_removed(tool):
     stray = tool.out / f"\x1b[31mb{tool.suffix}"
     shutil.copy(tool.out / f"a{tool.suffix}", stray)
     told = tool.run(remove=True)[2]
-    assert told == (f"1 files among the outputs that no run has recorded (left alone):\n  \\x1b[31mb{tool.suffix}")
+    assert told == (f"1 file among the outputs that no run has recorded (left alone):\n  \\x1b[31mb{tool.suffix}")
     assert stray.exists()
 
 
