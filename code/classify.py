@@ -29,10 +29,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import command_line
+
+if __name__ == "__main__":
+    command_line.begin()  # before the imports below, which take a while
+
 import numpy as np
 
 import cache
-import command_line
 import config
 import features
 import files

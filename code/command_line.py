@@ -21,15 +21,16 @@ def has_launcher() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
-def begin(parser: argparse.ArgumentParser) -> None:
-    """Check the arguments, and has Ctrl-C end the program in one line while its modules are imported."""
-    parser.parse_args()
+def begin(parser: argparse.ArgumentParser | None = None) -> None:
+    """Check the arguments, and let Ctrl-C end the program in one line while its modules are imported."""
+    if parser:
+        parser.parse_args()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a program under nohup ignores it
         signal.signal(signal.SIGINT, _end)
 
 
 def imported() -> None:
-    """Has Ctrl-C raise KeyboardInterrupt again."""
+    """Let Ctrl-C raise KeyboardInterrupt again."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -16,6 +16,8 @@ import argparse
 import html
 import os
 import re
+import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -23,11 +25,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import command_line
+
+if __name__ == "__main__":
+    command_line.begin()  # before the imports below, which take a while
+
 import numpy as np
 
 import cache
 import classify
-import command_line
 import config
 import files
 import page
@@ -50,7 +56,16 @@ PATCHES = 16_384  # of its music
 CHARACTERS = 10_000  # of a text, or of all classes
 CLASSES = 100
 REMEMBERED = 500  # pictures of FOLDER's pieces that are kept in memory
-FRAME = '<iframe title="The answer" sandbox="allow-scripts" style="{}" srcdoc="{}"></iframe>'
+# The page's own requests and those of programs that ask it. Gradio answers more: it converts films, and prints paths.
+OPEN = re.compile(
+    r"/((config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|(static|assets)/.*|gradio_api/"
+    r"(info|app_id|startup-events|(heartbeat|call)/.*|upload|upload_progress|queue/(join|data)|cancel|reset|file=.*)/?)?",
+    re.DOTALL,
+)
+# Screen readers read DONE out, as the part of the page that it comes into is live before.
+LIVE = "() => { for (const answer of document.querySelectorAll('.prose.answer')) answer.ariaLive = 'polite' }"
+DONE = '<p class="sr-only">The answer is there.</p>'
+FRAME = DONE + '<iframe title="The answer" sandbox="allow-scripts" style="{}" srcdoc="{}"></iframe>'
 SIZE = "display: block; width: 100%; height: max(75vh, 30rem); border: 0; border-radius: .6rem"
 
 
@@ -78,12 +93,13 @@ class Library:
             path = Path(file)
             with self.reads:
                 piece = read(path)
+                vector = self.embed(piece)  # before it is drawn, which takes longer: it may be too long
                 previews, sounds = page.preview([path], SECONDS)
         else:
             [piece] = pieces.read(sentence.encode(), ".txt")
-            path, previews, sounds = None, {}, {}
-        [hits] = semantic_search.find_hits(self.embed(piece), self.music, HITS)
-        sources = [semantic_search.source_of(self.folder, hit["name"]) if self.music.titles else None for hit in hits]
+            path, vector, previews, sounds = None, self.embed(piece), {}, {}
+        [hits] = semantic_search.find_hits(vector, self.music, HITS)
+        sources = [self.source_of(hit["name"]) for hit in hits]
         drawn = self.preview([source for source in sources if source])
         heading = (piece.title or path.name) if path else f"“{sentence}”"
         searched = f"{len(self.music.names):,} pieces in {self.folder.resolve().name}"
@@ -95,8 +111,7 @@ class Library:
             raise InputError("drop a file")
         question = read_classes(clean(lines))
         with self.reads:
-            piece = read(Path(file))
-        music = Features([Path(file).name], self.embed(piece))
+            music = Features([Path(file).name], self.embed(read(Path(file))))
         with self.embeds:
             classes = Features(list(question), classify.embed(question))
         answer = classify.answer(music, classes, classify.TEMPERATURE)
@@ -113,6 +128,11 @@ class Library:
         with self.embeds:
             return np.stack([vector for _, vector in clamp2.embed_pieces(self.model, [(0, piece)])])
 
+    def source_of(self, name: str) -> Path | None:
+        """Return the file of a hit, if it may be shown: FOLDER may have changed since it was read."""
+        source = semantic_search.source_of(self.folder, name)
+        return source if self.music.titles and is_inside(self.folder, source) else None
+
     def preview(self, sources: list[Path]) -> tuple[dict, dict]:
         """Return the previews and sounds of pieces of FOLDER, as `page.preview` does, and remember some."""
         found = {source: self.shown.get(source) for source in sources}
@@ -127,13 +147,18 @@ class Library:
         return {source: drawn for source, drawn, _ in shown}, {source: heard for source, _, heard in shown if heard}
 
 
+def is_inside(folder: Path, source: Path) -> bool:
+    """Whether a piece, `#N` of a tune included, is a file within the folder once all links are followed."""
+    path, _ = pieces.locate(source)
+    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+
+
 def without_outsiders(folder: Path, music: Features) -> Features:
     """Leave out, and name, the pieces that a link within the folder leads to outside of it. Raises InputError."""
-    root, inside, outside = folder.resolve(), list[int](), list[int]()
+    inside, outside = list[int](), list[int]()
     for row, name in enumerate(music.names):
-        path, _ = pieces.locate(semantic_search.source_of(folder, name))
-        is_inside = not music.titles or path.resolve().is_relative_to(root)  # of features, only the name is shown
-        (inside if is_inside else outside).append(row)
+        is_shown = not music.titles or is_inside(folder, semantic_search.source_of(folder, name))
+        (inside if is_shown else outside).append(row)  # of features, only the name is shown
     files.name_all(f"pieces of {folder} left out", music.skipped)
     files.name_all(f"pieces of {folder} left out: links that lead out of it", [music.names[row] for row in outside])
     if not inside:
@@ -190,7 +215,7 @@ def build(library: Library) -> "gradio.Blocks":
         if wrong:
             return None, wrong
         shares, doubts = answer
-        return shares, problem(f"in doubt: {'; '.join(doubts)}") if doubts else ""
+        return shares, problem(f"in doubt: {'; '.join(doubts)}") if doubts else DONE
 
     about = f"{len(library.music.names):,} pieces of {library.folder.resolve().name}"
     types = list(INPUT_SUFFIXES)
@@ -201,7 +226,7 @@ def build(library: Library) -> "gradio.Blocks":
                 sentence = gradio.Textbox(label="A sentence, in any language", placeholder="a sad waltz", scale=2)
                 dropped = gradio.File(label="or a file of music or text", file_types=types, height=160, min_width=280)
             button = gradio.Button("Search", variant="primary")
-            hits = gradio.HTML(label="The answer")
+            hits = gradio.HTML(label="The answer", elem_classes="answer")
             asked = [button.click, sentence.submit]
             gradio.on(asked, search, [sentence, dropped], hits, api_name="search")
         with gradio.Tab("Classes"):
@@ -213,8 +238,9 @@ def build(library: Library) -> "gradio.Blocks":
                 piece = gradio.File(label="A file of music or text", file_types=types, height=160, min_width=280)
             ask = gradio.Button("Classify", variant="primary")
             shares = gradio.Label(label="Confidence")
-            note = gradio.HTML()
+            note = gradio.HTML(elem_classes="answer")
             ask.click(classify_file, [piece, lines], [shares, note], api_name="classify")
+        gradio.on([*asked, ask.click], js=LIVE)
     return blocks.queue(default_concurrency_limit=AT_ONCE)
 
 
@@ -232,10 +258,37 @@ def problem(words: str) -> str:
     return f'<p role="alert">{html.escape(files.printable(words))}</p>'
 
 
+class Door:
+    """Lets in the requests that the page needs, of limited size."""
+
+    def __init__(self, app: Callable):
+        self.app = app
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        from starlette.exceptions import HTTPException
+        from starlette.responses import Response
+
+        size = 0
+
+        async def receive_some() -> dict:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > BYTES + 2**16:  # a form around a file
+                raise HTTPException(413)
+            return message
+
+        if scope["type"] == "http" and not OPEN.fullmatch(scope["path"]):
+            await Response(status_code=404)(scope, receive, send)
+        else:
+            await self.app(scope, receive_some, send)
+
+
 def launch(blocks: "gradio.Blocks", host: str) -> str:
     """Open the page. Returns its address."""
     import gradio
     import safehttpx
+    from starlette.middleware import Middleware
 
     async def refuse(host: str) -> NoReturn:
         raise InputError("links are not followed: drop the file")
@@ -254,12 +307,14 @@ def launch(blocks: "gradio.Blocks", host: str) -> str:
         quiet=True,
         prevent_thread_lock=True,
         max_threads=AT_ONCE + 8,
+        app_kwargs={"middleware": [Middleware(Door)]},
         **off,
     )
     return address
 
 
 def demo(args: argparse.Namespace) -> int:
+    require_address(args.host, os.environ.get("GRADIO_SERVER_PORT", "7860"))
     with tempfile.TemporaryDirectory() as uploads:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}  # as Gradio is imported
         try:
@@ -272,6 +327,18 @@ def demo(args: argparse.Namespace) -> int:
         print(f"{launch(blocks, args.host)}  (Ctrl-C ends it)", flush=True)
         blocks.block_thread()
     return 0
+
+
+def require_address(host: str, port: str) -> None:
+    """Raise InputError for an address that this machine does not have, with which Gradio would try a hundred ports."""
+    if not port.isdigit():
+        raise InputError(f"GRADIO_SERVER_PORT is {port!r}, not a number")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            listener.bind(address)
+    except OSError as error:
+        raise InputError(f"--host {host}: not an address of this machine ({error.strerror})") from error
 
 
 def default_folder() -> Path:
@@ -301,4 +368,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does, and the uploads are removed
     sys.exit(main())

@@ -39,10 +39,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import command_line
+
+if __name__ == "__main__":
+    command_line.begin()  # before the imports below, which take a while
+
 import numpy as np
 from tqdm import tqdm
 
-import command_line
 import config
 import features
 import files
@@ -51,7 +55,7 @@ import retrieval
 import semantic_search
 from features import Features
 from files import InputError
-from intervals import bootstrap, measure
+from intervals import measure, measure_biased
 
 FRECHET_BOOTSTRAPS = 50  # a Fréchet distance takes some tenths of a second
 MLE = "maximum likelihood"  # so called, though n - 1 is the denominator, as elsewhere
@@ -141,19 +145,6 @@ def diversity(unit: np.ndarray, counts: np.ndarray) -> float:
     same = counts @ counts  # pairs of a piece with itself, which do not count
     pairs = counts.sum() ** 2 - same
     return max(1 - (total @ total - same) / pairs, 0.0) if pairs else 0.0
-
-
-def measure_biased(
-    statistic: Callable, n: int, rng: np.random.Generator, low: float, high: float, times: int = 1000
-) -> dict:
-    """Compute what `measure` does of a statistic, between `low` and `high`, that a finite sample shifts.
-
-    Drawing pieces anew shifts it once more. Thus the interval is 1.96 standard deviations of the bootstrap to either
-    side of the value, and not its percentiles.
-    """
-    value = float(statistic(np.ones(n, int)))
-    margin = 1.96 * np.std(bootstrap(statistic, n, rng, times), ddof=1)
-    return {"value": value, "interval": np.clip([value - margin, value + margin], low, high).tolist()}
 
 
 def frechet_of_drawn(distance: Distance, generated: np.ndarray, counts: np.ndarray) -> float:
@@ -304,7 +295,7 @@ def show(result: dict, real: int, copy: float) -> None:
         if "interval" in known:
             line += "  [{:.4f}, {:.4f}]".format(*known["interval"])
         print(line + (f"  by chance {known['by_chance']:.4f}" if "by_chance" in known else ""))
-    print(f"{len(result['copies'])} copies, of a cosine to a real piece of {copy} or more")
+    print(f"{files.counted(len(result['copies']), 'copies')}, of a cosine to a real piece of {copy} or more")
     for piece in result["copies"]:
         print(files.printable(f"  {piece['nearest_cosine']:.4f}  {piece['name']}  {piece['nearest']}"))
 
@@ -312,7 +303,7 @@ def show(result: dict, real: int, copy: float) -> None:
 def write_pairs(path: Path, pairs: list[dict]) -> None:
     with files.atomic_write(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
-    print(files.printable(f"{len(pairs)} pairs -> {path}"))
+    print(files.printable(f"{files.counted(len(pairs), 'pairs')} -> {path}"))
 
 
 def cosine(text: str) -> float:

@@ -27,7 +27,7 @@ import processes
 import provenance
 import published
 from embedding import embed
-from files import SHOWN, InputError, atomic_write, list_files, printable, remove_leftovers, sha256
+from files import SHOWN, InputError, atomic_write, counted, list_files, printable, remove_leftovers, sha256
 from loading import Paths, close_loader, ignore_interrupts, worker_count
 from patches import M3Patchilizer, read_music, remove_unit_length
 from processes import Processes, precision
@@ -156,7 +156,9 @@ def extract(
     model = job.together(lambda: load_model() if todo else None)
     dtype = precision(job.device, config.EXTRACT_PRECISION)
     kind = str(dtype).removeprefix("torch.")
-    job.print(printable(f"{len(files)} files, {job.world_size} x {job.device_name}, {kind}, {weights_path}"))
+    job.print(
+        printable(f"{counted(len(files), 'files')}, {job.world_size} x {job.device_name}, {kind}, {weights_path}")
+    )
     if model is not None:
         with (
             tqdm(total=len(todo), desc="extraction", unit="file", disable=job.rank != 0) as bar,
@@ -177,7 +179,10 @@ def extract(
         report(target, all_failures)
         orphans = open_record()[0].finish(remove_orphans)  # with what the others have added
         counts = f"{sum(done)} done, {sum(skipped)} skipped (they were there), {len(all_failures)} failed{orphans}"
-        print(counts + (f"; {len(others)} files of other types were left alone{to_convert(others)}" if others else ""))
+        print(
+            counts
+            + (f"; {counted(len(others), 'files of other types')} left alone{to_convert(others)}" if others else "")
+        )
     return 1 if all_failures else 0
 
 

@@ -1,6 +1,6 @@
 """List input folders, name outputs, write files whole or not at all, and report user errors.
 
-Shared by `code/` and `process_data/`; imports only the standard library.
+Shared by `code/` and `process_data/`; imports only the standard library and `command_line`.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import glob
 import hashlib
 import io
 import os
+import re
 import socket
 import stat
 import sys
@@ -19,6 +20,8 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import IO
+
+import command_line
 
 MAX_BYTES = 128 * 2**20  # of an input file: a million messages of MIDI take 20 MB
 SHOWN = 20  # of a long list, on the terminal
@@ -48,10 +51,20 @@ def printable(text: object) -> str:
     )
 
 
+def counted(number: int, what: str) -> str:
+    """Count things that are named in the plural: `2 files left out`, `1 copy`."""
+    if number == 1:
+        what = re.sub(r"^(\w+?)(ie)?s\b", lambda plural: plural[1] + ("y" if plural[2] else ""), what)
+    return f"{number} {what}"
+
+
 def name_all(what: str, names: list[str], limit: int = SHOWN, elsewhere: str = "") -> None:
-    """Print a count and up to `limit` names on standard error. `elsewhere`: where all are listed."""
+    """Print how many of `what`, in the plural, and up to `limit` names on standard error.
+
+    `elsewhere`: where all are listed.
+    """
     if names:
-        print(f"{len(names)} {what}:", file=sys.stderr)
+        print(f"{counted(len(names), what)}:", file=sys.stderr)
         for name in names[:limit]:
             print(f"  {printable(name)}", file=sys.stderr)
         if len(names) > limit:
@@ -70,6 +83,7 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None = None) 
     args = parser.parse_args(argv)
     print_any_name()
     try:
+        command_line.imported()
         status = args.run(args)
         sys.stdout.flush()
         return status

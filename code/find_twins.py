@@ -25,12 +25,16 @@ from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 
+import command_line
+
+if __name__ == "__main__":
+    command_line.begin()  # before the imports below, which take a while
+
 import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-import command_line
 import features
 import files
 import notes
@@ -83,9 +87,14 @@ def read_folder(folder: Path) -> tuple[list[Melody], list[str]]:
     found, others = files.list_files(folder, SUFFIXES)
     if not found:
         hint = "; features hold no notes" if any(path.suffix.lower() == ".npy" for path in others) else ""
-        raise InputError(f"{folder}: there is no music in it ({len(others)} files of other types{hint})")
+        raise InputError(
+            f"{folder}: there is no music in it ({files.counted(len(others), 'files of other types')}{hint})"
+        )
     if others:
-        print(files.printable(f"{folder}: {len(others)} files of other types were left alone"), file=sys.stderr)
+        print(
+            files.printable(f"{folder}: {files.counted(len(others), 'files of other types')} left alone"),
+            file=sys.stderr,
+        )
     base = folder.parent if folder.is_file() else folder
     answers = workers.run(notes.melodies, [base / path for path in found], TIMEOUT)
     melodies, skipped = [], []

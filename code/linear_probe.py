@@ -32,7 +32,7 @@ from pathlib import Path
 import command_line
 
 if __name__ == "__main__":
-    command_line.probe(__doc__).parse_args()  # before the imports below, which take seconds
+    command_line.begin(command_line.probe(__doc__))  # before the imports below, which take seconds
 
 import numpy as np
 import torch

@@ -68,7 +68,7 @@ def render(
 def preview(
     sources: list[Path], timeout: float | None = None
 ) -> tuple[dict[Path, tuple[str, str]], dict[Path, tuple[str, list, str]]]:
-    """Draw and reads music, and reads texts.
+    """Draw and read music, and read texts.
 
     Returns, by source:
         ("picture", SVG in base64), ("text", its beginning) or ("problem", error);

@@ -22,6 +22,10 @@ import sys
 from pathlib import Path
 
 import command_line
+
+if __name__ == "__main__":
+    command_line.begin()  # before the imports below, which take a while
+
 import features
 import files
 from files import InputError
@@ -88,10 +92,10 @@ def table(results: dict[str, tuple[dict[str, dict], str]]) -> list[dict]:
     return rows
 
 
-def show(value: dict | None) -> str:
+def show(measure: str, value: dict | None) -> str:
     if not value:
         return f"{'-':>6}{'':30}"
-    digits = 1 if value["value"] > 1 else 4  # a median rank
+    digits = 1 if measure == "median rank" else 4
     interval = "[{:.{d}f}, {:.{d}f}]".format(*value["interval"], d=digits) if "interval" in value else ""
     pieces = f"of {value['pieces'] or '?'}"
     return f"{value['value']:7.{digits}f}{interval:>20}{pieces:>9}"
@@ -111,10 +115,13 @@ def compare(args: argparse.Namespace) -> int:
     rows = table(results)
     print(f"{'':47}{'measured':36}  published")
     for row in rows:
-        line = f"{row['result']:35}{row['measure']:11} {show(row['measured'])}  {show(row['published'])}"
+        measured, known = (show(row["measure"], row[which]) for which in ("measured", "published"))
+        line = f"{row['result']:35}{row['measure']:11} {measured}  {known}"
         print(files.printable(line.rstrip()))
     for name, (_, protocol) in sorted(results.items()):
         print(files.printable(f"{name}: {protocol}"))
+    compared = {row["result"] for row in rows if row["measured"] and row["published"]}
+    files.name_all("results of which no published figure is known", sorted(results.keys() - compared))
     features.report("left out", left_out)
     if args.json:
         features.write_json(args.json, {"rows": rows, "left_out": left_out})

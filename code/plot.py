@@ -22,6 +22,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import command_line
+
+if __name__ == "__main__":
+    command_line.begin()  # before the imports below, which take a while
+
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,7 +34,6 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import MaxNLocator
 
-import command_line
 import features
 import files
 import labels

@@ -11,19 +11,19 @@ groups of twins chooses the regularization. Temporal features are averaged over 
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, GroupShuffleSplit
-from sklearn.preprocessing import StandardScaler
 
 import command_line
 import features
 import files
 import labels
 from quickstart_large import ASKED, LANGUAGES
+
+if TYPE_CHECKING:
+    from sklearn.model_selection import GridSearchCV
 
 QUESTIONS = ("test region", "test genre", "test collection", "dva region", "boehme genre", "oneill genre")
 STRENGTHS = (0.1, 1, 10, 100)  # C of scikit-learn: the higher, the less regularization
@@ -43,6 +43,8 @@ def header(tune: dict) -> str:
 
 def count_ngrams(tunes: list[dict], in_train: np.ndarray, fields: tuple[str, ...]) -> csr_matrix:
     """Count runs of one to three words of each field, weighted by tf-idf, [N, G], as training has them."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     columns = []
     for field in fields:
         texts = [header(tune) if field == "header" else tune[field] for tune in tunes]
@@ -54,6 +56,8 @@ def count_ngrams(tunes: list[dict], in_train: np.ndarray, fields: tuple[str, ...
 
 def read_features(folder: Path, names: list[str], in_train: np.ndarray) -> csr_matrix:
     """Read the features of the tunes, [N, H], with mean 0 in training and vectors of about length 1."""
+    from sklearn.preprocessing import StandardScaler
+
     found = features.load(folder, mean_over_time=True)
     row = {Path(features.without_suffix(name)).name: number for number, name in enumerate(found.names)}
     matrix = found.matrix[[row[name] for name in names]]
@@ -61,8 +65,11 @@ def read_features(folder: Path, names: list[str], in_train: np.ndarray) -> csr_m
     return csr_matrix(scaler.transform(matrix) / np.sqrt(matrix.shape[1]))
 
 
-def fit(matrix: csr_matrix, truth: np.ndarray, groups: np.ndarray) -> GridSearchCV:
+def fit(matrix: csr_matrix, truth: np.ndarray, groups: np.ndarray) -> "GridSearchCV":
     """Train a probe, with the one of STRENGTHS that is best on a fifth of the groups when trained on the others."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, GroupShuffleSplit
+
     split = GroupShuffleSplit(1, test_size=0.2, random_state=0)
     search = GridSearchCV(LogisticRegression(max_iter=1000, tol=1e-3), {"C": STRENGTHS}, cv=split)
     return search.fit(matrix, truth, groups=groups)

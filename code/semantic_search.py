@@ -30,10 +30,14 @@ import re
 import sys
 from pathlib import Path
 
+import command_line
+
+if __name__ == "__main__":
+    command_line.begin()  # before the imports below, which take a while
+
 import numpy as np
 
 import cache
-import command_line
 import config
 import features
 import files
@@ -69,9 +73,13 @@ def read_folder(folder: Path) -> Features:
     if arrays:
         return features.load(folder)
     if not found:
-        raise InputError(f"{folder}: there is no music, text or .npy file in it ({len(others)} files of other types)")
+        other = files.counted(len(others), "files of other types")
+        raise InputError(f"{folder}: there is no music, text or .npy file in it ({other})")
     if others:
-        print(files.printable(f"{folder}: {len(others)} files of other types were left alone"), file=sys.stderr)
+        print(
+            files.printable(f"{folder}: {files.counted(len(others), 'files of other types')} left alone"),
+            file=sys.stderr,
+        )
     return embed_folder(folder, found)
 
 
@@ -224,7 +232,7 @@ def metrics(args: argparse.Namespace) -> int:
     rng = np.random.default_rng(0)
     spread = intervals.of_groups(lambda counts: retrieval.measures(np.repeat(rank, counts)), asked, rng)
     partner = "their partners" if args.several else "one partner"
-    print(f"{len(rank)} queries, each with {partner} among {len(candidates)} pieces")
+    print(f"{files.counted(len(rank), 'queries')}, each with {partner} among {len(candidates)} pieces")
     print(f"{'':12}{'measured':>10}{'95 % interval':>20}{'by chance':>11}")
     for name, value in measured.items():
         digits = 1 if name == "median rank" else 4

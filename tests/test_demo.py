@@ -5,7 +5,9 @@ import html
 import os
 import queue
 import re
+import runpy
 import shutil
+import signal
 import socket
 import sys
 import threading
@@ -19,7 +21,9 @@ from scipy.special import softmax
 import cache
 import config
 import demo
+import pictures
 import semantic_search
+import workers
 from helpers import KIT, KIT_MODEL
 from test_listen import SPY, Browser
 from test_page import CHROMIUM, Reader
@@ -105,6 +109,28 @@ def site(run, folder):
     return run(folder).local_url
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    """Files are read in this process, which is quicker; not drawn, for verovio may fail in a thread of a server.
+
+    The hostile files of fifty questions are read as ever.
+    """
+    in_workers = workers.run
+
+    def run(function, items, *limits):
+        if function is pictures.draw:
+            return in_workers(function, items, *limits)
+        return [(item, function(item)) for item in items]
+
+    monkeypatch.setattr(workers, "run", run)
+
+
+@pytest.fixture(scope="module")
+def http(site):
+    with httpx.Client(base_url=site, timeout=60) as client:
+        yield client
+
+
 @pytest.fixture(scope="module")
 def client(site):
     return connect(site)
@@ -121,6 +147,12 @@ def features(folder, model):
     return dict(zip([*music, "one_line.txt"], [*vectors, *text], strict=True))
 
 
+def keep_environment(monkeypatch):
+    """What the command sets is that of `site` again at the end of the test."""
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+
+
 def connect(site) -> "gradio_client.Client":
     return gradio_client.Client(site, verbose=False, httpx_kwargs={"timeout": 60})  # 5 s is little on a busy machine
 
@@ -132,8 +164,8 @@ def cosines(vector, vectors) -> np.ndarray:
 
 def page_of(answer: str) -> Reader:
     """The page of hits within the frame of an answer."""
-    [(tag, frame)] = Reader(answer).elements
-    assert (tag, frame["sandbox"]) == ("iframe", "allow-scripts")
+    [(_, words), (tag, frame)] = Reader(answer).elements  # for those who hear it, and those who see it
+    assert words == {"class": "sr-only"} and (tag, frame["sandbox"]) == ("iframe", "allow-scripts")
     assert "default-src 'none'" in frame["srcdoc"]
     return Reader(frame["srcdoc"])
 
@@ -204,7 +236,7 @@ def test_fifty_questions_of_eight_clients_while_hostile_files_come(site, feature
 
 
 @needs_gradio
-def test_a_file_finds_itself_and_is_drawn_and_can_be_played(client, folder, features):
+def test_a_file_finds_itself_and_is_drawn_and_can_be_played(in_process, client, folder, features):
     answer = ask(client, file=folder / "duo.abc")
     heading, hits = hits_of(answer)
     expected = dict(zip(features, cosines(features["duo.abc"], list(features.values())), strict=True))
@@ -219,7 +251,7 @@ def test_a_file_finds_itself_and_is_drawn_and_can_be_played(client, folder, feat
 
 
 @needs_gradio
-def test_the_classes_of_a_file(client, folder, features, model):
+def test_the_classes_of_a_file(in_process, client, folder, features, model):
     import clamp2
 
     sentences = ["A jig.", "Une gigue.", "Ein Walzer: langsam"]
@@ -231,7 +263,7 @@ def test_the_classes_of_a_file(client, folder, features, model):
     lines = "jig: A jig.\n\n waltz：Ein Walzer: langsam\njig :Une gigue.\n"
     shares, note = client.predict(file, lines, api_name="/classify")
     found = {one["label"]: one["confidence"] for one in shares["confidences"]}
-    assert found == pytest.approx(dict(zip(["jig", "waltz"], expected, strict=True)), abs=1e-4) and not note
+    assert found == pytest.approx(dict(zip(["jig", "waltz"], expected, strict=True)), abs=1e-4) and note == demo.DONE
     shares, note = client.predict(file, "<i>A: same\nB: same\n", api_name="/classify")
     assert [one["confidence"] for one in shares["confidences"]] == [0.5, 0.5]
     assert "in doubt: the features of '<i>A' and 'B' are equal" in problem_of(note)
@@ -258,7 +290,7 @@ def test_the_classes_of_a_file(client, folder, features, model):
         (None, "a.mid", "<img src=x>", "a.mid: not a MIDI file"),
     ],
 )
-def test_questions_that_cannot_be_answered(client, tmp_path, monkeypatch, sentence, name, content, words):
+def test_questions_that_cannot_be_answered(in_process, client, tmp_path, monkeypatch, sentence, name, content, words):
     monkeypatch.setattr(demo, "PATCHES", 20)
     file = None
     if name:
@@ -280,7 +312,46 @@ def test_other_files_and_large_ones_are_refused_at_once(client, tmp_path):
 
 
 @needs_gradio
-def test_links_out_of_the_folder_are_left_out_and_named(folder, model, capsys):
+def test_a_large_request_and_other_doors_of_gradio_are_closed(http):
+    def chunks():  # without a length in the head
+        for _ in range(9):
+            yield b"x" * 2**20
+
+    assert http.post("gradio_api/queue/join", content=chunks()).status_code == 413
+    assert http.get("gradio_api/info").status_code == 200
+    for path in ("custom_component/%1b[31m/client/a/b", "deep_link?session_hash=x", "run/search", "dev/reload"):
+        assert http.get(f"gradio_api/{path}").status_code == 404
+    film = {"video": ("a.mp4", b"ffconcat version 1.0\nfile /etc/passwd\n")}  # ffmpeg would run without any limit
+    for method in ("process_recording", "component_server", "run/search"):
+        answer = http.post(f"gradio_api/{method}", files=film)
+        assert (answer.status_code, answer.content) == (404, b"")
+
+
+@needs_gradio
+def test_what_is_too_long_is_not_drawn(in_process, model, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "PATCHES", 1)
+    monkeypatch.setattr(demo.page, "preview", lambda *arguments: pytest.fail("drawn"))
+    with pytest.raises(demo.InputError, match="too long"):
+        demo.Library(folder).search(None, str(folder / "duo.abc"))
+
+
+def test_what_has_left_the_folder_since_the_start_is_not_shown(in_process, model, folder, tmp_path):
+    """A file that is gone, or a link out of the folder now; the path of the folder is not shown either."""
+    shutil.copytree(folder, tmp_path / "music", symlinks=True)
+    (tmp_path / "secret.txt").touch()  # nothing yet
+    library = demo.Library(tmp_path / "music")
+    (tmp_path / "secret.txt").write_text(SECRET)
+    for name in ("one_line.txt", "duo.abc", "tiny.abc"):
+        (tmp_path / "music" / name).unlink()
+    (tmp_path / "music" / "one_line.txt").symlink_to("../secret.txt")
+    os.mkfifo(tmp_path / "music" / "duo.abc")
+    page = library.search("a reel", None)
+    assert SECRET not in page and str(tmp_path) not in page
+    assert [name for name in ("one_line.txt", "duo.abc", "tiny.abc") if name in page] and page.count("<img") == 2
+
+
+@needs_gradio
+def test_links_out_of_the_folder_are_left_out_and_named(in_process, folder, model, capsys):
     music = demo.without_outsiders(folder, semantic_search.read_folder(folder))
     assert sorted(music.names) == [
         "duo.abc",
@@ -293,12 +364,6 @@ def test_links_out_of_the_folder_are_left_out_and_named(folder, model, capsys):
     assert len(music.titles) == len(music.matrix) == 6
     said = capsys.readouterr().err
     assert "6 pieces" in said and "  secret.txt\n" in said and "  out/plain.mtf\n" in said
-
-
-@pytest.fixture(scope="module")
-def http(site):
-    with httpx.Client(base_url=site, timeout=60) as client:
-        yield client
 
 
 def request(http, inputs) -> str:
@@ -352,12 +417,40 @@ def test_the_page_fetches_nothing_for_a_stranger(http, site, monkeypatch, host):
 
 def test_without_gradio_one_line_says_so(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):  # are as they were at the end
-        monkeypatch.setenv(name, os.environ.get(name, ""))
+    keep_environment(monkeypatch)
     assert demo.main([str(KIT)]) == 2
     assert capsys.readouterr().err == (
         "error: the page is made with Gradio, which is not installed: pip install gradio\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "words"),
+    [
+        ("203.0.113.1", "7860", "--host 203.0.113.1: not an address of this machine (Cannot assign"),
+        ("no host", "7860", "--host no host: not an address of this machine ("),
+        ("127.0.0.1", "a", "GRADIO_SERVER_PORT is 'a', not a number"),
+    ],
+)
+def test_an_address_that_is_not_there(monkeypatch, capsys, host, port, words):
+    monkeypatch.setenv("GRADIO_SERVER_PORT", port)
+    assert demo.main([str(KIT), "--host", host]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_sigterm_removes_the_uploads_as_ctrl_c_does(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(sys, "argv", ["demo.py", str(KIT)])
+    keep_environment(monkeypatch)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit):
+            runpy.run_path(demo.__file__, run_name="__main__")
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_an_error_of_the_system_does_not_show_a_path():
@@ -369,17 +462,17 @@ def test_an_error_of_the_system_does_not_show_a_path():
 
 @needs_gradio
 def test_an_empty_folder_is_an_error(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ.get("GRADIO_TEMP_DIR", ""))
+    keep_environment(monkeypatch)
     assert demo.main([str(tmp_path)]) == 2
     assert "there is no music, text or .npy file in it" in capsys.readouterr().err
 
 
 @needs_gradio
-def test_it_is_open_to_this_machine_alone_unless_told_otherwise(run, site, folder, monkeypatch):
+def test_it_is_open_to_this_machine_alone_unless_told_otherwise(in_process, run, site, folder, monkeypatch):
     asked, tunnels = [], []
     monkeypatch.setattr(gradio.networking, "setup_tunnel", lambda **options: tunnels.append(options) or "https://x")
     monkeypatch.setattr(demo.published, "provide", lambda path, download: asked.append(download))
-    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ["GRADIO_TEMP_DIR"])  # is that of `site` again at the end
+    keep_environment(monkeypatch)
     monkeypatch.setenv("GRADIO_SHARE", "True")
     blocks = run(folder, "--host", "localhost")
     assert (
@@ -435,7 +528,7 @@ def frame_of(browser) -> str:
 
 @needs_gradio
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_chromium_asks_hears_and_classifies(browser, site, folder):
+def test_chromium_asks_hears_and_classifies(in_process, browser, site, folder):
     """By keys alone, but for the file that is dropped. Everything comes from the page's own address."""
     for domain in ("Page", "Network", "Log", "Runtime", "Accessibility"):
         browser(f"{domain}.enable")
@@ -457,6 +550,7 @@ def test_chromium_asks_hears_and_classifies(browser, site, folder):
     browser("Input.insertText", text="a lively reel")
     browser.press("Enter", 13, "\r")
     browser.wait_for("!!document.querySelector('iframe')", 60)
+    assert browser.ask("document.querySelector('.prose[aria-live=polite] .sr-only').offsetWidth") == 1  # only heard
 
     page, browser.session = browser.session, {"sessionId": frame_of(browser)}
     for domain in ("Network", "Log", "Runtime"):

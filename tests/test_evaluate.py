@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import evaluate
+import intervals
 import retrieval
 from files import InputError
 from helpers import CODE, KIT, KIT_MODEL, run_script, write_config
@@ -199,7 +200,7 @@ def test_an_interval_of_a_frechet_distance_holds_what_other_samples_give():
     found = []
     for sample, value in zip(samples[:60], others, strict=False):
         redrawn = functools.partial(evaluate.frechet_of_drawn, distance, sample)
-        measured = evaluate.measure_biased(redrawn, 40, np.random.default_rng(0), 0, np.inf, 50)
+        measured = intervals.measure_biased(redrawn, 40, np.random.default_rng(0), 0, np.inf, 50)
         assert measured["value"] == pytest.approx(value)
         found.append(measured["interval"])
     covered = np.mean([low <= np.mean(others) <= high for low, high in found])
@@ -277,7 +278,7 @@ def test_the_command_on_features(tmp_path, capsys):
     assert [pieces[name]["text_cosine"] for name in texts] == pytest.approx(expected, abs=1e-6)
     assert result["measures"]["text cosine"]["value"] == pytest.approx(np.mean(expected), abs=1e-6)
     assert [(copy["name"], copy["nearest"]) for copy in result["copies"]] == [("c.2.npy", "piece7.npy")]
-    assert "1 copies" in printed.out and "1.0000  c.2.npy  piece7.npy" in printed.out
+    assert "\n1 copy, of" in printed.out and "1.0000  c.2.npy  piece7.npy" in printed.out
     [pair] = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     better = ["a.1.abc.npy", "a.2.abc.npy"][:: 1 if own[0, 0] > own[1, 0] else -1]
     assert [pair["prompt"], pair["chosen"], pair["rejected"]] == ["a.txt.npy", *better]

@@ -1,16 +1,21 @@
 """The two extractors, through their real launchers, against the golden features."""
 
+import argparse
 import json
 import os
 import re
 import shutil
+import signal
 import socket
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import command_line
 import extraction
+import files
 from files import InputError
 from helpers import CODE, KIT, KIT_MODEL, free_port, run, run_ranks, run_script, write_config
 
@@ -247,6 +252,29 @@ def test_ctrl_c_during_the_imports_takes_one_line(tmp_path, script, rank):
     note = "" if not rank else ". What the launcher prints below means no more"
     line = "" if rank == "1" else f"interrupted before anything was begun{note}\n"
     assert (done.returncode, done.stdout, done.stderr) == (130, "", line)
+
+
+COMMANDS = "classify demo evaluate find_twins paper_results plot semantic_search linear_probe convert_checkpoint"
+
+
+@pytest.mark.parametrize("command", COMMANDS.split())
+def test_ctrl_c_during_the_imports_of_a_command(tmp_path, command):
+    (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nsignal.pause()\n")
+    arguments = {"linear_probe": ["train", "in"], "convert_checkpoint": ["in", "out"]}.get(command, [])
+    done = run(CODE / f"{command}.py", *arguments, PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted before anything was begun\n")
+
+
+def test_ctrl_c_after_the_imports_ends_a_command_in_order(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["command"])
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        command_line.begin()
+        parser = argparse.ArgumentParser()
+        parser.set_defaults(run=lambda args: signal.raise_signal(signal.SIGINT))
+        assert files.run_command(parser, []) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_each_file_is_counted_once(tmp_path, weights, capsys):
     done = capsys.readouterr()
     assert done.out.splitlines()[0] == f"5 files, 1 x CPU, float32, {weights}"
     assert done.out.splitlines()[-1] == (
-        "3 done, 0 skipped (they were there), 2 failed; 2 files of other types were left alone"
+        "3 done, 0 skipped (they were there), 2 failed; 2 files of other types left alone"
     )
     for name, length in (("a", 1), ("b/c", 5), ("d", 2)):
         np.testing.assert_array_equal(np.load(target / f"{name}.npy"), np.arange(3 * length).reshape(1, length, 3))
@@ -156,7 +156,7 @@ def test_the_settings_of_the_computation(tmp_path, weights, model, monkeypatch, 
     monkeypatch.setattr(config, "EXTRACT_PRECISION", "bfloat16")
     assert extract(source, tmp_path / "out", weights) == 0
     assert model == [(77, torch.bfloat16)]
-    assert capsys.readouterr().out.startswith(f"1 files, 1 x CPU, bfloat16, {weights}\n")
+    assert capsys.readouterr().out.startswith(f"1 file, 1 x CPU, bfloat16, {weights}\n")
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_music_of_other_types_is_counted_with_the_command_that_converts_it(tmp_p
         extract(source, tmp_path / "out", weights)
     assert str(raised.value) == f"{source}: there is no .abc or .txt file in it{MIDI}{MUSICXML}"
     assert extract(write_files(source, {"a.abc": "1"}), tmp_path / "out", weights) == 0
-    assert capsys.readouterr().out.endswith(f" failed; 4 files of other types were left alone{MIDI}{MUSICXML}\n")
+    assert capsys.readouterr().out.endswith(f" failed; 4 files of other types left alone{MIDI}{MUSICXML}\n")
 
 
 @pytest.mark.parametrize("bad", [False, True], ids=["of the model", "of all files"])

@@ -232,7 +232,7 @@ def test_duplicates_of_a_collection(tmp_path):
         "music/short.mid",
     ]
     assert "its melody has 15 notes" in done.stderr
-    assert "1 files of other types" in done.stderr
+    assert "1 file of other types" in done.stderr
 
 
 def test_training_data_in_a_test_set(tmp_path, capsys):
@@ -276,7 +276,7 @@ def test_a_threshold_of_ones_own(tmp_path):
     "case, problem",
     [
         ("empty", "there is no music in it"),
-        ("features", "1 files of other types; features hold no notes"),
+        ("features", "1 file of other types; features hold no notes"),
         ("single", "holds one piece that can be used"),
         ("short", "none of its 1 files can be used; the first: "),
         ("missing", "no such file or folder"),

@@ -71,9 +71,11 @@ def test_results_stand_beside_the_published_figures_of_the_same_name(results, tm
         "protocol": None,
     }
     assert rows["mine", "accuracy"]["published"] is None
-    printed = capsys.readouterr().out
+    printed, warned = capsys.readouterr()
+    assert warned.endswith("1 result of which no published figure is known:\n  mine\n")  # a misspelt name is noticed
     lines = [" ".join(line.split()) for line in printed.splitlines()]
     assert "wikimt-text_to_music-clamp2 MRR 0.7500 [0.5000, 1.0000] of 2 0.3438 of 1010" in lines
+    assert "wikimt-text_to_music-clamp2 median rank 1.5 [1.0, 2.0] of 2 -" in lines
     assert "vgmidi-probe-clamp2 accuracy - 0.8049 [0.6513, 0.9118] of 41" in lines
     assert "mine: 20 % of each class to test; 10 % of the others to stop by" in printed
     assert "pianist8-probe-m3: published: 20 % at random, the best epoch chosen on them: no clean test" in printed

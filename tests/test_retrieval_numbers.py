@@ -317,7 +317,7 @@ def test_several_files_of_a_name(tmp_path, capsys):
     assert printed.out.splitlines()[2].split() == ["MRR", f"{(4 + 1 / 4) / 5:.4f}", *interval, f"{by_chance:.4f}"]
     assert printed.err.splitlines()[1:] == [f"1 of {references} have no partner:", "  b.npy"]
     assert main("metrics", queries, references) == 0  # without it, a.npy has a partner and the numbers are names
-    assert capsys.readouterr().out.startswith("1 queries, each with one partner")
+    assert capsys.readouterr().out.startswith("1 query, each with one partner")
 
 
 def test_many_queries_one_after_the_other(tmp_path, capsys, monkeypatch):

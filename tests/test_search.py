@@ -1,6 +1,5 @@
 """Search over files of any type: against the extractor and plain numpy, with its memory, and on input that is wrong."""
 
-import functools
 import json
 import os
 import shutil
@@ -13,7 +12,6 @@ import pytest
 
 import batch_script
 import pieces
-import workers
 import xml_abc
 from files import InputError
 from helpers import CODE, KIT, KIT_MODEL, environment, run, run_script, write_config
@@ -112,7 +110,7 @@ def test_every_query_on_every_file_type_is_the_plain_answer(music, extracted, co
     hits, result = search(tmp_path / "query.npy", music, "--top_k", 20, config=config)
     check(hits, expected["plain.mtf"])
     assert "duo" in result.stdout.split("book.abc#2")[1].splitlines()[0].split()  # its title
-    assert f"{music}: 1 files of other types were left alone" in result.stderr
+    assert f"{music}: 1 file of other types left alone" in result.stderr
 
     for number, vector in enumerate(extracted.values()):
         (tmp_path / "npy").mkdir(exist_ok=True)
@@ -338,8 +336,7 @@ def test_a_converter_that_crashes_or_hangs_costs_its_file_alone(tmp_path, monkey
     for path, order in zip(orders, contents.values(), strict=True):
         path.write_text(order)
     monkeypatch.setattr(pieces, "_read_file", batch_script.read)
-    monkeypatch.setattr(workers, "run", functools.partial(workers.run, timeout=1))
-    found = {path.name: (key, piece.text or piece.error) for path, key, [piece] in pieces.read_files(orders)}
+    found = {path.name: (key, piece.text or piece.error) for path, key, [piece] in pieces.read_files(orders, 1)}
     assert found.pop("good.abc") == ("a digest", "echo x")
     assert {key for key, _ in found.values()} == {""}
     assert "signal 11" in found["crash.abc"][1] and "status 3" in found["leave.abc"][1]
@@ -349,7 +346,7 @@ def test_a_converter_that_crashes_or_hangs_costs_its_file_alone(tmp_path, monkey
 MISTAKES = {
     "no reference": (["a jig", "nowhere"], "nowhere: no such file"),
     "empty reference": (["a jig", "empty"], "no music, text or .npy file in it (0 files"),
-    "other types only": (["a jig", "others"], "(1 files of other types)"),
+    "other types only": (["a jig", "others"], "(1 file of other types)"),
     "music and features": (["a jig", "both"], "Separate them"),
     "only bad files": (["a jig", "bad"], "none of its 1 files can be used; the first: bad/x.mid: not a MIDI"),
     "query of unknown type": (["others/x.pdf", "good"], "others/x.pdf: of unknown type; a query is a sentence, or"),

@@ -174,7 +174,7 @@ def test_a_neighbour_leaves_the_names_and_nothing_is_there_twice(tool):
     (tool.source / f"song.{first}").unlink()
     done, skipped, told = tool.run()
     assert (done, skipped) == (0, 1) and tool.outputs() == {"song": "3", f"song.{second}": "4"}
-    gone = f"1 outputs whose source is gone ({{}}):\n  song{tool.suffix}"
+    gone = f"1 output whose source is gone ({{}}):\n  song{tool.suffix}"
     assert told == gone.format("--remove_orphans removes them")
     assert tool.run(remove=True) == (0, 1, gone.format("removed"))
     assert tool.outputs() == {f"song.{second}": "4"} and tool.run() == (0, 1, "")
@@ -233,7 +233,7 @@ def test_two_input_folders_may_share_an_output_folder(tool):
     assert tool.run() == (2, 0, "") and tool.run(other) == (1, 0, "")
     (tool.source / "b.txt").unlink()
     assert tool.run(tool.source / "a.txt") == (0, 1, "")
-    assert tool.run(other, remove=True)[2] == f"1 outputs whose source is gone (removed):\n  b{tool.suffix}"
+    assert tool.run(other, remove=True)[2] == f"1 output whose source is gone (removed):\n  b{tool.suffix}"
     assert tool.outputs() == {"a": "1", "c": "3"}
 
 
@@ -243,7 +243,7 @@ def test_a_file_that_no_run_has_recorded_is_named_and_never_removed(tool):
     stray = tool.out / f"\x1b[31mb{tool.suffix}"
     shutil.copy(tool.out / f"a{tool.suffix}", stray)
     told = tool.run(remove=True)[2]
-    assert told == (f"1 files among the outputs that no run has recorded (left alone):\n  \\x1b[31mb{tool.suffix}")
+    assert told == (f"1 file among the outputs that no run has recorded (left alone):\n  \\x1b[31mb{tool.suffix}")
     assert stray.exists()
 
 
