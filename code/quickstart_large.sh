@@ -42,14 +42,14 @@ export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 # glibc keeps freed 
 echo "export CLAMP2_CONFIG=$CLAMP2_CONFIG # for the commands that follow"
 set -x
 
-# `|| { [ $? = 1 ]; } > /dev/null` goes on after status 1, and prints nothing of the test.
+# Status 1, of commands that left something out, is no failure here; /dev/null takes what `set -x` prints of the test.
 # For all seeds. The ABC is written anew, so that its notation does not betray the collection.
 if [ ! -e $data/tunes.json ]; then
   python code/quickstart_large.py collect $data
   python process_data/batch_abc2xml.py $data/tunes $data/scores
   python process_data/batch_xml2abc.py $data/scores $data/abc
   python process_data/batch_interleaved_abc.py $data/abc $data/interleaved
-  python code/find_twins.py $data/scores --json $data/twins.json || { [ $? = 1 ]; } > /dev/null # 1: tunes of under 16 notes
+  python code/find_twins.py $data/scores --json $data/twins.json || { [ $? = 1 ]; } > /dev/null # tunes of under 16 notes
   python code/quickstart_large.py describe $data
 fi
 python code/quickstart_large.py prepare $data $run --seed "$seed"
@@ -65,7 +65,7 @@ python code/extract_clamp2.py $run/music $run/features/clamp2 --normalize
 CLAMP2_CONFIG=$run/config_untrained.py python code/extract_m3.py $run/music $run/features/untrained
 
 python code/quickstart_probe.py probe $data $run
-for kind in untrained m3; do # status 1: tunes without a label, or rare ones
+for kind in untrained m3; do # left out: tunes without a label, or rare ones
   for asked in region genre collection; do
     python code/linear_probe.py train $run/features/$kind/train --labels $run/labels/$asked.csv \
       --model $run/probe_$kind/$asked.pth || { [ $? = 1 ]; } > /dev/null

@@ -122,6 +122,8 @@ def test_the_whole_way(tmp_path):
     assert len(hits) == 3 and set(hits) < set("6789")  # of the test part
     measured = {name: json.loads((data / f"{name}.json").read_text())["queries"] for name in ("midicaps", "wikimt")}
     assert measured == {"midicaps": 4, "wikimt": 2}
+    made_with = json.loads((data / "emopia/features.extraction.json").read_text())
+    assert (made_with["weights"], made_with["KEEP_UNIT_LENGTH"]) == ("weights_clamp2_public.pth", False)
     probed = json.loads((data / "emopia.json").read_text())
     assert Counter(Path(clip["file"]).parent.name for clip in probed["predictions"]) == {"test": 6}
     assert probed["pieces"] == 1  # of five songs
