@@ -222,7 +222,7 @@ def classify(args: argparse.Namespace) -> int:
     if args.confusion and not args.labels:
         raise InputError("--confusion compares the answers with labels: add --labels")
     if args.labels and len(args.labels) != len(questions):
-        many = f"{len(args.labels)} files of labels for {len(questions)} questions"
+        many = f"{files.counted(len(args.labels), 'files of labels')} for {files.counted(len(questions), 'questions')}"
         raise InputError(f"{many}: name one for each ({', '.join(questions)})")
     known = [labels.from_csv(path) for path in args.labels]
     if args.download:

@@ -186,7 +186,9 @@ def _read_vectors(
             raise InputError(f"{path}: width {vector.size}, but {first} has {width}; one folder, features of one model")
         yield relative_name(path, root), vector
     if not first:
-        raise InputError(f"{root}: none of its {len(paths)} .npy files can be used; the first: {skipped[0]}")
+        raise InputError(
+            f"{root}: of its {files.counted(len(paths), 'files')} (.npy), none can be used; the first: {skipped[0]}"
+        )
 
 
 # --- for the command lines --------------------------------------------------------------------------------------------

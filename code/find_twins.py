@@ -108,7 +108,9 @@ def read_folder(folder: Path) -> tuple[list[Melody], list[str]]:
             else:
                 melodies.append(Melody(name, title, pitches, lengths))
     if not melodies:
-        raise InputError(f"{folder}: none of its {len(found)} files can be used; the first: {min(skipped)}")
+        raise InputError(
+            f"{folder}: of its {files.counted(len(found), 'files')}, none can be used; the first: {min(skipped)}"
+        )
     return sorted(melodies, key=lambda melody: melody.name), sorted(skipped)
 
 

@@ -294,8 +294,8 @@ def show_intervals(examples: list[Example], records: list[dict], classes: list[s
     truth, predicted = ([classes.index(record[name]) for record in records] for name in ("label", "predicted"))
     pieces = [example.piece for example in examples]
     found, count = labels.score_intervals(truth, predicted, pieces), len(set(pieces))
-    form = "95 % intervals, of {} pieces: accuracy [{:.4f}, {:.4f}], macro-F1 [{:.4f}, {:.4f}]"
-    print(form.format(count, *found["accuracy"], *found["macro_f1"]))
+    form = "95 % intervals, of {}: accuracy [{:.4f}, {:.4f}], macro-F1 [{:.4f}, {:.4f}]"
+    print(form.format(files.counted(count, "pieces"), *found["accuracy"], *found["macro_f1"]))
     return {"intervals": found, "pieces": count}
 
 

@@ -100,7 +100,9 @@ def embed_folder(folder: Path, found: list[Path]) -> Features:
             result.titles.append(entry.titles[row])
             rows.append(entry.vectors[row])
     if not rows:
-        raise InputError(f"{folder}: none of its {len(found)} files can be used; the first: {result.skipped[0]}")
+        raise InputError(
+            f"{folder}: of its {files.counted(len(found), 'files')}, none can be used; the first: {result.skipped[0]}"
+        )
     result.matrix = np.stack(rows)
     return result
 
@@ -172,7 +174,9 @@ def search_all(args: argparse.Namespace) -> int:
             queries[number] = or_error(require_alike, line, query, args.ref, references) or query
     usable = [query.matrix for query in queries if isinstance(query, Features)]
     if not usable:
-        raise InputError(f"{args.query}: none of its {len(lines)} lines can be used; the first: {queries[0]}")
+        raise InputError(
+            f"{args.query}: of its {files.counted(len(lines), 'lines')}, none can be used; the first: {queries[0]}"
+        )
     found = iter(find_hits(np.concatenate(usable), references, args.top_k))
     answers = []
     for line, query in zip(lines, queries, strict=True):

@@ -290,7 +290,7 @@ MISTAKES = {
     "labels of one question": (
         ["music", "--labels", "l.csv"],
         {"a": JIG, "b": JIG},
-        "1 files of labels for 2 questions: name one for each (a, b)",
+        "1 file of labels for 2 questions: name one for each (a, b)",
     ),
     "labels of others": (
         ["music", "--labels", "l.csv"],

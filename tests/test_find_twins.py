@@ -278,7 +278,7 @@ def test_a_threshold_of_ones_own(tmp_path):
         ("empty", "there is no music in it"),
         ("features", "1 file of other types; features hold no notes"),
         ("single", "holds one piece that can be used"),
-        ("short", "none of its 1 files can be used; the first: "),
+        ("short", "of its 1 file, none can be used; the first: "),
         ("missing", "no such file or folder"),
     ],
 )

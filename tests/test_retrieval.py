@@ -375,7 +375,7 @@ def wrong_uses(tmp: Path) -> dict[str, tuple[list[str], str]]:
         "empty reference": (["search", "q.npy", "empty"], "no music, text or .npy file"),
         "music and features as reference": (["search", "q.npy", "mixed"], "a.abc"),
         "no reference": (["search", "q.npy", "nowhere"], "nowhere"),
-        "only bad files": (["search", "q.npy", "bad"], "none of its 1"),
+        "only bad files": (["search", "q.npy", "bad"], "of its 1 file (.npy), none can be used"),
         "another width": (["search", "q.npy", "narrow"], "width 24"),
         "query missing": (["search", "no.npy", "ref"], "no.npy"),
         "query of unknown type": (["search", "q.pdf", "ref"], "q.pdf"),

@@ -339,7 +339,7 @@ def test_many_queries_one_after_the_other(tmp_path, capsys, monkeypatch):
     assert all(problem in answer["error"] for problem, answer in zip(problems, answers[1:4], strict=True))
     assert "3 lines of queries.txt without an answer:" in printed.err and "line 3: ü.npy" in printed.err
     assert json.loads((tmp_path / "h.json").read_text())["queries"] == answers
-    for content, problem in ((b"", "empty; it holds"), (b"\xff", "not UTF-8"), (b"no.npy\n", "none of its 1 lines")):
+    for content, problem in ((b"", "empty; it holds"), (b"\xff", "not UTF-8"), (b"no.npy\n", "of its 1 line, none")):
         (tmp_path / "queries.txt").write_bytes(content)
         assert main("search", "--queries", "queries.txt", folder) == 2
         assert problem in capsys.readouterr().err
@@ -457,9 +457,9 @@ def test_a_mean_over_time_is_of_each_piece_alone(tmp_path, lengths):
         np.save(tmp_path / f"{length}.npy", np.arange(2 * length, dtype=np.float32).reshape(1, length, 2) + 1)
     loaded = features.load(tmp_path, mean_over_time=True)
     assert loaded.matrix.tolist() == [[length, length + 1] for length in lengths]  # of 1, 3, 5 ... and 2, 4, 6 ...
-    with pytest.raises(InputError, match="none of its 3"):
+    with pytest.raises(InputError, match="of its 3 files"):
         features.load(tmp_path)
-    with pytest.raises(InputError, match=r"none of its 3.*--normalize"):
+    with pytest.raises(InputError, match=r"of its 3 files.*--normalize"):
         features.pack(tmp_path, tmp_path.with_name("packed"))
 
 

@@ -348,7 +348,7 @@ MISTAKES = {
     "empty reference": (["a jig", "empty"], "no music, text or .npy file in it (0 files"),
     "other types only": (["a jig", "others"], "(1 file of other types)"),
     "music and features": (["a jig", "both"], "Separate them"),
-    "only bad files": (["a jig", "bad"], "none of its 1 files can be used; the first: bad/x.mid: not a MIDI"),
+    "only bad files": (["a jig", "bad"], "of its 1 file, none can be used; the first: bad/x.mid: not a MIDI"),
     "query of unknown type": (["others/x.pdf", "good"], "others/x.pdf: of unknown type; a query is a sentence, or"),
     "query not there": (["my tune.mid", "good"], "my tune.mid: no such file"),
     "tune of a file not there": (["bok.abc#12", "good"], "bok.abc: no such file"),
