@@ -217,7 +217,7 @@ def build(library: Library) -> "gradio.Blocks":
         shares, doubts = answer
         return shares, problem(f"in doubt: {'; '.join(doubts)}") if doubts else DONE
 
-    about = f"{len(library.music.names):,} pieces of {library.folder.resolve().name}"
+    about = f"{len(library.music.names):,} pieces in {library.folder.resolve().name}"
     types = list(INPUT_SUFFIXES)
     with gradio.Blocks(title="CLaMP 2", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         gradio.HTML(f"<h1>CLaMP 2</h1><p>{html.escape(about)}</p>")
