@@ -487,7 +487,7 @@ def test_it_is_open_to_this_machine_alone_unless_told_otherwise(in_process, run,
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
     blocks = run()
     assert blocks.server_name == "0.0.0.0" and asked == [True]
-    assert "4 pieces of examples" in httpx.get(blocks.local_url).text
+    assert "4 pieces in examples" in httpx.get(blocks.local_url).text
 
 
 @pytest.fixture
