@@ -254,12 +254,12 @@ def summary(facts: dict, language: str, style: str) -> str:
         style: one of STYLES.
     """
     words, phrases = in_words(facts, language), PHRASES[language]
-    told = [name for name in ("key", "meter", "tempo", "bars", "range") if name in facts]
-    told = [] if style == "list" else told
-    sentence = [] if "key" in told else [words["kind"]] if told else []
-    sentence += [phrases[name].format(**words) for name in told]
-    told += ["genres"] if told and _is_form(facts) else []
-    texts = [label.format(**words) for name, label in LABELS[language].items() if name in facts and name not in told]
+    stated = [name for name in ("key", "meter", "tempo", "bars", "range") if name in facts]
+    stated = [] if style == "list" else stated
+    sentence = [] if "key" in stated else [words["kind"]] if stated else []
+    sentence += [phrases[name].format(**words) for name in stated]
+    stated += ["genres"] if stated and _is_form(facts) else []
+    texts = [label.format(**words) for name, label in LABELS[language].items() if name in facts and name not in stated]
     comma, stop, space = ("，", "。", "") if language.startswith("Chinese") else (", ", ".", " ")
     if sentence:
         texts.insert(0 if style == "sentence first" else len(texts), comma.join(sentence))
